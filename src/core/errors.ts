@@ -1,0 +1,49 @@
+/**
+ * Every operating error Waybill raises. The code is stable and names the manual entry; the README's table is made from
+ * these lines. Foreign errors (SQLSTATE, AMQP reply codes) become one of these at the adapter's edge, once.
+ */
+export const ERROR_CODES = {
+  WAYBILL_CONFIG_INVALID: 'The configuration has problems; each is listed with its key.',
+  WAYBILL_SCHEMA_MISSING: 'The Waybill tables are not in this database and schema.',
+  WAYBILL_SCHEMA_TOO_OLD: 'The schema is older than this program needs.',
+  WAYBILL_SCHEMA_TOO_NEW: 'The schema is newer than this program can work with.',
+  WAYBILL_MIGRATION_FAILED: 'A migration did not apply; nothing of it stays.',
+  WAYBILL_DATABASE_UNAVAILABLE: 'PostgreSQL cannot be reached or went away.',
+  WAYBILL_DATABASE_REFUSED: 'PostgreSQL refused the credentials, the role or a grant.',
+  WAYBILL_DATABASE_UNSUITABLE: 'A PostgreSQL setting makes the work impossible (wal_level, standby, slots used up).',
+  WAYBILL_SLOT_TAKEN: 'The replication slot name belongs to another database or plugin, or another process streams from it.',
+  WAYBILL_SLOT_LOST: 'The replication slot is gone, invalidated or ahead of the server.',
+  WAYBILL_PUBLICATION_MISSING: 'The publication does not exist at the position that is decoded.',
+  WAYBILL_PUBLICATION_UNFIT: 'The publication does not send every insert of the outbox whole.',
+  WAYBILL_STREAM_PROTOCOL: 'The replication stream sent something this program does not understand.',
+  WAYBILL_BROKER_UNAVAILABLE: 'RabbitMQ cannot be reached or went away.',
+  WAYBILL_BROKER_REFUSED: 'RabbitMQ refused the credentials, the virtual host or a permission.',
+  WAYBILL_BROKER_STALLED: 'RabbitMQ confirmed nothing for too long.',
+  WAYBILL_TOPOLOGY_MISMATCH: 'An exchange or queue exists with other properties.',
+  WAYBILL_LOCK_TAKEN: 'Another relay of this installation holds the lock queue.',
+  WAYBILL_LOCK_LOST: 'The lock queue was taken from this relay; it stopped publishing at once.',
+  WAYBILL_EPOCH_LOST: 'Another relay has taken over in the database; this one stopped settling at once.',
+  WAYBILL_IDENTITY_CHANGED: 'This is not the PostgreSQL cluster or RabbitMQ cluster that the relay worked with before.',
+  WAYBILL_SECOND_RELAY: 'Another relay name is recorded for this schema; one schema has one relay.',
+  WAYBILL_DRAIN_INCOMPLETE: 'The deadline for stopping passed with messages unconfirmed; they will be published again.',
+  WAYBILL_STOPPED: 'The operation ended because the service is stopping.',
+} as const;
+
+export type WaybillErrorCode = keyof typeof ERROR_CODES;
+
+/** An operation failed. `hint` says what a person can do; `cause` keeps the foreign error. Never holds secrets or bodies. */
+export class WaybillError extends Error {
+  readonly code: WaybillErrorCode;
+  readonly hint: string | undefined;
+
+  constructor(code: WaybillErrorCode, message: string, options: { hint?: string; cause?: unknown } = {}) {
+    super(message, options.cause === undefined ? undefined : { cause: options.cause });
+    this.name = 'WaybillError';
+    this.code = code;
+    this.hint = options.hint;
+  }
+}
+
+export function isWaybillError(error: unknown, ...codes: WaybillErrorCode[]): error is WaybillError {
+  return error instanceof WaybillError && (codes.length === 0 || codes.includes(error.code));
+}
