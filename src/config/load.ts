@@ -1,0 +1,163 @@
+import { passwordsIn, staysLocal } from './urls.js';
+import { ConfigInvalid, type ConfigProblem } from './problems.js';
+import { keyByName } from './keys.js';
+import { settings, type Settings, type TLS_MODES } from './schema.js';
+import { applyEnvironment, nearestKey, parseFile, type Environment, type Origins } from './sources.js';
+
+/** What loadConfig reads; it touches nothing else. */
+export interface ConfigSources {
+  /** The configuration file, when there is one. `name` is how messages call it. */
+  file?: { name: string; text: string } | undefined;
+  environment: Environment;
+  /** Reads the file that a `*_FILE` variable names; throws like node:fs. */
+  readFile: (path: string) => string;
+}
+
+export type TlsMode = (typeof TLS_MODES)[number];
+
+/** How one connection is protected; the mode is always resolved. Files are read when connecting. */
+export interface TlsConfig {
+  mode: TlsMode;
+  caFile: string | undefined;
+  certFile: string | undefined;
+  keyFile: string | undefined;
+}
+
+/** The whole configuration, checked: durations end in Ms, sizes in Bytes. */
+export type Config = ReturnType<typeof toConfig>;
+
+/** Reads and checks everything, or throws ConfigInvalid with all problems at once. */
+export function loadConfig({ file, environment, readFile }: ConfigSources): Config {
+  const problems: ConfigProblem[] = [];
+  const tree = file ? parseFile(file.text, file.name, problems) : {};
+  const fileIsBroken = problems.length > 0;
+  const origins = applyEnvironment(tree, environment, readFile, problems);
+  const parsed = settings.safeParse(tree);
+  for (const issue of parsed.error?.issues ?? []) {
+    const found = describe(issue, origins);
+    // Why: behind a file that could not be read, every required key would be called missing.
+    for (const problem of found) if (!fileIsBroken || problem.problem !== 'is missing') problems.push(problem);
+  }
+  if (parsed.success) problems.push(...checkTogether(parsed.data, origins));
+  if (problems.length > 0 || !parsed.success) throw new ConfigInvalid(problems);
+  return toConfig(parsed.data);
+}
+
+/** Every secret text of a configuration, in each form in which it may turn up, for the log sink to take out. */
+export function secretsOf(config: Config): string[] {
+  const urls = [config.database.url, config.database.replicationUrl, config.broker.url];
+  return [...new Set(urls.flatMap(passwordsIn))];
+}
+
+type Issue = NonNullable<ReturnType<typeof settings.safeParse>['error']>['issues'][number];
+
+function describe(issue: Issue, origins: Origins): ConfigProblem[] {
+  const path = issue.path.map(String);
+  const name = path.join('.');
+  if (issue.code === 'unrecognized_keys') {
+    return issue.keys.map((unknown) => {
+      const whole = [...path, unknown];
+      const meant = nearestKey(whole);
+      return {
+        at: whole.join('.'),
+        problem: 'is no key of Waybill',
+        mend: meant === undefined ? 'take it out' : `${meant} is probably meant`,
+      };
+    });
+  }
+  if (issue.code === 'custom') {
+    const mend: unknown = issue.params?.['mend'];
+    const missing = issue.message === 'is missing' ? ` (or ${keyByName.get(name)?.environmentName ?? ''})` : '';
+    return [{ at: place(name, origins) + missing, problem: issue.message, mend: String(mend) }];
+  }
+  return [{ at: place(name, origins), problem: 'is not a section', mend: 'indent its keys beneath it' }];
+}
+
+function place(name: string, origins: Origins): string {
+  const origin = origins.get(name);
+  return origin === undefined ? name : `${name} (from ${origin})`;
+}
+
+function checkTogether(read: Settings, origins: Origins): ConfigProblem[] {
+  const problems: ConfigProblem[] = [];
+  for (const section of ['database', 'broker'] as const) {
+    const { certFile, keyFile } = read[section].tls;
+    if ((certFile === undefined) !== (keyFile === undefined)) {
+      const [has, lacks] = certFile === undefined ? ['keyFile', 'certFile'] : ['certFile', 'keyFile'];
+      problems.push({ at: `${section}.tls.${has}`, problem: 'is given alone', mend: `give ${section}.tls.${lacks} too` });
+    }
+  }
+  const { url, tls } = read.broker;
+  const encrypted = url.startsWith('amqps:');
+  if (!encrypted && tls.mode !== 'insecure-plaintext' && (tls.mode !== undefined || !staysLocal(url))) {
+    problems.push({
+      at: place('broker.url', origins),
+      problem: 'is amqp://, which sends the password and every message readable over the network',
+      mend: 'use amqps://, or accept it with broker.tls.mode: insecure-plaintext',
+    });
+  }
+  if (encrypted && tls.mode === 'insecure-plaintext') {
+    problems.push({
+      at: place('broker.tls.mode', origins),
+      problem: 'contradicts broker.url, which is amqps://',
+      mend: 'take one of them back',
+    });
+  }
+  if (read.relay.maxInFlightBytes < read.relay.maxBodyBytes) {
+    problems.push({
+      at: place('relay.maxInFlightBytes', origins),
+      problem: 'is less than relay.maxBodyBytes, so the largest body would never fit',
+      mend: 'raise it, or lower relay.maxBodyBytes',
+    });
+  }
+  return problems;
+}
+
+function toConfig({ database, broker, relay, log }: Settings) {
+  const { heartbeat, connectTimeout, ...brokerRest } = broker;
+  const {
+    onUnroutable,
+    historyRetention,
+    checkpointInterval,
+    sweepInterval,
+    maxKeptWal,
+    stallTimeout,
+    confirmTimeout,
+    drainTimeout,
+    ...relayRest
+  } = relay;
+  return {
+    database: {
+      ...database,
+      replicationUrl: database.replicationUrl ?? database.url,
+      tls: resolveTls(database.tls, databaseTlsMode(database.url)),
+      replicationTls: resolveTls(database.tls, databaseTlsMode(database.replicationUrl ?? database.url)),
+    },
+    broker: {
+      ...brokerRest,
+      tls: resolveTls(broker.tls, broker.url.startsWith('amqps:') ? 'verify-full' : 'insecure-plaintext'),
+      heartbeatMs: heartbeat,
+      connectTimeoutMs: connectTimeout,
+    },
+    relay: {
+      ...relayRest,
+      onUnroutable: { retryForMs: onUnroutable.retryFor, then: onUnroutable.then },
+      historyRetentionMs: historyRetention,
+      checkpointIntervalMs: checkpointInterval,
+      sweepIntervalMs: sweepInterval,
+      maxKeptWalBytes: maxKeptWal,
+      stallTimeoutMs: stallTimeout,
+      confirmTimeoutMs: confirmTimeout,
+      drainTimeoutMs: drainTimeout,
+    },
+    log,
+  };
+}
+
+function databaseTlsMode(url: string): TlsMode {
+  return staysLocal(url) ? 'insecure-plaintext' : 'verify-full';
+}
+
+function resolveTls(read: Settings['database']['tls'], fallback: TlsMode): TlsConfig {
+  return { mode: read.mode ?? fallback, caFile: read.caFile, certFile: read.certFile, keyFile: read.keyFile };
+}
