@@ -130,7 +130,9 @@ export function text(fallback: string, check: Parse<string>, docs: Pick<KeyDocs,
 /** The path of a file; it is read when it is used, so that a rotated file is seen. */
 export function filePath(doc: string) {
   const parse: Parse<string | undefined> = (raw) =>
-    typeof raw === 'string' && raw.trim() !== '' ? { value: raw } : { problem: 'is not a path', mend: 'give a file path' };
+    typeof raw === 'string' && raw.trim() !== ''
+      ? { value: raw }
+      : { problem: 'is not a path', mend: 'give a file path' };
   return leaf(orDefault<string | undefined>(undefined, parse), {
     doc,
     kind: 'file',

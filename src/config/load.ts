@@ -2,7 +2,7 @@ import { passwordsIn, staysLocal } from './urls.js';
 import { ConfigInvalid, type ConfigProblem } from './problems.js';
 import { keyByName } from './keys.js';
 import { settings, type Settings, type TLS_MODES } from './schema.js';
-import { applyEnvironment, nearestKey, parseFile, type Environment, type Origins } from './sources.js';
+import { applyEnvironment, nearestKey, parseFile, type Environment, type Origins, type RawTree } from './sources.js';
 
 /** What loadConfig reads; it touches nothing else. */
 export interface ConfigSources {
@@ -27,20 +27,40 @@ export interface TlsConfig {
 export type Config = ReturnType<typeof toConfig>;
 
 /** Reads and checks everything, or throws ConfigInvalid with all problems at once. */
-export function loadConfig({ file, environment, readFile }: ConfigSources): Config {
+export function loadConfig(sources: ConfigSources): Config {
+  const { parsed } = read(sources, []);
+  if (!parsed.success) throw new ConfigInvalid([]);
+  return toConfig(parsed.data);
+}
+
+/** The database section alone, checked; the broker's URL may be missing. For commands that only touch the database. */
+export function loadDatabaseConfig(sources: ConfigSources): Config['database'] {
+  const { tree } = read(sources, ['broker.url']);
+  return toDatabase(settings.shape.database.parse(tree['database']));
+}
+
+/** The configured schema name alone; both URLs may be missing. For commands that connect to nothing. */
+export function loadSchemaName(sources: ConfigSources): string {
+  const { tree } = read(sources, ['broker.url', 'database.url']);
+  const { shape } = settings.shape.database.unwrap();
+  return shape.schema.parse((tree['database'] as RawTree | undefined)?.['schema']);
+}
+
+function read({ file, environment, readFile }: ConfigSources, mayBeMissing: readonly string[]) {
   const problems: ConfigProblem[] = [];
   const tree = file ? parseFile(file.text, file.name, problems) : {};
   const fileIsBroken = problems.length > 0;
   const origins = applyEnvironment(tree, environment, readFile, problems);
   const parsed = settings.safeParse(tree);
   for (const issue of parsed.error?.issues ?? []) {
-    const found = describe(issue, origins);
+    const missing = issue.message === 'is missing';
     // Why: behind a file that could not be read, every required key would be called missing.
-    for (const problem of found) if (!fileIsBroken || problem.problem !== 'is missing') problems.push(problem);
+    if (missing && (fileIsBroken || mayBeMissing.includes(issue.path.join('.')))) continue;
+    problems.push(...describe(issue, origins));
   }
   if (parsed.success) problems.push(...checkTogether(parsed.data, origins));
-  if (problems.length > 0 || !parsed.success) throw new ConfigInvalid(problems);
-  return toConfig(parsed.data);
+  if (problems.length > 0) throw new ConfigInvalid(problems);
+  return { tree, parsed };
 }
 
 /** Every secret text of a configuration, in each form in which it may turn up, for the log sink to take out. */
@@ -78,16 +98,20 @@ function place(name: string, origins: Origins): string {
   return origin === undefined ? name : `${name} (from ${origin})`;
 }
 
-function checkTogether(read: Settings, origins: Origins): ConfigProblem[] {
+function checkTogether(given: Settings, origins: Origins): ConfigProblem[] {
   const problems: ConfigProblem[] = [];
   for (const section of ['database', 'broker'] as const) {
-    const { certFile, keyFile } = read[section].tls;
+    const { certFile, keyFile } = given[section].tls;
     if ((certFile === undefined) !== (keyFile === undefined)) {
       const [has, lacks] = certFile === undefined ? ['keyFile', 'certFile'] : ['certFile', 'keyFile'];
-      problems.push({ at: `${section}.tls.${has}`, problem: 'is given alone', mend: `give ${section}.tls.${lacks} too` });
+      problems.push({
+        at: `${section}.tls.${has}`,
+        problem: 'is given alone',
+        mend: `give ${section}.tls.${lacks} too`,
+      });
     }
   }
-  const { url, tls } = read.broker;
+  const { url, tls } = given.broker;
   const encrypted = url.startsWith('amqps:');
   if (!encrypted && tls.mode !== 'insecure-plaintext' && (tls.mode !== undefined || !staysLocal(url))) {
     problems.push({
@@ -103,7 +127,7 @@ function checkTogether(read: Settings, origins: Origins): ConfigProblem[] {
       mend: 'take one of them back',
     });
   }
-  if (read.relay.maxInFlightBytes < read.relay.maxBodyBytes) {
+  if (given.relay.maxInFlightBytes < given.relay.maxBodyBytes) {
     problems.push({
       at: place('relay.maxInFlightBytes', origins),
       problem: 'is less than relay.maxBodyBytes, so the largest body would never fit',
@@ -127,12 +151,7 @@ function toConfig({ database, broker, relay, log }: Settings) {
     ...relayRest
   } = relay;
   return {
-    database: {
-      ...database,
-      replicationUrl: database.replicationUrl ?? database.url,
-      tls: resolveTls(database.tls, databaseTlsMode(database.url)),
-      replicationTls: resolveTls(database.tls, databaseTlsMode(database.replicationUrl ?? database.url)),
-    },
+    database: toDatabase(database),
     broker: {
       ...brokerRest,
       tls: resolveTls(broker.tls, broker.url.startsWith('amqps:') ? 'verify-full' : 'insecure-plaintext'),
@@ -154,10 +173,20 @@ function toConfig({ database, broker, relay, log }: Settings) {
   };
 }
 
+function toDatabase(database: Settings['database']) {
+  const replicationUrl = database.replicationUrl ?? database.url;
+  return {
+    ...database,
+    replicationUrl,
+    tls: resolveTls(database.tls, databaseTlsMode(database.url)),
+    replicationTls: resolveTls(database.tls, databaseTlsMode(replicationUrl)),
+  };
+}
+
 function databaseTlsMode(url: string): TlsMode {
   return staysLocal(url) ? 'insecure-plaintext' : 'verify-full';
 }
 
-function resolveTls(read: Settings['database']['tls'], fallback: TlsMode): TlsConfig {
-  return { mode: read.mode ?? fallback, caFile: read.caFile, certFile: read.certFile, keyFile: read.keyFile };
+function resolveTls(given: Settings['database']['tls'], fallback: TlsMode): TlsConfig {
+  return { mode: given.mode ?? fallback, caFile: given.caFile, certFile: given.certFile, keyFile: given.keyFile };
 }

@@ -67,7 +67,10 @@ function parseQuantity(
   }
   const amount = Number(digits) * perUnit;
   if (!Number.isSafeInteger(amount)) {
-    return { problem: 'is not a whole number of the smallest unit, or is too large', mend: `write it like ${examples}` };
+    return {
+      problem: 'is not a whole number of the smallest unit, or is too large',
+      mend: `write it like ${examples}`,
+    };
   }
   return { value: amount };
 }

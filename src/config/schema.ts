@@ -105,7 +105,11 @@ const relay = z.strictObject({
   ),
   historyRetention: duration('7d', { min: '1h', max: '3650d' }, 'How long that is kept; whole UTC days are dropped.'),
   maxInFlight: integer(2000, 1, 60_000, 'Most messages published and not yet confirmed.'),
-  maxInFlightBytes: size('64MiB', { min: '1MiB', max: '4GiB' }, 'Most bytes of bodies published and not yet confirmed.'),
+  maxInFlightBytes: size(
+    '64MiB',
+    { min: '1MiB', max: '4GiB' },
+    'Most bytes of bodies published and not yet confirmed.',
+  ),
   checkpointInterval: duration(
     '200ms',
     { min: '10ms', max: '10s' },

@@ -124,7 +124,11 @@ function place(tree: RawTree, key: Key, text: string, variable: string, problems
     section[part] ??= Object.create(null);
     const next = section[part];
     if (!isTree(next)) {
-      problems.push({ at: variable, problem: 'is inside of what the file gives one value', mend: 'mend the file first' });
+      problems.push({
+        at: variable,
+        problem: 'is inside of what the file gives one value',
+        mend: 'mend the file first',
+      });
       return;
     }
     section = next;

@@ -61,7 +61,8 @@ function parseUrl(raw: unknown, schemes: string[], example: string): Parsed<URL>
   if (typeof raw !== 'string') return { problem: 'is not a text', mend: `write it like ${example}` };
   // Why: the error of new URL() holds the whole string, password included, so it is never made.
   if (!URL.canParse(raw.trim())) {
-    if (/@[^/]*,/.test(raw)) return { problem: 'lists several hosts', mend: 'give one host; several are not supported yet' };
+    if (/@[^/]*,/.test(raw))
+      return { problem: 'lists several hosts', mend: 'give one host; several are not supported yet' };
     return { problem: 'is not a valid URL', mend: `write it like ${example}, and ${ENCODE_MEND}` };
   }
   const parsed = new URL(raw.trim());

@@ -28,7 +28,9 @@ export interface LogOptions {
 export function createLogger({ level, format, secrets, write, isTerminal }: LogOptions): Logger {
   const redact = createRedactor(secrets);
   const pretty = format === 'pretty' || (format === 'auto' && isTerminal);
-  const show = pretty ? prettyFactory({ colorize: isTerminal, ignore: 'pid,hostname', translateTime: 'SYS:HH:MM:ss.l' }) : asIs;
+  const show = pretty
+    ? prettyFactory({ colorize: isTerminal, ignore: 'pid,hostname', translateTime: 'SYS:HH:MM:ss.l' })
+    : asIs;
   const sink = { write: (line: string) => write(show(redact(line))) };
   const out = pino(
     {
@@ -65,7 +67,8 @@ interface DescribedError {
  * and `where` quote rows. The stack is kept only of errors that nobody expected.
  */
 export function describeError(error: unknown, depth = 0): DescribedError {
-  if (!(error instanceof Error)) return { message: typeof error === 'string' ? error : `not an error: ${typeof error}` };
+  if (!(error instanceof Error))
+    return { message: typeof error === 'string' ? error : `not an error: ${typeof error}` };
   const code: unknown = 'code' in error ? error.code : undefined;
   const known = isWaybillError(error);
   return {

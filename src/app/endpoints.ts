@@ -1,0 +1,44 @@
+import { readFileSync } from 'node:fs';
+import { checkServerIdentity, type ConnectionOptions } from 'node:tls';
+import type { Config, TlsConfig } from '../config/load.js';
+import { WaybillError } from '../core/errors.js';
+import type { DatabaseEndpoint } from '../postgres/connect.js';
+
+/**
+ * What node:tls needs for a configured protection, or undefined for plaintext. The files are read here, at each
+ * connection, so that rotated certificates are taken up. `verify-ca` checks the authority and leaves the name.
+ */
+export function tlsOptions(tls: TlsConfig): ConnectionOptions | undefined {
+  if (tls.mode === 'insecure-plaintext') return undefined;
+  return {
+    rejectUnauthorized: tls.mode !== 'insecure-no-verification',
+    checkServerIdentity: tls.mode === 'verify-full' ? checkServerIdentity : () => undefined,
+    ...(tls.caFile === undefined ? {} : { ca: readTlsFile(tls.caFile) }),
+    ...(tls.certFile === undefined ? {} : { cert: readTlsFile(tls.certFile) }),
+    ...(tls.keyFile === undefined ? {} : { key: readTlsFile(tls.keyFile) }),
+  };
+}
+
+/** The database as the adapters take it. */
+export function databaseEndpoint(database: Config['database']): DatabaseEndpoint {
+  const ssl = tlsOptions(database.tls);
+  return { url: database.url, ...(ssl === undefined ? {} : { ssl }) };
+}
+
+/** The same for the replication connection, which may go past a pooler. */
+export function replicationEndpoint(database: Config['database']): DatabaseEndpoint {
+  const ssl = tlsOptions(database.replicationTls);
+  return { url: database.replicationUrl, ...(ssl === undefined ? {} : { ssl }) };
+}
+
+function readTlsFile(path: string): string {
+  try {
+    return readFileSync(path, 'utf8');
+  } catch (error) {
+    const code = (error as NodeJS.ErrnoException).code ?? 'unreadable';
+    throw new WaybillError('WAYBILL_CONFIG_INVALID', `The TLS file ${path} cannot be read (${code}).`, {
+      hint: 'Check the path in the tls section and the rights of the user that runs Waybill.',
+      cause: error,
+    });
+  }
+}

@@ -1,0 +1,73 @@
+import {
+  loadConfig,
+  loadDatabaseConfig,
+  loadSchemaName,
+  secretsOf,
+  type Config,
+  type ConfigSources,
+} from '../config/load.js';
+import { passwordsIn } from '../config/urls.js';
+import { ConfigInvalid } from '../config/problems.js';
+import type { CliContext } from './context.js';
+
+/** Options that every command takes. */
+export interface GlobalOptions {
+  config?: string;
+  verbose?: boolean;
+}
+
+/** The configuration as a command needs it, and the secrets that its messages must not repeat. */
+export interface Configuration {
+  /** Everything, checked. */
+  whole(): Config;
+  /** The database section alone, for commands that have no business with the broker. */
+  database(): Config['database'];
+  /** The schema name alone, for commands that need no connection. */
+  schemaName(): string;
+  secrets(): readonly string[];
+}
+
+/** Reads the file of --config or WAYBILL_CONFIG, and the environment over it, when a command asks for it. */
+export function configuration(context: CliContext, options: () => GlobalOptions): Configuration {
+  let secrets: readonly string[] = [];
+  const keepSecret = (found: readonly string[]): void => {
+    secrets = found;
+    context.onSecrets(found);
+  };
+  const sources = (): ConfigSources => ({
+    file: readConfigFile(context, options().config),
+    environment: context.environment,
+    readFile: context.readFile,
+  });
+  return {
+    whole() {
+      const config = loadConfig(sources());
+      keepSecret(secretsOf(config));
+      return config;
+    },
+    database() {
+      const database = loadDatabaseConfig(sources());
+      keepSecret(passwordsIn(database.url));
+      return database;
+    },
+    schemaName: () => loadSchemaName(sources()),
+    secrets: () => secrets,
+  };
+}
+
+function readConfigFile(context: CliContext, option: string | undefined): ConfigSources['file'] {
+  const name = option ?? (context.environment['WAYBILL_CONFIG'] || undefined);
+  if (name === undefined) return undefined;
+  try {
+    return { name, text: context.readFile(name) };
+  } catch (error) {
+    const code = (error as NodeJS.ErrnoException).code ?? 'unreadable';
+    throw new ConfigInvalid([
+      {
+        at: option === undefined ? 'WAYBILL_CONFIG' : '--config',
+        problem: `names ${name}, which cannot be read (${code})`,
+        mend: 'check the path and the rights of the user that runs Waybill',
+      },
+    ]);
+  }
+}

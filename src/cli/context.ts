@@ -1,0 +1,22 @@
+/** What a command may use of the world around it; src/main.ts gives the real one, tests give their own. */
+export interface CliContext {
+  environment: Readonly<Record<string, string | undefined>>;
+  /** Name of the file and line ends included; throws like node:fs. */
+  readFile: (path: string) => string;
+  /** Results. */
+  out: (text: string) => void;
+  /** Problems and progress. */
+  err: (text: string) => void;
+  outIsTerminal: boolean;
+  /** Asks on the terminal; undefined where nobody can answer. */
+  ask: ((question: string) => Promise<string>) | undefined;
+  /** Told which texts must not be printed, once they are known. */
+  onSecrets: (secrets: readonly string[]) => void;
+  /** Calls the listener for each SIGTERM, SIGINT and SIGHUP from now on. */
+  onSignal: (listener: (name: NodeJS.Signals) => void) => void;
+}
+
+/** The exit codes of every command. */
+export const EXIT = { ok: 0, failed: 1, usage: 2, schema: 3, check: 4 } as const;
+
+export type ExitCode = (typeof EXIT)[keyof typeof EXIT];

@@ -1,0 +1,70 @@
+import { InvalidArgumentError, type Command } from 'commander';
+import { applyMigrations, migrationSql, readMigrationStatus } from '../app/schema.js';
+import { checkSchemaName } from '../config/names.js';
+import { EXIT } from './context.js';
+import type { Cli } from './program.js';
+import { columns } from './text.js';
+
+export function registerMigrate(program: Command, cli: Cli): void {
+  const migrate = program.command('migrate').description('Install and update the Waybill tables.');
+  const database = (schema: string | undefined) => {
+    const configured = cli.configuration.database();
+    return schema === undefined ? configured : { ...configured, schema };
+  };
+
+  migrate
+    .command('up', { isDefault: true })
+    .description('Apply the migrations that are missing.')
+    .option('--schema <name>', 'instead of database.schema', schemaName)
+    .action(async ({ schema }: { schema?: string }) => {
+      const target = database(schema);
+      const applied = await applyMigrations(target, (line) => cli.context.err(`${line}\n`));
+      cli.context.out(
+        applied.length === 0
+          ? `Schema ${target.schema} is up to date.\n`
+          : `Schema ${target.schema} is now at version ${applied.at(-1)?.version ?? 0}.\n`,
+      );
+    });
+
+  migrate
+    .command('status')
+    .description('Show what is installed and what is missing; exit code 3 if something is missing.')
+    .option('--schema <name>', 'instead of database.schema', schemaName)
+    .option('--json', 'as JSON')
+    .action(async ({ schema, json }: { schema?: string; json?: boolean }) => {
+      const status = await readMigrationStatus(database(schema));
+      const pending = status.pending.map(({ version, name }) => ({ version, name }));
+      if (pending.length > 0) cli.exitCode = EXIT.schema;
+      if (json) {
+        cli.context.out(`${JSON.stringify({ ...status, pending }, null, 2)}\n`);
+        return;
+      }
+      const rows = [
+        ...status.applied.map((row) => [String(row.version), row.name, `applied ${row.appliedAt.toISOString()}`]),
+        ...pending.map((row) => [String(row.version), row.name, 'missing']),
+      ];
+      cli.context.out(`Schema ${status.schema}\n${columns(rows, '  ')}\n`);
+      if (pending.length > 0) cli.context.out('To apply what is missing: waybill migrate up\n');
+    });
+
+  migrate
+    .command('print')
+    .description('Print the SQL for psql; connects to nothing.')
+    .option('--schema <name>', 'instead of database.schema', schemaName)
+    .option('--from <version>', 'leave out the migrations before this one', versionNumber, 1)
+    .option('--roles', 'print the roles and grants too')
+    .action(({ schema, from, roles }: { schema?: string; from: number; roles?: boolean }) => {
+      cli.context.out(migrationSql(schema ?? cli.configuration.schemaName(), from, roles ?? false));
+    });
+}
+
+function schemaName(raw: string): string {
+  const parsed = checkSchemaName(raw);
+  if ('value' in parsed) return parsed.value;
+  throw new InvalidArgumentError(`${parsed.mend}.`);
+}
+
+function versionNumber(raw: string): number {
+  if (/^[1-9]\d{0,5}$/.test(raw)) return Number(raw);
+  throw new InvalidArgumentError('It is a whole number from 1.');
+}

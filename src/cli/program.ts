@@ -1,0 +1,57 @@
+import { Command, CommanderError } from 'commander';
+import { isWaybillError } from '../core/errors.js';
+import type { Logger } from '../telemetry/log.js';
+import { configuration, type Configuration, type GlobalOptions } from './configuration.js';
+import { registerConfig } from './config.js';
+import { EXIT, type CliContext, type ExitCode } from './context.js';
+import { exitCodeOf, formatFailure } from './failure.js';
+import { registerMigrate } from './migrate.js';
+import { registerRun } from './run.js';
+
+/** What the commands share: the world, the configuration, and the exit code that they leave. */
+export interface Cli {
+  context: CliContext;
+  configuration: Configuration;
+  exitCode: ExitCode;
+  /** Set by a command that logs, so that its failure is logged in the same form. */
+  logger: Logger | undefined;
+}
+
+/** Reads the command line (without node and script), does what it says and gives the exit code; never throws. */
+export async function runCli(args: readonly string[], version: string, context: CliContext): Promise<ExitCode> {
+  const program = new Command('waybill');
+  const cli: Cli = {
+    context,
+    configuration: configuration(context, () => program.opts<GlobalOptions>()),
+    exitCode: EXIT.ok,
+    logger: undefined,
+  };
+  program
+    .description('Transactional outbox relay for PostgreSQL and RabbitMQ.')
+    .version(version)
+    .option('-c, --config <file>', 'configuration file, YAML or JSON (or WAYBILL_CONFIG)')
+    .option('--verbose', 'show where an error comes from')
+    .configureHelp({ showGlobalOptions: true })
+    .showHelpAfterError('(`waybill --help` lists the commands)')
+    .exitOverride()
+    .configureOutput({ writeOut: context.out, writeErr: context.err });
+  registerRun(program, cli);
+  registerMigrate(program, cli);
+  registerConfig(program, cli);
+  try {
+    await program.parseAsync([...args], { from: 'user' });
+    return cli.exitCode;
+  } catch (error) {
+    if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.ok : EXIT.usage;
+    report(cli, error, program.opts<GlobalOptions>().verbose ?? false);
+    return exitCodeOf(error);
+  }
+}
+
+function report(cli: Cli, error: unknown, verbose: boolean): void {
+  if (cli.logger) {
+    const facts = isWaybillError(error) ? { code: error.code, hint: error.hint } : {};
+    cli.logger.error({ ...facts, err: error }, 'Stopped by an error.');
+  }
+  cli.context.err(formatFailure(error, { secrets: cli.configuration.secrets(), verbose }));
+}

@@ -1,0 +1,106 @@
+import type { Command } from 'commander';
+import { startRelayService, type RelayService } from '../app/relay-service.js';
+import type { Config } from '../config/load.js';
+import { WaybillError } from '../core/errors.js';
+import { pause, systemClock, type Clock } from '../runtime/clock.js';
+import { createLogger, type Logger } from '../telemetry/log.js';
+import type { Cli } from './program.js';
+
+/** How much longer than its own drain timeout a service may take to close everything. */
+const CLOSING_MS = 5_000;
+
+export function registerRun(program: Command, cli: Cli): void {
+  program
+    .command('run')
+    .description('Run the relay until SIGTERM or SIGINT.')
+    .option('--only <part>', 'run one part alone: relay')
+    .action(async (options: { only?: string }) => {
+      if (options.only !== undefined && options.only !== 'relay') {
+        throw new WaybillError('WAYBILL_CONFIG_INVALID', `--only ${options.only} is no part of Waybill`, {
+          hint: 'the part there is: relay',
+        });
+      }
+      const config = cli.configuration.whole();
+      const logger = createLogger({
+        ...config.log,
+        secrets: cli.configuration.secrets(),
+        write: cli.context.out,
+        isTerminal: cli.context.outIsTerminal,
+      });
+      cli.logger = logger;
+      await runUntilStopped(config, logger, {
+        onSignal: cli.context.onSignal,
+        clock: systemClock,
+        start: startRelayService,
+      });
+    });
+}
+
+/** What runUntilStopped needs of the world. */
+export interface RunSurroundings {
+  onSignal: (listener: (name: NodeJS.Signals) => void) => void;
+  clock: Clock;
+  start: (config: Config, logger: Logger) => Promise<RelayService>;
+}
+
+/**
+ * Runs the service until it ends by itself or a signal asks it to. The first SIGTERM or SIGINT drains; a second one, or
+ * the deadline, gives up at once with WAYBILL_DRAIN_INCOMPLETE (safe: what was unconfirmed is published again).
+ */
+export async function runUntilStopped(config: Config, logger: Logger, around: RunSurroundings): Promise<void> {
+  const asked = deferred<NodeJS.Signals>();
+  const insisted = deferred<NodeJS.Signals>();
+  around.onSignal((name) => {
+    if (name === 'SIGHUP') logger.warn({}, 'SIGHUP is ignored; restart to read the configuration again.');
+    else if (asked.settled()) insisted.resolve(name);
+    else asked.resolve(name);
+  });
+  const starting = around.start(config, logger);
+  const ended = starting.then((service) => service.stopped);
+  const drained = asked.promise.then(async (signal) => {
+    logger.info({ signal, drainTimeoutMs: config.relay.drainTimeoutMs }, 'Stopping; a second signal stops at once.');
+    return (await starting).stop();
+  });
+  const deadline = asked.promise.then(async () => {
+    await pause(around.clock, config.relay.drainTimeoutMs + CLOSING_MS);
+    return 'deadline' as const;
+  });
+  const outcome = await Promise.race([
+    // Why: stop() ends the service too, and its answer is the one that counts.
+    ended.then(() => (asked.settled() ? drained : ('ended' as const))),
+    drained,
+    deadline,
+    insisted.promise.then(() => 'insisted' as const),
+  ]);
+  switch (outcome) {
+    case 'drained':
+      logger.info({}, 'Stopped; nothing was left in flight.');
+      return;
+    case 'ended':
+      logger.info({}, 'Ended.');
+      return;
+    case 'incomplete':
+      throw incomplete('the drain timeout passed');
+    case 'deadline':
+      throw incomplete('closing took longer than the drain timeout and 5 s');
+    case 'insisted':
+      throw incomplete('a second signal came');
+  }
+}
+
+function incomplete(why: string): WaybillError {
+  return new WaybillError('WAYBILL_DRAIN_INCOMPLETE', `Stopped with messages unconfirmed: ${why}.`, {
+    hint: 'Nothing is lost: they are still in the outbox and will be published again with the same ids.',
+  });
+}
+
+function deferred<T>() {
+  let isSettled = false;
+  let settle: (value: T) => void = () => undefined;
+  const promise = new Promise<T>((resolve) => (settle = resolve));
+  const resolve = (value: T): void => {
+    isSettled = true;
+    settle(value);
+  };
+  return { promise, resolve, settled: () => isSettled };
+}
