@@ -1,6 +1,7 @@
 import { readdirSync, readFileSync } from 'node:fs';
-import type { Client } from 'pg';
+import type { ClientBase } from 'pg';
 import { WaybillError } from '../core/errors.js';
+import { sqlState, toDatabaseError } from './errors.js';
 import { DEFAULT_SCHEMA, quoteSchema } from './schema-name.js';
 import { lineAt, splitStatements, type SqlStatement } from './sql-text.js';
 
@@ -73,7 +74,7 @@ export function renderMigration(migration: Migration, schema = DEFAULT_SCHEMA): 
  * at once are safe: the second waits, then finds nothing to do. Throws WAYBILL_MIGRATION_FAILED with file and line;
  * nothing of the failed migration stays.
  */
-export async function migrateUp(client: Client, options: MigrateOptions = {}): Promise<Migration[]> {
+export async function migrateUp(client: ClientBase, options: MigrateOptions = {}): Promise<Migration[]> {
   const schema = options.schema ?? DEFAULT_SCHEMA;
   quoteSchema(schema);
   const log = options.log ?? (() => undefined);
@@ -89,7 +90,7 @@ export async function migrateUp(client: Client, options: MigrateOptions = {}): P
 }
 
 /** Compares the database with the package's migrations. */
-export async function migrationStatus(client: Client, options: MigrateOptions = {}): Promise<MigrationStatus> {
+export async function migrationStatus(client: ClientBase, options: MigrateOptions = {}): Promise<MigrationStatus> {
   const schema = options.schema ?? DEFAULT_SCHEMA;
   const applied = await readInstalled(client, schema);
   const installed = new Set(applied.map(({ version }) => version));
@@ -108,7 +109,7 @@ export async function migrationStatus(client: Client, options: MigrateOptions = 
  * still admits it. Else throws WAYBILL_SCHEMA_MISSING, WAYBILL_SCHEMA_TOO_OLD or WAYBILL_SCHEMA_TOO_NEW.
  */
 export async function checkSchema(
-  client: Client,
+  client: ClientBase,
   options: SchemaOptions & { readonly programVersion?: number } = {},
 ): Promise<void> {
   const schema = options.schema ?? DEFAULT_SCHEMA;
@@ -140,7 +141,7 @@ export async function checkSchema(
 }
 
 async function applyWithRetry(
-  client: Client,
+  client: ClientBase,
   schema: string,
   migration: Migration,
   log: (line: string) => void,
@@ -150,7 +151,7 @@ async function applyWithRetry(
       return await apply(client, schema, migration);
     } catch (error) {
       await client.query('rollback').catch(() => undefined);
-      if (attempt === ATTEMPTS || !isLockTimeout(error)) throw error;
+      if (attempt === ATTEMPTS || sqlState(error) !== LOCK_NOT_AVAILABLE) throw error;
       log(`${migration.file}: a lock was not to be had within its time, trying again (${attempt} of ${ATTEMPTS})`);
       // Why: those who queued up behind our lock request get their turn before the next one.
       await client.query('select pg_sleep(1)');
@@ -158,13 +159,13 @@ async function applyWithRetry(
   }
 }
 
-async function apply(client: Client, schema: string, migration: Migration): Promise<boolean> {
+async function apply(client: ClientBase, schema: string, migration: Migration): Promise<boolean> {
   const [begin, ...statements] = splitStatements(renderMigration(migration, schema));
   if (begin?.text !== 'begin' || statements.at(-1)?.text !== 'commit') {
     throw new WaybillError('WAYBILL_MIGRATION_FAILED', `${migration.file} is not one transaction`);
   }
   await runStatement(client, migration, begin);
-  await client.query("select pg_advisory_xact_lock(hashtextextended('waybill migrate ' || $1, 0))", [schema]);
+  await waitForOthers(client, schema);
   if (await isInstalled(client, schema, migration.version)) {
     await client.query('rollback');
     return false;
@@ -173,7 +174,20 @@ async function apply(client: Client, schema: string, migration: Migration): Prom
   return true;
 }
 
-async function runStatement(client: Client, migration: Migration, statement: SqlStatement): Promise<void> {
+/** One migration at a time in a schema; and the session's own limits, meant for the relay, do not cut it short. */
+async function waitForOthers(client: ClientBase, schema: string): Promise<void> {
+  await client.query("set local statement_timeout = 0; set local lock_timeout = '60s'");
+  try {
+    await client.query("select pg_advisory_xact_lock(hashtextextended('waybill migrate ' || $1, 0))", [schema]);
+  } catch (error) {
+    throw new WaybillError('WAYBILL_MIGRATION_FAILED', `another migration of schema ${schema} is running`, {
+      hint: 'Wait for it, then run `waybill migrate status`.',
+      cause: error,
+    });
+  }
+}
+
+async function runStatement(client: ClientBase, migration: Migration, statement: SqlStatement): Promise<void> {
   try {
     await client.query(statement.text);
   } catch (error) {
@@ -186,26 +200,20 @@ async function runStatement(client: Client, migration: Migration, statement: Sql
   }
 }
 
-function isLockTimeout(error: unknown): boolean {
-  const cause = error instanceof WaybillError ? error.cause : error;
-  return (cause as { code?: unknown } | undefined)?.code === LOCK_NOT_AVAILABLE;
-}
-
-async function isInstalled(client: Client, schema: string, version: number): Promise<boolean> {
+async function isInstalled(client: ClientBase, schema: string, version: number): Promise<boolean> {
   return (await readInstalled(client, schema)).some((row) => row.version === version);
 }
 
-async function readInstalled(client: Client, schema: string): Promise<InstalledMigration[]> {
+async function readInstalled(client: ClientBase, schema: string): Promise<InstalledMigration[]> {
   const table = `${quoteSchema(schema)}.migration`;
-  const found = await client.query<{ found: boolean }>('select to_regclass($1) is not null as found', [table]);
-  if (found.rows[0]?.found !== true) return [];
-  const { rows } = await client.query<{ version: number; name: string; oldest_binary: number; applied_at: Date }>(
-    `select version, name, oldest_binary, applied_at from ${table} order by version`,
-  );
-  return rows.map((row) => ({
-    version: row.version,
-    name: row.name,
-    oldestBinary: row.oldest_binary,
-    appliedAt: row.applied_at,
-  }));
+  try {
+    const found = await client.query<{ found: boolean }>('select to_regclass($1) is not null as found', [table]);
+    if (found.rows[0]?.found !== true) return [];
+    const { rows } = await client.query<InstalledMigration>(
+      `select version, name, oldest_binary as "oldestBinary", applied_at as "appliedAt" from ${table} order by version`,
+    );
+    return rows;
+  } catch (error) {
+    throw toDatabaseError(error, 'reading the schema version');
+  }
 }

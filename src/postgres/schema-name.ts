@@ -1,5 +1,5 @@
 import { WaybillError } from '../core/errors.js';
-import { quoteIdentifier } from './sql-text.js';
+import { quoteIdentifier } from '../core/identity.js';
 
 /** The schema that is used when none is configured. */
 export const DEFAULT_SCHEMA = 'waybill';

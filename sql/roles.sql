@@ -1,0 +1,174 @@
+-- Roles and grants of a Waybill schema. Run after the migrations, and again after each new one: it may be repeated.
+-- Every name can be another one, for example
+--   psql -v schema=orders_events -v app=orders -v relay=orders_relay -f sql/roles.sql
+-- Roles that exist are kept as they are, but for the grants. Those that are made here have no password; give the ones
+-- that log in theirs by "alter role ... password" or a rule in pg_hba.conf. With -v app_delete=NAME there is one
+-- more role, for applications that insert and delete a row in one transaction.
+--
+-- Run it as a superuser, or as a role that owns the database and the schema and may create roles.
+
+\if :{?schema}
+\else
+\set schema waybill
+\endif
+\if :{?owner}
+\else
+\set owner waybill_owner
+\endif
+\if :{?app}
+\else
+\set app waybill_app
+\endif
+\if :{?relay}
+\else
+\set relay waybill_relay
+\endif
+\if :{?observer}
+\else
+\set observer waybill_observer
+\endif
+\if :{?app_delete}
+\else
+\set app_delete ''
+\endif
+
+begin;
+
+set local lock_timeout = '5s';
+-- Blocks between dollar signs do not see psql's variables; settings carry them there.
+set local waybill_roles.schema = :'schema';
+set local waybill_roles.owner = :'owner';
+set local waybill_roles.app = :'app';
+set local waybill_roles.relay = :'relay';
+set local waybill_roles.observer = :'observer';
+set local waybill_roles.app_delete = :'app_delete';
+
+-- The roles.
+do $$
+declare
+  wanted record;
+  relay_role constant text := current_setting('waybill_roles.relay');
+begin
+  for wanted in
+    select * from (values
+      (current_setting('waybill_roles.owner'), 'nologin'),
+      (current_setting('waybill_roles.app'), 'login'),
+      (relay_role, 'login'),
+      (current_setting('waybill_roles.observer'), 'login'),
+      (current_setting('waybill_roles.app_delete'), 'nologin')
+    ) as w (name, login)
+    where w.name <> '' and not exists (select from pg_roles r where r.rolname = w.name)
+  loop
+    execute format('create role %I %s', wanted.name, wanted.login);
+  end loop;
+
+  -- Managed servers give replication by membership; elsewhere it is an attribute, and it is not inherited.
+  if exists (select from pg_roles where rolname = 'rds_replication') then
+    execute format('grant rds_replication to %I', relay_role);
+  elsif not (select rolreplication or rolsuper from pg_roles where rolname = relay_role) then
+    begin
+      execute format('alter role %I replication', relay_role);
+    exception
+      when insufficient_privilege then
+        raise warning 'role % has no REPLICATION yet: %', relay_role, sqlerrm
+          using hint = format('As a superuser: alter role %I replication;', relay_role);
+    end;
+  end if;
+end
+$$;
+
+-- The owner: everything in the schema, and the publication. Its functions work on behalf of the others.
+do $$
+declare
+  schema_name constant text := current_setting('waybill_roles.schema');
+  owner_role constant text := current_setting('waybill_roles.owner');
+  owner_oid constant oid := (select oid from pg_roles where rolname = owner_role);
+  command text;
+begin
+  -- To give a thing away one must be able to become its new owner.
+  if owner_role <> current_user and not (select rolsuper from pg_roles where rolname = current_user) then
+    begin
+      execute format('grant %I to current_user', owner_role);
+    exception
+      when insufficient_privilege then
+        if not pg_has_role(current_user, owner_oid, 'member') then
+          raise;
+        end if;
+    end;
+  end if;
+  if not has_database_privilege(owner_role, current_database(), 'create') then
+    -- A publication is an object of the database.
+    execute format('grant create on database %I to %I', current_database(), owner_role);
+  end if;
+  for command in
+    select format('alter schema %I owner to %I', n.nspname, owner_role)
+    from pg_namespace n where n.nspname = schema_name and n.nspowner <> owner_oid
+    union all
+    select format(
+      'alter %s %I.%I owner to %I',
+      case c.relkind when 'v' then 'view' when 'S' then 'sequence' else 'table' end, schema_name, c.relname, owner_role)
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where n.nspname = schema_name and c.relowner <> owner_oid and c.relkind in ('r', 'p', 'v', 'S')
+      and not exists (
+        select from pg_depend d
+        where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype in ('a', 'i') and c.relkind = 'S'
+          and d.refclassid = 'pg_class'::regclass
+      )
+    union all
+    select format(
+      'alter function %I.%I(%s) owner to %I', schema_name, p.proname, pg_get_function_identity_arguments(p.oid), owner_role)
+    from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+    where n.nspname = schema_name and p.proowner <> owner_oid
+    union all
+    select format('alter publication %I owner to %I', b.pubname, owner_role)
+    from pg_publication b where b.pubname = schema_name || '_outbox' and b.pubowner <> owner_oid
+  loop
+    execute command;
+  end loop;
+end
+$$;
+
+revoke all on schema :"schema" from public;
+revoke all on all tables in schema :"schema" from public;
+revoke all on all sequences in schema :"schema" from public;
+revoke all on all functions in schema :"schema" from public;
+
+grant usage on schema :"schema" to :"app", :"relay", :"observer";
+
+-- The application: writes rows, and sees no more of them than RETURNING and ON CONFLICT need.
+grant insert (
+  id, type, key, schema_version, payload, payload_bytes, content_type, content_encoding, headers, exchange, routing_key,
+  correlation_id, causation_id, reply_to, traceparent, tracestate, priority, expires_at, deliver_at, occurred_at
+) on :"schema".outbox to :"app";
+grant select (seq, id) on :"schema".outbox to :"app";
+grant execute on function
+  :"schema".publish, :"schema".publish_many, :"schema".cancel, :"schema".publication_status,
+  :"schema".headers_are_publishable to :"app";
+
+-- The relay: no DDL; partitions and the publication are kept by the owner's functions.
+grant select, insert, update, delete on :"schema".outbox to :"relay";
+grant insert on :"schema".outbox_history to :"relay";
+grant select, insert, update, delete on :"schema".relay to :"relay";
+grant select on :"schema".installation, :"schema".migration, :"schema".outbox_backlog to :"relay";
+grant select on sequence :"schema".outbox_seq_seq to :"relay";
+grant usage, select on sequence :"schema".outbox_hold_no to :"relay";
+grant execute on function
+  :"schema".keep_history, :"schema".ensure_publication, :"schema".headers_are_publishable to :"relay";
+
+-- Whoever watches.
+grant select on :"schema".outbox_backlog to :"observer";
+
+-- Insert-then-delete: its writers are members of this role and of the application's.
+do $$
+declare
+  delete_role constant text := current_setting('waybill_roles.app_delete');
+begin
+  if delete_role <> '' then
+    execute format('grant usage on schema %I to %I', current_setting('waybill_roles.schema'), delete_role);
+    execute format(
+      'grant select (seq, id), delete on %I.outbox to %I', current_setting('waybill_roles.schema'), delete_role);
+  end if;
+end
+$$;
+
+commit;
