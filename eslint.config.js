@@ -56,7 +56,7 @@ export default tseslint.config(
     rules: {
       'no-restricted-globals': [
         'error',
-        ...['setTimeout', 'setInterval', 'setImmediate', 'process', 'Date', 'performance'].map((name) => ({
+        ...['setTimeout', 'setInterval', 'setImmediate', 'process', 'performance'].map((name) => ({
           name,
           message: 'Timers, clocks and the process belong to src/runtime and src/main.ts.',
         })),
@@ -64,6 +64,7 @@ export default tseslint.config(
       'no-restricted-properties': [
         'error',
         { object: 'Math', property: 'random', message: 'Randomness is passed in.' },
+        { object: 'Date', property: 'now', message: 'Clocks belong to src/runtime.' },
       ],
     },
   },

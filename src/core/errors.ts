@@ -9,6 +9,7 @@ export const ERROR_CODES = {
   WAYBILL_SCHEMA_TOO_NEW: 'The schema is newer than this program can work with.',
   WAYBILL_MIGRATION_FAILED: 'A migration did not apply; nothing of it stays.',
   WAYBILL_DATABASE_UNAVAILABLE: 'PostgreSQL cannot be reached or went away.',
+  WAYBILL_DATABASE_FAILED: 'PostgreSQL answered a statement with an error that was not expected.',
   WAYBILL_DATABASE_REFUSED: 'PostgreSQL refused the credentials, the role or a grant.',
   WAYBILL_DATABASE_UNSUITABLE: 'A PostgreSQL setting makes the work impossible (wal_level, standby, slots used up).',
   WAYBILL_SLOT_TAKEN: 'The replication slot name belongs to another database or plugin, or another process streams from it.',

@@ -1,0 +1,120 @@
+import type { Fault } from '../core/fault.js';
+import type { Lsn } from '../core/lsn.js';
+import type { Message, OutboxRow } from '../core/message.js';
+import type { Return } from '../core/confirms.js';
+
+/** What the relay pipeline needs from the rooms below; the adapters satisfy these by their shape. */
+
+/** The row of waybill.relay. */
+export interface RelayRecord {
+  name: string;
+  epoch: string;
+  checkpointLsn: Lsn | null;
+  systemIdentifier: string | null;
+  timeline: number | null;
+  brokerCluster: string | null;
+  brokerVhost: string | null;
+  passAfterSeq: bigint | null;
+  passUptoSeq: bigint | null;
+}
+
+/** A row whose message the broker has confirmed (or whose loss was accepted), to be deleted. */
+export interface Settlement {
+  row: OutboxRow;
+  exchange: string;
+  routingKey: string;
+  outcome: 'published' | 'accepted' | 'expired';
+  /** What may be reported while this row stays; null for a row that came from the table. */
+  floorLsn: Lsn | null;
+}
+
+/** A row that cannot go out now, to be kept in the table with its reason. */
+export interface Hold {
+  row: OutboxRow;
+  state: 'scheduled' | 'parked';
+  attempts: number;
+  error: string | null;
+  /** For `scheduled`: due so long from now, milliseconds; null = at deliver_at. */
+  delayMs: number | null;
+  /** For a row from the log: its transaction, to tell "not visible yet" from "gone". */
+  xid: number | null;
+}
+
+export interface SettleResult {
+  checkpointLsn: Lsn | null;
+  /** Rows that the delete did not find or could not lock. */
+  missing: Set<string>;
+}
+
+/** What a second look found about rows that a settle or a hold did not find. */
+export type Whereabouts = 'present' | 'undecided' | 'gone';
+
+export interface TableFence {
+  /** Every transaction that drew a seq up to this one has ended and is visible. */
+  uptoSeq: bigint;
+  /** Everything those transactions wrote is before this position, and it is flushed. */
+  lsn: Lsn;
+}
+
+export interface SeqAndSize {
+  seq: string;
+  /** Octets of the body. */
+  bytes: number;
+}
+
+/** The relay's writes, each fenced by its epoch: WAYBILL_EPOCH_LOST when that is another's. */
+export interface Store {
+  /** Deletes and moves the checkpoint in one statement. `durable` waits for the disk. */
+  settle(rows: readonly Settlement[], candidateLsn: Lsn | null, durable: boolean): Promise<SettleResult>;
+  /** Keeps rows with their reason, committed to disk; gives the seqs that it did not find. */
+  hold(holds: readonly Hold[]): Promise<Set<string>>;
+  /** Writes back held rows whose table row is gone. */
+  writeBack(holds: readonly Hold[]): Promise<void>;
+  whereabouts(rows: readonly { seq: string; id: string; xid: number | null }[]): Promise<Map<string, Whereabouts>>;
+  recordGone(rows: readonly Settlement[]): Promise<void>;
+  noteInsertThenDelete(): Promise<void>;
+  /** States by seq of the rows that are there under the same id. */
+  states(rows: readonly { seq: string; id: string }[]): Promise<Map<string, string>>;
+  beginPass(afterSeq: bigint): Promise<void>;
+  limitPass(uptoSeq: bigint): Promise<void>;
+  endPass(checkpointLsn: Lsn): Promise<void>;
+  /** The database's clock, milliseconds since 1970. */
+  databaseNowMs(): Promise<number>;
+  keepHistory(): Promise<void>;
+}
+
+/** Reads the outbox itself. */
+export interface Table {
+  highestSeq(): Promise<bigint>;
+  fence(log: (waitingFor: string) => void, signal: AbortSignal): Promise<TableFence>;
+  /** A position past everything that is visible now, flushed. */
+  position(): Promise<Lsn>;
+  readyRows(afterSeq: bigint, uptoSeq: bigint, limit: number): Promise<SeqAndSize[]>;
+  /** Rows in state `ready`, in seq order. */
+  readRows(seqs: readonly string[]): Promise<OutboxRow[]>;
+  /** Turns due rows `ready` in a committed transaction. */
+  makeDue(limit: number): Promise<SeqAndSize[]>;
+}
+
+/** A channel in confirm mode. After `onClosed` nothing else is called. */
+export interface PublishChannel {
+  /** Hands a message to the socket; throws when the client refuses it, and then nothing was sent. */
+  publish(message: Message): void;
+  close(): Promise<void>;
+}
+
+export interface PublishChannelEvents {
+  onAck(deliveryTag: number, multiple: boolean): void;
+  onNack(deliveryTag: number, multiple: boolean): void;
+  onReturn(messageId: string, reason: Return): void;
+  onClosed(error: Error | undefined): void;
+}
+
+/** The publishing connection, whose owner holds the lock queue. */
+export interface PublishConnection {
+  openChannel(events: PublishChannelEvents): Promise<PublishChannel>;
+  /** Looks on a throwaway channel; undefined means that it is there. Throws when the connection dies. */
+  checkExchange(name: string): Promise<Fault | undefined>;
+  /** Whether the broker has blocked the connection (memory or disk alarm). */
+  readonly isBlocked: boolean;
+}

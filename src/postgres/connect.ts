@@ -1,0 +1,79 @@
+import pg from 'pg';
+import { toDatabaseError } from './errors.js';
+
+/** Where and as whom to connect. `ssl` is what node's tls takes; undefined means plaintext. */
+export interface DatabaseEndpoint {
+  url: string;
+  ssl?: pg.ClientConfig['ssl'];
+}
+
+/**
+ * Settings that change how values are written as text. Both connections pin them, because role and database settings
+ * would change what pgoutput sends, and a copy from the table would differ from a copy from the log (O7).
+ */
+const PINNED_SETTINGS: Readonly<Record<string, string>> = {
+  bytea_output: 'hex',
+  datestyle: 'ISO, MDY',
+  intervalstyle: 'postgres',
+  timezone: 'UTC',
+  extra_float_digits: '1',
+  client_encoding: 'UTF8',
+};
+
+const CONNECT_TIMEOUT_MS = 10_000;
+
+/** The options for a client, with the pinned settings as startup options where the server must know them at once. */
+export function clientConfig(endpoint: DatabaseEndpoint, applicationName: string, startup: boolean): pg.ClientConfig {
+  const options = Object.entries(PINNED_SETTINGS)
+    .map(([name, value]) => `-c ${name}=${value.replaceAll(' ', '\\ ')}`)
+    .join(' ');
+  return {
+    connectionString: endpoint.url,
+    ...(endpoint.ssl === undefined ? {} : { ssl: endpoint.ssl }),
+    application_name: applicationName,
+    connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
+    keepAlive: true,
+    ...(startup ? { options } : {}),
+  };
+}
+
+/** What a connection that dies outside a statement is told to. */
+export type OnConnectionError = (error: Error) => void;
+
+/**
+ * An SQL connection with pinned settings and bounded waits: lock_timeout 1 s, statement_timeout 60 s (milliseconds may be
+ * given). Commits do not wait for the disk unless a transaction asks for it: see RelayStore. Rejects with a WaybillError.
+ */
+export async function connectSql(
+  endpoint: DatabaseEndpoint,
+  applicationName: string,
+  onError: OnConnectionError,
+  limits: { lockTimeoutMs?: number; statementTimeoutMs?: number } = {},
+): Promise<pg.Client> {
+  const client = new pg.Client(clientConfig(endpoint, applicationName, false));
+  client.on('error', onError);
+  try {
+    await client.connect();
+    await client.query(
+      [
+        ...Object.entries(PINNED_SETTINGS).map(([name, value]) => `set ${name} = '${value}'`),
+        `set lock_timeout = ${limits.lockTimeoutMs ?? 1_000}`,
+        `set statement_timeout = ${limits.statementTimeoutMs ?? 60_000}`,
+        `set idle_in_transaction_session_timeout = 60000`,
+      ].join('; '),
+    );
+    // A backend that waits for a lock then notices that its client is gone. Not every server's system can do it.
+    await client.query('set client_connection_check_interval = 10000').catch(() => undefined);
+    return client;
+  } catch (error) {
+    closeQuietly(client);
+    throw toDatabaseError(error, 'connecting to PostgreSQL');
+  }
+}
+
+/** Closes without waiting: a peer that is gone must not hold us up. */
+export function closeQuietly(client: pg.Client): void {
+  client.removeAllListeners('error');
+  client.on('error', () => undefined);
+  client.end().catch(() => undefined);
+}

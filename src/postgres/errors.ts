@@ -1,0 +1,83 @@
+import { WaybillError, type WaybillErrorCode } from '../core/errors.js';
+
+interface Meaning {
+  code: WaybillErrorCode;
+  hint?: string;
+}
+
+/** What a SQLSTATE means for the relay; the first prefix that fits wins. Source: the manual, appendix A. */
+const MEANINGS: readonly (readonly [prefix: string, meaning: Meaning])[] = [
+  [
+    '28',
+    {
+      code: 'WAYBILL_DATABASE_REFUSED',
+      hint: 'Check user and password of database.url and the pg_hba.conf line (for replication too).',
+    },
+  ],
+  ['3D000', { code: 'WAYBILL_DATABASE_REFUSED', hint: 'The database of database.url does not exist: create it first.' }],
+  [
+    '42501',
+    {
+      code: 'WAYBILL_DATABASE_REFUSED',
+      hint: 'A grant is missing; apply sql/roles.sql, and give the role REPLICATION (or rds_replication).',
+    },
+  ],
+  ['42P01', { code: 'WAYBILL_SCHEMA_MISSING', hint: 'Create the tables with: waybill migrate up' }],
+  ['3F000', { code: 'WAYBILL_SCHEMA_MISSING', hint: 'Create the tables with: waybill migrate up' }],
+  [
+    '53300',
+    {
+      code: 'WAYBILL_DATABASE_UNSUITABLE',
+      hint: 'All connections or walsenders are in use: raise max_connections or max_wal_senders.',
+    },
+  ],
+  [
+    '53400',
+    {
+      code: 'WAYBILL_DATABASE_UNSUITABLE',
+      hint: 'All replication slots are in use: raise max_replication_slots, or drop a slot nobody needs.',
+    },
+  ],
+  ['53', { code: 'WAYBILL_DATABASE_UNAVAILABLE' }],
+  ['57P', { code: 'WAYBILL_DATABASE_UNAVAILABLE' }],
+  ['08', { code: 'WAYBILL_DATABASE_UNAVAILABLE' }],
+  ['55006', { code: 'WAYBILL_SLOT_TAKEN' }],
+];
+
+const NETWORK_CODES = new Set([
+  'ECONNREFUSED',
+  'ECONNRESET',
+  'EPIPE',
+  'ETIMEDOUT',
+  'ENOTFOUND',
+  'EAI_AGAIN',
+  'EHOSTUNREACH',
+  'ENETUNREACH',
+  'ENOENT',
+]);
+
+/** Turns an error of the client or the server into ours, once; `doing` says what failed. Ours pass unchanged. */
+export function toDatabaseError(error: unknown, doing: string): WaybillError {
+  if (error instanceof WaybillError) return error;
+  const state = sqlState(error);
+  const text = error instanceof Error ? error.message : String(error);
+  if (state === undefined) {
+    return new WaybillError('WAYBILL_DATABASE_UNAVAILABLE', `${doing}: ${text || 'the connection failed'}`, {
+      hint: 'Is PostgreSQL running and reachable under database.url?',
+      cause: error,
+    });
+  }
+  const meaning = MEANINGS.find(([prefix]) => state.startsWith(prefix))?.[1] ?? { code: 'WAYBILL_DATABASE_FAILED' };
+  return new WaybillError(meaning.code, `${doing}: ${text} (SQLSTATE ${state})`, {
+    ...(meaning.hint === undefined ? {} : { hint: meaning.hint }),
+    cause: error,
+  });
+}
+
+/** The five-character SQLSTATE of a server's error, or undefined for anything else. */
+export function sqlState(error: unknown): string | undefined {
+  if (error instanceof WaybillError) return sqlState(error.cause);
+  if (typeof error !== 'object' || error === null || !('code' in error)) return undefined;
+  const { code } = error;
+  return typeof code === 'string' && /^[0-9A-Z]{5}$/.test(code) && !NETWORK_CODES.has(code) ? code : undefined;
+}

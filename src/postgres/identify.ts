@@ -1,0 +1,47 @@
+import pg from 'pg';
+import { WaybillError } from '../core/errors.js';
+import { clientConfig, closeQuietly, type DatabaseEndpoint } from './connect.js';
+import { sqlState, toDatabaseError } from './errors.js';
+
+export interface SystemIdentity {
+  /** 64 bits as text; a copy by pg_basebackup keeps it, pg_upgrade changes it. */
+  systemIdentifier: string;
+  /** Grows at each promotion of a standby. */
+  timeline: number;
+}
+
+/**
+ * IDENTIFY_SYSTEM over a replication connection: also proves, before anything is touched, that this role may replicate
+ * and that no pooler stands between.
+ */
+export async function identifySystem(endpoint: DatabaseEndpoint, applicationName: string): Promise<SystemIdentity> {
+  const config: pg.ClientConfig & { replication: string } = {
+    ...clientConfig(endpoint, applicationName, true),
+    replication: 'database',
+  };
+  const client = new pg.Client(config);
+  client.on('error', () => undefined);
+  try {
+    await client.connect();
+    const result = await client.query<{ systemid: string; timeline: number | string }>('IDENTIFY_SYSTEM');
+    const row = result.rows[0];
+    if (!row) throw new Error('IDENTIFY_SYSTEM gave no row');
+    return { systemIdentifier: row.systemid, timeline: Number(row.timeline) };
+  } catch (error) {
+    if (sqlState(error) === '42501') {
+      throw new WaybillError('WAYBILL_DATABASE_REFUSED', `the role may not replicate: ${(error as Error).message}`, {
+        hint: 'alter role <role> replication; (on Amazon RDS: grant rds_replication to <role>;)',
+        cause: error,
+      });
+    }
+    if (sqlState(error) === '08P01' || sqlState(error) === '42601') {
+      throw new WaybillError('WAYBILL_DATABASE_UNSUITABLE', 'what answers does not speak the replication protocol', {
+        hint: 'A pooler seems to stand between: set database.replicationUrl to the server itself.',
+        cause: error,
+      });
+    }
+    throw toDatabaseError(error, 'opening a replication connection');
+  } finally {
+    closeQuietly(client);
+  }
+}

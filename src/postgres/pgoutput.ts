@@ -1,0 +1,161 @@
+import { WaybillError } from '../core/errors.js';
+import type { Lsn } from '../core/lsn.js';
+import type { OutboxRow } from '../core/message.js';
+import { REQUIRED_COLUMNS, rowFromColumns } from './outbox-row.js';
+
+/** What the stream brings, in the order of arrival. Source: the manual, "Logical Replication Message Formats". */
+export type WalEvent =
+  | { kind: 'begin'; commitLsn: Lsn; xid: number }
+  | { kind: 'row'; row: OutboxRow }
+  | { kind: 'commit'; endLsn: Lsn }
+  | { kind: 'keepalive'; walEnd: Lsn; replyRequested: boolean };
+
+interface Relation {
+  /** Column positions by name; undefined when the relation is not the outbox. */
+  positions: Map<string, number> | undefined;
+}
+
+const NULL_VALUE = 'n'.charCodeAt(0);
+const TEXT_VALUE = 't'.charCodeAt(0);
+
+/**
+ * Decodes pgoutput protocol version 1. Copies everything it keeps: the buffers it is given are views of a receive buffer
+ * that is used again. Values stay text; the payload's bytes are taken as they are. One decoder lives as long as one
+ * connection, because Relation messages are sent once a connection.
+ */
+export class PgoutputDecoder {
+  readonly #relations = new Map<number, Relation>();
+  readonly #schema: string;
+  /** Updates, deletes and truncates seen; a publication wider than `insert` sends them, and they mean nothing here. */
+  ignored = 0;
+
+  constructor(schema: string) {
+    this.#schema = schema;
+  }
+
+  /** One pgoutput message; undefined for those that carry nothing for the relay. */
+  decode(message: Buffer): WalEvent | undefined {
+    switch (String.fromCharCode(message[0] ?? 0)) {
+      case 'B':
+        return { kind: 'begin', commitLsn: message.readBigUInt64BE(1), xid: message.readUInt32BE(17) };
+      case 'C':
+        return { kind: 'commit', endLsn: message.readBigUInt64BE(10) };
+      case 'I':
+        return this.#insert(message);
+      case 'R':
+        this.#relation(message);
+        return undefined;
+      case 'U':
+      case 'D':
+      case 'T':
+        this.ignored += 1;
+        return undefined;
+      case 'O':
+      case 'Y':
+      case 'M':
+        return undefined;
+      default:
+        throw new WaybillError('WAYBILL_STREAM_PROTOCOL', `unknown pgoutput message type ${String(message[0])}`, {
+          hint: 'This PostgreSQL speaks a newer protocol than was asked for; please report it with the server version.',
+        });
+    }
+  }
+
+  #relation(message: Buffer): void {
+    const reader = new Reader(message, 1);
+    const id = reader.int32();
+    const schema = reader.string();
+    const table = reader.string();
+    reader.skip(1);
+    const count = reader.int16();
+    const positions = new Map<string, number>();
+    for (let n = 0; n < count; n += 1) {
+      reader.skip(1);
+      positions.set(reader.string(), n);
+      reader.skip(8);
+    }
+    if (schema !== this.#schema || table !== 'outbox') {
+      this.#relations.set(id, { positions: undefined });
+      return;
+    }
+    const missing = REQUIRED_COLUMNS.filter((name) => !positions.has(name));
+    if (missing.length > 0) {
+      throw new WaybillError('WAYBILL_PUBLICATION_UNFIT', `the stream sends no column ${missing.join(', ')} of outbox`, {
+        hint: 'A column was dropped or renamed, or the publication has a column list. Mend it with: waybill doctor',
+      });
+    }
+    this.#relations.set(id, { positions });
+  }
+
+  #insert(message: Buffer): WalEvent | undefined {
+    const reader = new Reader(message, 1);
+    const relation = this.#relations.get(reader.int32());
+    if (!relation) throw new WaybillError('WAYBILL_STREAM_PROTOCOL', 'an insert came before its Relation message');
+    const positions = relation.positions;
+    if (!positions) {
+      this.ignored += 1;
+      return undefined;
+    }
+    reader.skip(1);
+    const count = reader.int16();
+    const values = new Array<Buffer | null>(count);
+    for (let n = 0; n < count; n += 1) {
+      const kind = reader.byte();
+      if (kind === NULL_VALUE) values[n] = null;
+      else if (kind === TEXT_VALUE) values[n] = reader.bytes(reader.int32());
+      else throw new WaybillError('WAYBILL_STREAM_PROTOCOL', `column ${n} of an insert came as kind ${kind}, not text`);
+    }
+    const value = (name: string): Buffer | null => {
+      const position = positions.get(name);
+      return position === undefined ? null : (values[position] ?? null);
+    };
+    return {
+      kind: 'row',
+      row: rowFromColumns(
+        (name) => value(name)?.toString('utf8') ?? null,
+        (name) => value(name),
+      ),
+    };
+  }
+}
+
+/** Reads big-endian fields one after the other. */
+class Reader {
+  constructor(
+    readonly buffer: Buffer,
+    public offset: number,
+  ) {}
+
+  byte(): number {
+    return this.buffer.readUInt8(this.#advance(1));
+  }
+
+  int16(): number {
+    return this.buffer.readInt16BE(this.#advance(2));
+  }
+
+  int32(): number {
+    return this.buffer.readInt32BE(this.#advance(4));
+  }
+
+  bytes(length: number): Buffer {
+    const start = this.#advance(length);
+    return this.buffer.subarray(start, start + length);
+  }
+
+  string(): string {
+    const end = this.buffer.indexOf(0, this.offset);
+    const start = this.#advance(end + 1 - this.offset);
+    return this.buffer.toString('utf8', start, end);
+  }
+
+  skip(length: number): void {
+    this.#advance(length);
+  }
+
+  #advance(length: number): number {
+    const at = this.offset;
+    this.offset += length;
+    return at;
+  }
+}

@@ -1,0 +1,269 @@
+import type pg from 'pg';
+import { WaybillError } from '../core/errors.js';
+import { quoteIdentifier } from '../core/identity.js';
+import { formatLsn, parseLsn, type Lsn } from '../core/lsn.js';
+import type { OutboxRow } from '../core/message.js';
+import { toDatabaseError } from './errors.js';
+import { holdSql, makeDueSql, recordGoneSql, settleSql, writeBackSql, writeBackValues, type HistoryMode } from './settle-sql.js';
+
+interface RowId {
+  seq: string;
+  id: string;
+}
+
+interface SettlementRow {
+  row: RowId;
+  exchange: string;
+  routingKey: string;
+  outcome: string;
+  floorLsn: Lsn | null;
+}
+
+interface HoldRow {
+  row: OutboxRow;
+  state: string;
+  attempts: number;
+  error: string | null;
+  delayMs: number | null;
+}
+
+/**
+ * The relay's writes, each fenced by the epoch: settle, hold, checkpoint, table pass marks. One connection, one statement
+ * at a time. The session's synchronous_commit is off: losing the delete of a confirmed row in a crash repeats the row,
+ * because it comes back with its checkpoint. Everything else commits durably, because there a lost commit loses a row
+ * that the slot has already passed. O6: nothing is reported before the statement here has returned.
+ */
+export class RelayStore {
+  readonly #client: pg.Client;
+  readonly #schema: string;
+  readonly #relay: string;
+  readonly #epoch: string;
+  readonly #history: HistoryMode;
+  readonly #retentionMs: number;
+
+  constructor(
+    client: pg.Client,
+    options: { schema: string; relay: string; epoch: string; history: HistoryMode; historyRetentionMs: number },
+  ) {
+    this.#client = client;
+    this.#schema = quoteIdentifier(options.schema);
+    this.#relay = options.relay;
+    this.#epoch = options.epoch;
+    this.#history = options.history;
+    this.#retentionMs = options.historyRetentionMs;
+  }
+
+  async settle(
+    rows: readonly SettlementRow[],
+    candidateLsn: Lsn | null,
+    durable: boolean,
+  ): Promise<{ checkpointLsn: Lsn | null; missing: Set<string> }> {
+    const values = [
+      this.#relay,
+      this.#epoch,
+      rows.map((each) => each.row.seq),
+      rows.map((each) => each.row.id),
+      rows.map((each) => (each.floorLsn === null ? null : formatLsn(each.floorLsn))),
+      rows.map((each) => each.exchange),
+      rows.map((each) => each.routingKey),
+      rows.map((each) => each.outcome),
+      candidateLsn === null ? null : formatLsn(candidateLsn),
+    ];
+    const result = await this.#run('settling rows', durable, () =>
+      this.#client.query<{ fenced: boolean; checkpoint: string | null; missing: string[] | null }>(
+        settleSql(this.#schema, this.#history),
+        values,
+      ),
+    );
+    const answer = this.#fenced(result.rows[0]);
+    return {
+      checkpointLsn: answer.checkpoint === null ? null : parseLsn(answer.checkpoint),
+      missing: new Set(answer.missing ?? []),
+    };
+  }
+
+  async hold(holds: readonly HoldRow[]): Promise<Set<string>> {
+    const result = await this.#run('holding rows', true, () =>
+      this.#client.query<{ fenced: boolean; missing: string[] | null }>(holdSql(this.#schema), [
+        this.#relay,
+        this.#epoch,
+        holds.map((each) => each.row.seq),
+        holds.map((each) => each.row.id),
+        holds.map((each) => each.state),
+        holds.map((each) => each.attempts),
+        holds.map((each) => each.error),
+        holds.map((each) => each.delayMs),
+      ]),
+    );
+    return new Set(this.#fenced(result.rows[0]).missing ?? []);
+  }
+
+  async writeBack(holds: readonly HoldRow[]): Promise<void> {
+    await this.#run('writing rows back', true, async () => {
+      await this.#client.query(`select 1 from ${this.#schema}.relay where name = $1 and epoch = $2 for update`, [
+        this.#relay,
+        this.#epoch,
+      ]);
+      for (const each of holds) {
+        const result = await this.#client.query<{ fenced: boolean }>(writeBackSql(this.#schema), [
+          this.#relay,
+          this.#epoch,
+          ...writeBackValues(each),
+        ]);
+        this.#fenced(result.rows[0]);
+      }
+    });
+  }
+
+  async whereabouts(
+    rows: readonly { seq: string; id: string; xid: number | null }[],
+  ): Promise<Map<string, 'present' | 'undecided' | 'gone'>> {
+    // Two statements in this order: a transaction seen as committed by the first is visible to the second.
+    const running = await this.#run('looking up transactions', false, async () => {
+      const xids = [...new Set(rows.flatMap((row) => (row.xid === null ? [] : [String(row.xid)])))];
+      const result = await this.#client.query<{ xid: string }>(
+        // The log carries 32 bits of a transaction id; the rest comes from the newest one.
+        `with newest as (select pg_snapshot_xmax(pg_current_snapshot())::text::numeric as xmax),
+         full_xid as (
+           select x.xid, (xmax - mod(xmax, 4294967296) + x.xid
+             - case when mod(xmax, 4294967296) < x.xid then 4294967296 else 0 end) as xid8
+           from unnest($1::bigint[]) as x (xid), newest)
+         select xid::text from full_xid
+         where xid8 > 0 and pg_xact_status(xid8::text::xid8) = 'in progress'`,
+        [xids],
+      );
+      return new Set(result.rows.map((row) => row.xid));
+    });
+    const states = await this.states(rows);
+    return new Map(
+      rows.map((row) => [
+        row.seq,
+        states.has(row.seq) ? 'present' : running.has(String(row.xid)) ? 'undecided' : 'gone',
+      ]),
+    );
+  }
+
+  async states(rows: readonly RowId[]): Promise<Map<string, string>> {
+    const result = await this.#run('looking up rows', false, () =>
+      this.#client.query<{ seq: string; state: string }>(
+        `select o.seq::text as seq, o.state from ${this.#schema}.outbox o
+         join unnest($1::bigint[], $2::uuid[]) as i (seq, id) on i.seq = o.seq and i.id = o.id
+         where o.seq = any($1::bigint[])`,
+        [rows.map((row) => row.seq), rows.map((row) => row.id)],
+      ),
+    );
+    return new Map(result.rows.map((row) => [row.seq, row.state]));
+  }
+
+  async noteInsertThenDelete(): Promise<void> {
+    await this.#update('noting insert-then-delete', 'insert_then_delete_seen = true', []);
+  }
+
+  /** A table pass is due: nothing up to `afterSeq` can come from the slot that is about to be created. */
+  async beginPass(afterSeq: bigint): Promise<void> {
+    await this.#update(
+      'noting the table pass',
+      'checkpoint_lsn = null, checkpoint_at = null, pass_after_seq = $3, pass_upto_seq = null',
+      [String(afterSeq)],
+    );
+  }
+
+  async limitPass(uptoSeq: bigint): Promise<void> {
+    await this.#update('noting the table pass', 'pass_upto_seq = $3', [String(uptoSeq)]);
+  }
+
+  async endPass(checkpointLsn: Lsn): Promise<void> {
+    await this.#update(
+      'ending the table pass',
+      'checkpoint_lsn = $3, checkpoint_at = clock_timestamp(), pass_after_seq = null, pass_upto_seq = null',
+      [formatLsn(checkpointLsn)],
+    );
+  }
+
+  /** Commits synchronously, so that everything before it in the log is flushed, also on an idle server. */
+  async flush(): Promise<void> {
+    await this.#update('flushing the log', 'holder = holder', []);
+  }
+
+  /** Turns scheduled rows whose time has come `ready`, oldest first. */
+  async makeDue(limit: number): Promise<{ seq: string; bytes: number }[]> {
+    const result = await this.#run('making rows due', true, () =>
+      this.#client.query<{ seq: string; bytes: number }>(makeDueSql(this.#schema), [this.#relay, this.#epoch, limit]),
+    );
+    return result.rows;
+  }
+
+  /** Keeps the trace of published rows that their own application had deleted; their bodies are not known any more. */
+  async recordGone(rows: readonly (SettlementRow & { row: OutboxRow })[]): Promise<void> {
+    if (this.#history === 'off' || rows.length === 0) return;
+    await this.#run('recording rows that are gone', false, () =>
+      this.#client.query(recordGoneSql(this.#schema), [
+        rows.map((each) => each.outcome),
+        rows.map((each) => each.row.id),
+        rows.map((each) => each.row.seq),
+        rows.map((each) => each.row.type),
+        rows.map((each) => each.row.key),
+        rows.map((each) => each.row.schemaVersion),
+        rows.map((each) => each.exchange),
+        rows.map((each) => each.routingKey),
+        rows.map((each) => each.row.attempts),
+        rows.map((each) => each.row.createdAt),
+        rows.map((each) => each.row.occurredAt),
+      ]),
+    );
+  }
+
+  async databaseNowMs(): Promise<number> {
+    const result = await this.#run('reading the clock', false, () =>
+      this.#client.query<{ ms: string }>('select floor(extract(epoch from clock_timestamp()) * 1000)::bigint::text as ms'),
+    );
+    return Number(result.rows[0]?.ms ?? 0);
+  }
+
+  /** Creates the history partitions of the coming days and drops those past retention; never waits long for a lock. */
+  async keepHistory(): Promise<void> {
+    if (this.#history === 'off') return;
+    await this.#run('keeping history partitions', false, () =>
+      this.#client.query(`select * from ${this.#schema}.keep_history(3, $1::interval)`, [
+        `${Math.round(this.#retentionMs / 1000)} seconds`,
+      ]),
+    );
+  }
+
+  async #update(doing: string, assignments: string, values: readonly string[]): Promise<void> {
+    const result = await this.#run(doing, true, () =>
+      this.#client.query(`update ${this.#schema}.relay set ${assignments} where name = $1 and epoch = $2`, [
+        this.#relay,
+        this.#epoch,
+        ...values,
+      ]),
+    );
+    this.#fenced(result.rowCount === 1 ? { fenced: true } : undefined);
+  }
+
+  #fenced<T extends { fenced: boolean }>(answer: T | undefined): T {
+    if (answer?.fenced) return answer;
+    throw new WaybillError('WAYBILL_EPOCH_LOST', `another process has taken over relay ${this.#relay}`, {
+      hint: 'Nothing to do: this process goes back to standing by. `waybill status` shows the holder.',
+    });
+  }
+
+  /** Runs statements of this room's one connection; `durable` makes the commit wait for the disk. */
+  async #run<T>(doing: string, durable: boolean, work: () => Promise<T>): Promise<T> {
+    try {
+      if (!durable) return await work();
+      await this.#client.query('begin');
+      try {
+        await this.#client.query('set local synchronous_commit = on');
+        const result = await work();
+        await this.#client.query('commit');
+        return result;
+      } catch (error) {
+        await this.#client.query('rollback').catch(() => undefined);
+        throw error;
+      }
+    } catch (error) {
+      throw toDatabaseError(error, doing);
+    }
+  }
+}

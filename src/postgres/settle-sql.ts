@@ -1,0 +1,202 @@
+import type { OutboxRow } from '../core/message.js';
+
+export type HistoryMode = 'trace' | 'full' | 'off';
+
+/** Holds the relay's row under its epoch for the length of the statement; empty when the epoch is another's (O6). */
+const fence = (schema: string): string =>
+  `fence as materialized (select 1 from ${schema}.relay where name = $1 and epoch = $2::bigint for update)`;
+
+/**
+ * Finds rows by primary key, whatever the size of the table, and locks them; rows that somebody else has locked are left
+ * out. `$3` are the seqs. Why by ctid afterwards: no join order can then turn into a scan of the outbox.
+ */
+const found = (schema: string): string => `found as materialized (
+    select o.ctid as place, o.seq, o.id from ${schema}.outbox o
+    where o.seq = any($3::bigint[]) and exists (select from fence)
+    for update of o skip locked)`;
+
+const HISTORY_TRACE = `outcome, id, seq, type, key, schema_version, exchange, routing_key, attempts, created_at,
+  occurred_at, published_at, size, sha256`;
+const HISTORY_FULL = `${HISTORY_TRACE}, payload, payload_bytes, content_type, content_encoding, headers, correlation_id,
+  causation_id, reply_to, traceparent, tracestate, priority, expires_at, deliver_at`;
+
+/** Deletes settled rows, writes their history and moves the checkpoint, in one statement. See RelayStore.settle. */
+export function settleSql(schema: string, history: HistoryMode): string {
+  const body = `coalesce(convert_to(g.payload::text, 'UTF8'), g.payload_bytes, '')`;
+  const full = `, g.payload, g.payload_bytes, g.content_type, g.content_encoding, g.headers, g.correlation_id,
+      g.causation_id, g.reply_to, g.traceparent, g.tracestate, g.priority, g.expires_at, g.deliver_at`;
+  const record =
+    history === 'off'
+      ? ''
+      : `, record as (
+    insert into ${schema}.outbox_history (${history === 'full' ? HISTORY_FULL : HISTORY_TRACE})
+    select i.outcome, g.id, g.seq, g.type, g.key, g.schema_version, i.exchange, i.routing_key, g.attempts,
+      g.created_at, g.occurred_at, case when i.outcome = 'expired' then null else clock_timestamp() end,
+      octet_length(${body}), sha256(${body})${history === 'full' ? full : ''}
+    from gone g join input i using (seq))`;
+  return `with ${fence(schema)}, input as materialized (
+    select * from unnest($3::bigint[], $4::uuid[], $5::pg_lsn[], $6::text[], $7::text[], $8::text[])
+      as i (seq, id, floor, exchange, routing_key, outcome)),
+  ${found(schema)}, gone as (
+    delete from ${schema}.outbox o
+    where o.ctid = any(array(select f.place from found f join input i on i.seq = f.seq and i.id = f.id))
+    returning o.*)${record}, missing as materialized (
+    select i.seq, i.floor from input i where not exists (select from gone g where g.seq = i.seq)),
+  mark as (
+    update ${schema}.relay
+    set checkpoint_lsn = greatest(checkpoint_lsn, least($9::pg_lsn, (select min(floor) from missing))),
+      checkpoint_at = clock_timestamp()
+    where name = $1 and epoch = $2::bigint and exists (select from fence)
+    returning checkpoint_lsn)
+  select exists (select from mark) as fenced, (select checkpoint_lsn::text from mark) as checkpoint,
+    (select array_agg(seq::text) from missing) as missing`;
+}
+
+/** Gives rows their held state. A row that is no longer `ready` keeps what somebody else made of it. */
+export function holdSql(schema: string): string {
+  return `with ${fence(schema)}, input as materialized (
+    select * from unnest($3::bigint[], $4::uuid[], $5::text[], $6::int[], $7::text[], $8::double precision[])
+      as i (seq, id, state, attempts, error, delay_ms)),
+  ${found(schema)}, held as (
+    update ${schema}.outbox o
+    set state = i.state, attempts = i.attempts, last_error = i.error,
+      next_attempt_at = case when i.state <> 'scheduled' then null
+        else coalesce(clock_timestamp() + i.delay_ms * interval '1 millisecond', o.deliver_at, clock_timestamp()) end,
+      hold_no = case when i.state = 'parked' then nextval('${schema.replaceAll("'", "''")}.outbox_hold_no') end
+    from input i
+    where o.ctid = any(array(select place from found)) and i.seq = o.seq and i.id = o.id and o.state = 'ready')
+  select exists (select from fence) as fenced,
+    (select array_agg(i.seq::text) from input i
+     where not exists (select from found f where f.seq = i.seq and f.id = i.id)) as missing`;
+}
+
+/** Due rows become ready under the fence. `$3` is the most rows at once. */
+export function makeDueSql(schema: string): string {
+  return `with ${fence(schema)}, due as (
+    select ctid as place from ${schema}.outbox
+    where state = 'scheduled' and next_attempt_at <= clock_timestamp() and exists (select from fence)
+    order by next_attempt_at limit $3 for update skip locked)
+  update ${schema}.outbox o set state = 'ready', next_attempt_at = null, hold_no = null
+  where o.ctid = any(array(select place from due))
+  returning o.seq::text as seq, coalesce(octet_length(o.payload::text), octet_length(o.payload_bytes), 0) as bytes`;
+}
+
+/** History of published rows that are not in the table any more. */
+export function recordGoneSql(schema: string): string {
+  return `insert into ${schema}.outbox_history (${HISTORY_TRACE})
+    select outcome, id, seq, type, key, schema_version, exchange, routing_key, attempts, created_at, occurred_at,
+      clock_timestamp(), null, null
+    from unnest($1::text[], $2::uuid[], $3::bigint[], $4::text[], $5::text[], $6::int[], $7::text[], $8::text[],
+      $9::int[], $10::timestamptz[], $11::timestamptz[])
+      as i (outcome, id, seq, type, key, schema_version, exchange, routing_key, attempts, created_at, occurred_at)`;
+}
+
+const WRITE_BACK_COLUMNS = [
+  'id',
+  'type',
+  'key',
+  'schema_version',
+  'payload',
+  'payload_bytes',
+  'content_type',
+  'content_encoding',
+  'headers',
+  'exchange',
+  'routing_key',
+  'correlation_id',
+  'causation_id',
+  'reply_to',
+  'traceparent',
+  'tracestate',
+  'priority',
+  'expires_at',
+  'deliver_at',
+  'occurred_at',
+  'created_at',
+  'state',
+  'attempts',
+  'last_error',
+] as const;
+
+/**
+ * Writes a held row back whose application deleted it in its own transaction. It gets a new seq, because the old one may
+ * be in use again; an id that is there already needs nothing.
+ */
+export function writeBackSql(schema: string): string {
+  const parameters = WRITE_BACK_COLUMNS.map((name, n) => `$${n + 3}::${writeBackType(name)}`);
+  const delay = `$${WRITE_BACK_COLUMNS.length + 3}::double precision`;
+  const state = parameters[WRITE_BACK_COLUMNS.indexOf('state')] ?? '';
+  const deliverAt = parameters[WRITE_BACK_COLUMNS.indexOf('deliver_at')] ?? '';
+  return `with ${fence(schema)}, written as (
+    insert into ${schema}.outbox (${WRITE_BACK_COLUMNS.join(', ')}, next_attempt_at, hold_no)
+    select ${parameters.join(', ')},
+      case when ${state} = 'scheduled'
+        then coalesce(clock_timestamp() + ${delay} * interval '1 millisecond', ${deliverAt}, clock_timestamp()) end,
+      case when ${state} = 'parked' then nextval('${schema.replaceAll("'", "''")}.outbox_hold_no') end
+    where exists (select from fence)
+    on conflict (id) do nothing)
+  select exists (select from fence) as fenced`;
+}
+
+function writeBackType(column: (typeof WRITE_BACK_COLUMNS)[number]): string {
+  switch (column) {
+    case 'id':
+      return 'uuid';
+    case 'schema_version':
+    case 'attempts':
+      return 'int';
+    case 'priority':
+      return 'smallint';
+    case 'payload':
+      return 'json';
+    case 'payload_bytes':
+      return 'bytea';
+    case 'headers':
+      return 'jsonb';
+    case 'expires_at':
+    case 'deliver_at':
+    case 'occurred_at':
+    case 'created_at':
+      return 'timestamptz';
+    default:
+      return 'text';
+  }
+}
+
+/** The parameters of writeBackSql after relay and epoch. */
+export function writeBackValues(hold: {
+  row: OutboxRow;
+  state: string;
+  attempts: number;
+  error: string | null;
+  delayMs: number | null;
+}): unknown[] {
+  const { row } = hold;
+  return [
+    row.id,
+    row.type,
+    row.key,
+    row.schemaVersion,
+    row.bodyKind === 'json' ? row.body.toString('utf8') : null,
+    row.bodyKind === 'bytes' ? row.body : null,
+    row.contentType,
+    row.contentEncoding,
+    row.headers,
+    row.exchange,
+    row.routingKey,
+    row.correlationId,
+    row.causationId,
+    row.replyTo,
+    row.traceparent,
+    row.tracestate,
+    row.priority,
+    row.expiresAt,
+    row.deliverAt,
+    row.occurredAt,
+    row.createdAt,
+    hold.state,
+    hold.attempts,
+    hold.error,
+    hold.delayMs,
+  ];
+}

@@ -1,0 +1,149 @@
+import type pg from 'pg';
+import { quoteIdentifier } from '../core/identity.js';
+import { parseLsn, type Lsn } from '../core/lsn.js';
+import type { OutboxRow } from '../core/message.js';
+import { pause, type Clock } from '../runtime/clock.js';
+import { toDatabaseError } from './errors.js';
+import { OUTBOX_COLUMNS, rowFromColumns, type OutboxColumn } from './outbox-row.js';
+import type { RelayStore } from './relay-store.js';
+
+/** A row's place and the octets of its body. */
+interface SeqAndSize {
+  seq: string;
+  bytes: number;
+}
+
+const FENCE_POLL_MS = 10;
+const FENCE_REPORT_MS = 2_000;
+
+/**
+ * Reads the outbox itself: for the table pass, the sweep and rows that are due. Always by primary key or by a partial
+ * index, in batches bounded by the caller; never a scan that a large backlog makes long.
+ */
+export class TableReader {
+  readonly #client: pg.Client;
+  readonly #table: string;
+  readonly #store: RelayStore;
+  readonly #clock: Clock;
+
+  constructor(client: pg.Client, schema: string, store: RelayStore, clock: Clock) {
+    this.#client = client;
+    this.#table = `${quoteIdentifier(schema)}.outbox`;
+    this.#store = store;
+    this.#clock = clock;
+  }
+
+  /** The highest seq that anybody has drawn or written. Also covers a seq given explicitly by COPY. */
+  async highestSeq(): Promise<bigint> {
+    const result = await this.#query<{ highest: string | null }>(
+      'reading the highest seq',
+      `select greatest(pg_sequence_last_value(pg_get_serial_sequence($1, 'seq')::regclass),
+         (select max(seq) from ${this.#table}))::text as highest`,
+      [this.#table],
+    );
+    return BigInt(result[0]?.highest ?? 0);
+  }
+
+  /**
+   * Waits until every transaction that drew a seq up to now has ended and is visible, also one that waits for a
+   * synchronous standby (it is decoded before it is visible). An insert takes its table lock before it draws its seq.
+   */
+  async fence(log: (waitingFor: string) => void, signal: AbortSignal): Promise<{ uptoSeq: bigint; lsn: Lsn }> {
+    const uptoSeq = await this.highestSeq();
+    let writers = await this.#writers();
+    let reportAtMs = this.#clock.now() + FENCE_REPORT_MS;
+    while (writers.length > 0 && !signal.aborted) {
+      await pause(this.#clock, FENCE_POLL_MS, signal);
+      const still = new Set((await this.#writers()).map((writer) => writer.transaction));
+      writers = writers.filter((writer) => still.has(writer.transaction));
+      if (writers.length > 0 && this.#clock.now() >= reportAtMs) {
+        log(writers.map((writer) => writer.description).join('; '));
+        reportAtMs = this.#clock.now() + FENCE_REPORT_MS * 5;
+      }
+    }
+    // In this order: after an asynchronous commit only the insert position is past it; our commit then flushes it.
+    const lsn = await this.#insertLsn();
+    await this.#store.flush();
+    return { uptoSeq, lsn };
+  }
+
+  /** A position past everything that is visible now, flushed. */
+  async position(): Promise<Lsn> {
+    const lsn = await this.#insertLsn();
+    await this.#store.flush();
+    return lsn;
+  }
+
+  async readyRows(afterSeq: bigint, uptoSeq: bigint, limit: number): Promise<SeqAndSize[]> {
+    return this.#query<SeqAndSize>(
+      'reading the backlog',
+      `select seq::text as seq, coalesce(octet_length(payload::text), octet_length(payload_bytes), 0) as bytes
+       from ${this.#table} where state = 'ready' and seq > $1 and seq <= $2 order by seq limit $3`,
+      [String(afterSeq), String(uptoSeq), limit],
+    );
+  }
+
+  /** Whole rows that are still `ready`, in seq order. */
+  async readRows(seqs: readonly string[]): Promise<OutboxRow[]> {
+    const columns = OUTBOX_COLUMNS.map((name) => `${name}::text as ${name}`).join(', ');
+    const rows = await this.#query<Record<OutboxColumn, string | null>>(
+      'reading rows',
+      `select ${columns} from ${this.#table} where seq = any($1::bigint[]) and state = 'ready' order by outbox.seq`,
+      [seqs],
+    );
+    return rows.map((row) =>
+      rowFromColumns(
+        (name) => row[name],
+        (name) => {
+          const text = row[name];
+          return text === null ? null : Buffer.from(text, 'utf8');
+        },
+      ),
+    );
+  }
+
+  /** Turns scheduled rows whose time has come `ready`, durably, so that a cancel comes first or is told "too late". */
+  async makeDue(limit: number): Promise<SeqAndSize[]> {
+    const due = await this.#query(
+      'looking for due rows',
+      `select 1 from ${this.#table} where state = 'scheduled' and next_attempt_at <= clock_timestamp() limit 1`,
+      [],
+    );
+    if (due.length === 0) return [];
+    return this.#store.makeDue(limit);
+  }
+
+  async #insertLsn(): Promise<Lsn> {
+    const rows = await this.#query<{ lsn: string }>(
+      'reading the log position',
+      'select pg_current_wal_insert_lsn()::text as lsn',
+      [],
+    );
+    return parseLsn(rows[0]?.lsn ?? '0/0');
+  }
+
+  /** Transactions that may have drawn a seq: those with a writer's lock on the table, prepared ones included. */
+  async #writers(): Promise<{ transaction: string; description: string }[]> {
+    return this.#query(
+      'looking for writers',
+      `select l.virtualtransaction as transaction,
+         coalesce('pid ' || l.pid || ' (' || coalesce(nullif(a.application_name, ''), a.usename, 'unknown') || ', '
+           || coalesce(a.state, 'state unknown') || ', transaction open for '
+           || coalesce(round(extract(epoch from clock_timestamp() - a.xact_start))::text || ' s', 'unknown') || ')',
+           'a prepared transaction') as description
+       from pg_locks l left join pg_stat_activity a on a.pid = l.pid
+       where l.relation = to_regclass($1) and l.mode = 'RowExclusiveLock' and l.granted
+         and l.pid is distinct from pg_backend_pid()
+         and l.database = (select oid from pg_database where datname = current_database())`,
+      [this.#table],
+    );
+  }
+
+  async #query<T extends object>(doing: string, text: string, values: readonly unknown[]): Promise<T[]> {
+    try {
+      return (await this.#client.query<T & pg.QueryResultRow>(text, [...values])).rows;
+    } catch (error) {
+      throw toDatabaseError(error, doing);
+    }
+  }
+}
