@@ -1,0 +1,56 @@
+import { once } from 'node:events';
+import { access, realpath } from 'node:fs/promises';
+import { connect } from 'node:net';
+import { dirname, join } from 'node:path';
+import { until } from '../waiting.js';
+import { Daemon } from './daemon.js';
+import type { Scratch } from './scratch.js';
+
+/** Runs epmd, Erlang's port mapper, as a process of ours and not as a daemon of nobody's. */
+export async function startPortMapper(scratch: Scratch, env: Record<string, string>, port: number): Promise<void> {
+  const epmd = await Daemon.start(scratch, {
+    command: await portMapperProgram(env.PATH ?? ''),
+    args: ['-port', String(port), '-address', '127.0.0.1'],
+    env,
+    logFile: scratch.path('epmd.log'),
+  });
+  const answers = await until(async () => epmd.ending ?? (await reaches(port)), {
+    what: `epmd on port ${port}`,
+  });
+  if (answers !== true) throw new Error(`epmd -port ${port}: ${answers}\n${await epmd.logTail()}`);
+}
+
+async function portMapperProgram(path: string): Promise<string> {
+  for (const folder of path.split(':').filter(Boolean)) {
+    const program = join(folder, 'epmd');
+    if (
+      await access(program).then(
+        () => true,
+        () => false,
+      )
+    )
+      return program;
+    // Where only erl is in PATH, epmd lies beside the real one.
+    const beside = join(dirname(await realpath(join(folder, 'erl')).catch(() => '/none/erl')), 'epmd');
+    if (
+      await access(beside).then(
+        () => true,
+        () => false,
+      )
+    )
+      return beside;
+  }
+  throw new Error('epmd, which comes with Erlang, is not in PATH. Mend: apt-get install -y erlang-base');
+}
+
+async function reaches(port: number): Promise<boolean> {
+  const socket = connect(port, '127.0.0.1');
+  try {
+    await once(socket, 'connect');
+    return true;
+  } catch {
+    return false;
+  } finally {
+    socket.destroy();
+  }
+}

@@ -1,0 +1,226 @@
+import { randomBytes } from 'node:crypto';
+import { once } from 'node:events';
+import { writeFile } from 'node:fs/promises';
+import { connect } from 'node:net';
+import { join } from 'node:path';
+import { until } from '../waiting.js';
+import { Daemon } from './daemon.js';
+import { startPortMapper } from './epmd.js';
+import { findRabbit } from './find-rabbitmq.js';
+import { freePorts } from './ports.js';
+import { ctlControl, managementControl, noControl, type RabbitNode } from './rabbit-control.js';
+import { RabbitUrls, type RabbitServer } from './rabbit-server.js';
+import { Scratch } from './scratch.js';
+
+/** How to start a RabbitMQ node. */
+export interface RabbitOptions {
+  /** Further lines of rabbitmq.conf, for example { 'consumer_timeout': 5000 }. */
+  settings?: Record<string, string | number | boolean>;
+  /** Schedulers of the Erlang machine (default 1, the fastest to start and fair on small machines; benches want more). */
+  schedulers?: number;
+  /** Starts a node of its own even where WAYBILL_TEST_BROKER_URL offers one, for tests that stop or kill it. */
+  own?: boolean;
+}
+
+/**
+ * Starts a private RabbitMQ node on free ports of 127.0.0.1, or borrows the one that WAYBILL_TEST_BROKER_URL names. The
+ * private one is stopped and removed by `close`, and also when this process dies.
+ */
+export async function startRabbit(options: RabbitOptions = {}): Promise<RabbitServer> {
+  const offered = process.env.WAYBILL_TEST_BROKER_URL;
+  if (offered && !options.own) return borrowRabbit(offered);
+  const scripts = await findRabbit();
+  const tried: string[] = [];
+  for (let attempt = 1; attempt <= 3; attempt++) {
+    const scratch = await Scratch.open();
+    try {
+      return await PrivateRabbit.create(scratch, scripts, options);
+    } catch (error) {
+      await scratch.remove();
+      tried.push(error instanceof Error ? error.message : String(error));
+      // Only a port that somebody took in between is worth another try.
+      if (!/eaddrinuse|already in use/i.test(tried.join())) break;
+    }
+  }
+  throw new Error(`RabbitMQ from ${scripts} did not start.\n${tried.join('\n')}`);
+}
+
+/** A handle on a node that somebody else started, administered as far as it can be. */
+export function borrowRabbit(url: string, node?: RabbitNode): RabbitServer {
+  const management = process.env.WAYBILL_TEST_BROKER_MANAGEMENT_URL;
+  const control = node ? ctlControl(node) : management ? managementControl(management) : noControl();
+  return new BorrowedRabbit(new URL(url), control, node);
+}
+
+class BorrowedRabbit extends RabbitUrls implements RabbitServer {
+  readonly private = false;
+
+  start(): Promise<void> {
+    return refuse('start');
+  }
+  stop(): Promise<number> {
+    return refuse('stop');
+  }
+  kill9(): Promise<void> {
+    return refuse('kill9');
+  }
+  pause(): Promise<void> {
+    return refuse('pause');
+  }
+  resume(): Promise<void> {
+    return refuse('resume');
+  }
+  alarm(): Promise<void> {
+    return refuse('alarm');
+  }
+  close(): Promise<void> {
+    return Promise.resolve();
+  }
+}
+
+function refuse(what: string): Promise<never> {
+  return Promise.reject(
+    new Error(`${what}() needs a RabbitMQ of one's own, and this one is shared. Use startRabbit({ own: true }).`),
+  );
+}
+
+class PrivateRabbit extends RabbitUrls implements RabbitServer {
+  readonly private = true;
+  #daemon: Daemon | undefined;
+
+  private constructor(
+    private readonly scratch: Scratch,
+    private readonly owned: RabbitNode,
+    private readonly schedulers: number,
+    url: URL,
+  ) {
+    super(url, ctlControl(owned), owned);
+  }
+
+  static async create(scratch: Scratch, scripts: string, options: RabbitOptions): Promise<PrivateRabbit> {
+    const [amqp, epmd, distribution] = (await freePorts(3)) as [number, number, number];
+    const password = randomBytes(9).toString('base64url');
+    const env = environment(scratch, amqp, epmd, distribution);
+    const settings = {
+      'listeners.tcp.1': `127.0.0.1:${amqp}`,
+      default_user: 'waybill',
+      default_pass: password,
+      'log.console': false,
+      'log.file.level': 'info',
+      ...options.settings,
+    };
+    const lines = Object.entries(settings).map(([name, value]) => `${name} = ${value}\n`);
+    await writeFile(scratch.path('rabbitmq.conf'), lines.join(''));
+    await writeFile(scratch.path('enabled_plugins'), '[].\n');
+    await startPortMapper(scratch, env, epmd);
+    const url = new URL(`amqp://waybill:${password}@127.0.0.1:${amqp}/%2f`);
+    const rabbit = new PrivateRabbit(scratch, { scripts, env }, options.schedulers ?? 1, url);
+    await rabbit.start();
+    return rabbit;
+  }
+
+  async start(): Promise<void> {
+    if (this.#daemon && this.#daemon.ending === undefined) return;
+    const daemon = await Daemon.start(this.scratch, {
+      command: join(this.owned.scripts, 'rabbitmq-server'),
+      args: [],
+      env: {
+        ...this.owned.env,
+        // Why: with it the script becomes the Erlang machine instead of staying as its parent.
+        RABBITMQ_ALLOW_INPUT: '1',
+        RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS: `-noinput +S ${this.schedulers}:${this.schedulers}`,
+      },
+      logFile: this.scratch.path('rabbitmq.log'),
+    });
+    this.#daemon = daemon;
+    const ready = await until(async () => (daemon.ending === undefined ? await speaksAmqp(this.port) : 'ended'), {
+      what: `RabbitMQ to speak AMQP on port ${this.port}`,
+      withinMs: 90_000,
+      everyMs: 25,
+    });
+    if (ready === 'ended') {
+      throw new Error(
+        `${join(this.owned.scripts, 'rabbitmq-server')}: ${daemon.ending ?? ''}\n${await daemon.logTail(40)}`,
+      );
+    }
+  }
+
+  async stop(): Promise<number> {
+    const daemon = this.running('stop');
+    const began = performance.now();
+    daemon.signal('SIGTERM');
+    await daemon.gone(60_000, 'RabbitMQ to stop');
+    return performance.now() - began;
+  }
+
+  async kill9(): Promise<void> {
+    const daemon = this.running('kill9');
+    daemon.signal('SIGKILL');
+    await daemon.gone(10_000, 'the end of a killed RabbitMQ');
+  }
+
+  pause(): Promise<void> {
+    this.running('pause').signal('SIGSTOP');
+    return Promise.resolve();
+  }
+
+  resume(): Promise<void> {
+    this.running('resume').signal('SIGCONT');
+    return Promise.resolve();
+  }
+
+  async alarm(on: boolean): Promise<void> {
+    const resource = '{resource_limit, memory, node()}';
+    await this.ctl(
+      'eval',
+      on ? `rabbit_alarm:set_alarm({${resource}, []}).` : `rabbit_alarm:clear_alarm(${resource}).`,
+    );
+  }
+
+  close(): Promise<void> {
+    return this.scratch.remove();
+  }
+
+  private running(what: string): Daemon {
+    if (this.#daemon && this.#daemon.ending === undefined) return this.#daemon;
+    throw new Error(`${what}(): this RabbitMQ is not running (${this.#daemon?.ending ?? 'never started'})`);
+  }
+}
+
+function environment(scratch: Scratch, amqp: number, epmd: number, distribution: number): Record<string, string> {
+  return {
+    PATH: process.env.PATH ?? '',
+    HOME: scratch.folder,
+    LANG: 'C.UTF-8',
+    ERL_EPMD_PORT: String(epmd),
+    ERL_EPMD_ADDRESS: '127.0.0.1',
+    // Why: else each Erlang machine, rabbitmqctl's included, may start a port mapper that outlives us.
+    ERL_FLAGS: '-start_epmd false',
+    RABBITMQ_NODENAME: `waybill-${randomBytes(4).toString('hex')}@localhost`,
+    RABBITMQ_NODE_IP_ADDRESS: '127.0.0.1',
+    RABBITMQ_NODE_PORT: String(amqp),
+    RABBITMQ_DIST_PORT: String(distribution),
+    RABBITMQ_CONFIG_FILE: scratch.path('rabbitmq'),
+    RABBITMQ_CONF_ENV_FILE: scratch.path('rabbitmq-env.conf'),
+    RABBITMQ_ENABLED_PLUGINS_FILE: scratch.path('enabled_plugins'),
+    RABBITMQ_MNESIA_BASE: scratch.path('mnesia'),
+    RABBITMQ_LOG_BASE: scratch.path('log'),
+    RABBITMQ_PID_FILE: scratch.path('rabbitmq.pid'),
+    RABBITMQ_FEATURE_FLAGS_FILE: scratch.path('feature_flags'),
+    RABBITMQ_GENERATED_CONFIG_DIR: scratch.path('generated'),
+  };
+}
+
+/** True when the broker answers the protocol header with a frame (Connection.Start). */
+async function speaksAmqp(port: number): Promise<boolean> {
+  const socket = connect(port, '127.0.0.1');
+  try {
+    socket.write('AMQP\0\0\x09\x01');
+    const [first] = (await once(socket, 'data', { signal: AbortSignal.timeout(2000) })) as [Buffer];
+    return first[0] === 1;
+  } catch {
+    return false;
+  } finally {
+    socket.destroy();
+  }
+}

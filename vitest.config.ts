@@ -1,0 +1,27 @@
+import { defineConfig } from 'vitest/config';
+
+/** A project whose files talk to real servers, started once a run; the machine's two cores are shared with these. */
+function withServers(name: string, testTimeout: number, groupOrder: number) {
+  return {
+    test: {
+      name,
+      include: [`test/${name}/**/*.test.ts`],
+      globalSetup: ['test/support/run-servers.ts'],
+      testTimeout,
+      hookTimeout: 120_000,
+      maxWorkers: 2,
+      sequence: { groupOrder },
+    },
+  };
+}
+
+export default defineConfig({
+  test: {
+    projects: [
+      { test: { name: 'unit', include: ['test/unit/**/*.test.ts'] } },
+      withServers('integration', 60_000, 1),
+      withServers('faults', 120_000, 2),
+      withServers('e2e', 180_000, 3),
+    ],
+  },
+});
