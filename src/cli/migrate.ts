@@ -1,5 +1,6 @@
 import { InvalidArgumentError, type Command } from 'commander';
-import { applyMigrations, migrationSql, readMigrationStatus } from '../app/schema.js';
+import { databaseEndpoint } from '../app/endpoints.js';
+import { applyMigrations, printMigrations, printRoles, readMigrationStatus } from '../app/migrate.js';
 import { checkSchemaName } from '../config/names.js';
 import { EXIT } from './context.js';
 import type { Cli } from './program.js';
@@ -7,9 +8,9 @@ import { columns } from './text.js';
 
 export function registerMigrate(program: Command, cli: Cli): void {
   const migrate = program.command('migrate').description('Install and update the Waybill tables.');
-  const database = (schema: string | undefined) => {
+  const target = (schema: string | undefined) => {
     const configured = cli.configuration.database();
-    return schema === undefined ? configured : { ...configured, schema };
+    return { ...databaseEndpoint(configured), schema: schema ?? configured.schema };
   };
 
   migrate
@@ -17,12 +18,12 @@ export function registerMigrate(program: Command, cli: Cli): void {
     .description('Apply the migrations that are missing.')
     .option('--schema <name>', 'instead of database.schema', schemaName)
     .action(async ({ schema }: { schema?: string }) => {
-      const target = database(schema);
-      const applied = await applyMigrations(target, (line) => cli.context.err(`${line}\n`));
+      const into = target(schema);
+      const applied = await applyMigrations(into, (line) => cli.context.err(`${line}\n`));
       cli.context.out(
         applied.length === 0
-          ? `Schema ${target.schema} is up to date.\n`
-          : `Schema ${target.schema} is now at version ${applied.at(-1)?.version ?? 0}.\n`,
+          ? `Schema ${into.schema} is up to date.\n`
+          : `Schema ${into.schema} is up to date; ${applied.length} applied.\n`,
       );
     });
 
@@ -32,7 +33,7 @@ export function registerMigrate(program: Command, cli: Cli): void {
     .option('--schema <name>', 'instead of database.schema', schemaName)
     .option('--json', 'as JSON')
     .action(async ({ schema, json }: { schema?: string; json?: boolean }) => {
-      const status = await readMigrationStatus(database(schema));
+      const status = await readMigrationStatus(target(schema));
       const pending = status.pending.map(({ version, name }) => ({ version, name }));
       if (pending.length > 0) cli.exitCode = EXIT.schema;
       if (json) {
@@ -54,7 +55,9 @@ export function registerMigrate(program: Command, cli: Cli): void {
     .option('--from <version>', 'leave out the migrations before this one', versionNumber, 1)
     .option('--roles', 'print the roles and grants too')
     .action(({ schema, from, roles }: { schema?: string; from: number; roles?: boolean }) => {
-      cli.context.out(migrationSql(schema ?? cli.configuration.schemaName(), from, roles ?? false));
+      const name = schema ?? cli.configuration.schemaName();
+      cli.context.out(printMigrations(name, from));
+      if (roles) cli.context.out(printRoles({ schema: name }));
     });
 }
 

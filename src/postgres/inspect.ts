@@ -1,0 +1,163 @@
+import type { Client, QueryResultRow } from 'pg';
+import { quoteSchema } from './schema-name.js';
+
+/** Most rows that are counted one by one; a longer backlog is told as "at least". */
+export const COUNTED_ROWS = 100_000;
+
+/** One row of the relay table. Ages are by the database's clock. */
+export interface RelayRecord {
+  name: string;
+  slot: string | null;
+  source: string;
+  epoch: string;
+  holder: string | null;
+  holderSince: Date | null;
+  checkpointLsn: string | null;
+  checkpointAt: Date | null;
+  checkpointAgeMs: number | null;
+  systemIdentifier: string | null;
+  timeline: number | null;
+  brokerCluster: string | null;
+  brokerVhost: string | null;
+  passUptoSeq: string | null;
+  insertThenDeleteSeen: boolean;
+}
+
+/** A replication slot as pg_replication_slots shows it, whichever database owns it. */
+export interface SlotRecord {
+  name: string;
+  plugin: string | null;
+  database: string | null;
+  active: boolean;
+  activePid: number | null;
+  walStatus: string | null;
+  restartLsn: string | null;
+  confirmedFlushLsn: string | null;
+  /** WAL that the server keeps for it. */
+  keptWalBytes: number | null;
+  /** WAL that its reader has not confirmed. */
+  lagBytes: number | null;
+  /** WAL that may still be written before the slot is lost; null where there is no limit. */
+  safeWalBytes: number | null;
+  invalidationReason: string | null;
+  /** Null before PostgreSQL 17. */
+  failover: boolean | null;
+}
+
+/** How many rows are in one state. */
+export interface StateCount {
+  state: string;
+  count: number;
+  /** False: there are more than were counted. */
+  exact: boolean;
+  oldestAgeMs: number | null;
+}
+
+/** The outbox by state, counted with a bound so that looking never loads a struggling database. */
+export interface Backlog {
+  states: StateCount[];
+  /** The planner's estimate of all rows, given only where the count is not exact. */
+  estimatedRows: number | null;
+  tableBytes: number;
+}
+
+/** One error text of parked rows. */
+export interface ParkedError {
+  error: string;
+  count: number;
+  exampleId: string;
+  exampleType: string;
+}
+
+/** Every relay that is recorded for the schema. */
+export async function readRelays(client: Client, schema: string): Promise<RelayRecord[]> {
+  return select<RelayRecord>(
+    client,
+    `select name, slot, source, epoch::text as epoch, holder, holder_since as "holderSince",
+       checkpoint_lsn::text as "checkpointLsn", checkpoint_at as "checkpointAt",
+       (extract(epoch from clock_timestamp() - checkpoint_at) * 1000)::float8 as "checkpointAgeMs",
+       system_identifier::text as "systemIdentifier", timeline, broker_cluster as "brokerCluster",
+       broker_vhost as "brokerVhost", pass_upto_seq::text as "passUptoSeq",
+       insert_then_delete_seen as "insertThenDeleteSeen"
+     from ${quoteSchema(schema)}.relay order by name`,
+  );
+}
+
+/** The installation's uuid, a part of the lock queue's name. */
+export async function readInstallation(client: Client, schema: string): Promise<string | undefined> {
+  const rows = await select<{ id: string }>(client, `select id::text as id from ${quoteSchema(schema)}.installation`);
+  return rows[0]?.id;
+}
+
+/** The slot of this name, also when another database owns it; undefined if there is none. */
+export async function readSlot(client: Client, name: string): Promise<SlotRecord | undefined> {
+  const rows = await select<SlotRecord>(
+    client,
+    `select s.slot_name as name, s.plugin, s.database, s.active, s.active_pid as "activePid",
+       s.wal_status as "walStatus", s.restart_lsn::text as "restartLsn",
+       s.confirmed_flush_lsn::text as "confirmedFlushLsn",
+       pg_wal_lsn_diff(here.lsn, s.restart_lsn)::float8 as "keptWalBytes",
+       greatest(0, pg_wal_lsn_diff(here.lsn, s.confirmed_flush_lsn))::float8 as "lagBytes",
+       s.safe_wal_size::float8 as "safeWalBytes",
+       to_jsonb(s) ->> 'invalidation_reason' as "invalidationReason",
+       (to_jsonb(s) ->> 'failover')::boolean as failover
+     from pg_replication_slots s,
+       (select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end as lsn) here
+     where s.slot_name = $1`,
+    [name],
+  );
+  return rows[0];
+}
+
+/** Counts the backlog by state: exactly up to COUNTED_ROWS, beyond that at least so many. */
+export async function readBacklog(client: Client, schema: string): Promise<Backlog> {
+  const outbox = `${quoteSchema(schema)}.outbox`;
+  const [size] = await select<{ tableBytes: number; estimatedRows: number }>(
+    client,
+    `select pg_total_relation_size(c.oid)::float8 as "tableBytes", greatest(c.reltuples, 0)::float8 as "estimatedRows"
+     from pg_class c where c.oid = $1::regclass`,
+    [outbox],
+  );
+  const tableBytes = size?.tableBytes ?? 0;
+  const front = await countStates(
+    client,
+    `select state, created_at from ${outbox} order by seq limit ${COUNTED_ROWS + 1}`,
+  );
+  const seen = front.reduce((sum, { count }) => sum + count, 0);
+  if (seen <= COUNTED_ROWS) return { states: front, estimatedRows: null, tableBytes };
+  // Each held state has a partial index, so these stay cheap behind a long backlog.
+  const held = ['scheduled', 'parked', 'blocked', 'cancelled', 'discarded'].map(
+    (state) => `(select state, created_at from ${outbox} where state = '${state}' limit ${COUNTED_ROWS + 1})`,
+  );
+  const states = [
+    ...front.filter(({ state }) => state === 'ready').map((ready) => ({ ...ready, exact: false })),
+    ...(await countStates(client, held.join(' union all '))),
+  ].map((row) => (row.count > COUNTED_ROWS ? { ...row, count: COUNTED_ROWS, exact: false } : row));
+  return { states, estimatedRows: size?.estimatedRows ?? null, tableBytes };
+}
+
+/** The commonest errors of parked rows, each with one example. */
+export async function readParkedErrors(client: Client, schema: string): Promise<ParkedError[]> {
+  return select<ParkedError>(
+    client,
+    `select coalesce(left(last_error, 300), 'no error is recorded') as error, count(*)::int as count,
+       min(id::text) as "exampleId", min(type) as "exampleType"
+     from (select last_error, id, type from ${quoteSchema(schema)}.outbox where state = 'parked' limit ${COUNTED_ROWS}) p
+     group by 1 order by 2 desc, 1 limit 5`,
+  );
+}
+
+function countStates(client: Client, rows: string): Promise<StateCount[]> {
+  return select<StateCount>(
+    client,
+    `select state, count(*)::int as count, true as exact,
+       (extract(epoch from clock_timestamp() - min(created_at)) * 1000)::float8 as "oldestAgeMs"
+     from (${rows}) counted group by state order by state`,
+  );
+}
+
+/** Rows of a query, as the type that the query was written for. */
+export async function select<T extends object>(client: Client, sql: string, values: unknown[] = []): Promise<T[]> {
+  const { rows } = await client.query<T & QueryResultRow>(sql, values);
+  return rows;
+}
