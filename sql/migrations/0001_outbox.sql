@@ -626,10 +626,18 @@ begin
   select n.nspname || '_outbox' into publication_name
   from pg_class c join pg_namespace n on n.oid = c.relnamespace
   where c.oid = 'waybill.outbox'::regclass;
-  if exists (select from pg_publication p where p.pubname = publication_name) then
+  if exists (
+    select from pg_publication_tables t
+    where t.pubname = publication_name and format('%I.%I', t.schemaname, t.tablename)::regclass = 'waybill.outbox'::regclass
+  ) then
     return 'exists';
   end if;
-  execute format('create publication %I for table waybill.outbox with (publish = %L)', publication_name, 'insert');
+  if exists (select from pg_publication p where p.pubname = publication_name) then
+    -- It outlived an earlier table of that name.
+    execute format('alter publication %I add table waybill.outbox', publication_name);
+  else
+    execute format('create publication %I for table waybill.outbox with (publish = %L)', publication_name, 'insert');
+  end if;
   return 'created';
 exception
   when duplicate_object or unique_violation then
@@ -643,7 +651,7 @@ end
 $$;
 
 comment on function waybill.ensure_publication() is
-  'Creates the publication of inserts into the outbox, named after the schema, if there is none: created, or exists.';
+  'Creates the publication of inserts into the outbox, named after the schema, if it is missing, and adds the table if that is: created, or exists.';
 
 -- End -----------------------------------------------------------------------------------------------------------------
 
