@@ -7,6 +7,7 @@ import { EXIT, type CliContext, type ExitCode } from './context.js';
 import { exitCodeOf, formatFailure } from './failure.js';
 import { registerMigrate } from './migrate.js';
 import { registerRun } from './run.js';
+import { registerStatus } from './status.js';
 
 /** What the commands share: the world, the configuration, and the exit code that they leave. */
 export interface Cli {
@@ -36,6 +37,7 @@ export async function runCli(args: readonly string[], version: string, context: 
     .exitOverride()
     .configureOutput({ writeOut: context.out, writeErr: context.err });
   registerRun(program, cli);
+  registerStatus(program, cli);
   registerMigrate(program, cli);
   registerConfig(program, cli);
   try {

@@ -5,7 +5,7 @@ import { quoteSchema } from './schema-name.js';
 export const COUNTED_ROWS = 100_000;
 
 /** One row of the relay table. Ages are by the database's clock. */
-export interface RelayRecord {
+export interface RelayEntry {
   name: string;
   slot: string | null;
   source: string;
@@ -24,7 +24,7 @@ export interface RelayRecord {
 }
 
 /** A replication slot as pg_replication_slots shows it, whichever database owns it. */
-export interface SlotRecord {
+export interface SlotEntry {
   name: string;
   plugin: string | null;
   database: string | null;
@@ -70,8 +70,8 @@ export interface ParkedError {
 }
 
 /** Every relay that is recorded for the schema. */
-export async function readRelays(client: Client, schema: string): Promise<RelayRecord[]> {
-  return select<RelayRecord>(
+export async function readRelays(client: Client, schema: string): Promise<RelayEntry[]> {
+  return select<RelayEntry>(
     client,
     `select name, slot, source, epoch::text as epoch, holder, holder_since as "holderSince",
        checkpoint_lsn::text as "checkpointLsn", checkpoint_at as "checkpointAt",
@@ -90,8 +90,8 @@ export async function readInstallation(client: Client, schema: string): Promise<
 }
 
 /** The slot of this name, also when another database owns it; undefined if there is none. */
-export async function readSlot(client: Client, name: string): Promise<SlotRecord | undefined> {
-  const rows = await select<SlotRecord>(
+export async function readSlot(client: Client, name: string): Promise<SlotEntry | undefined> {
+  const rows = await select<SlotEntry>(
     client,
     `select s.slot_name as name, s.plugin, s.database, s.active, s.active_pid as "activePid",
        s.wal_status as "walStatus", s.restart_lsn::text as "restartLsn",

@@ -1,0 +1,183 @@
+import type { Config } from '../config/load.js';
+import type { StateCount } from '../postgres/inspect.js';
+import type { StatusFacts } from './status.js';
+
+/** Something that a person should see to, with the next command to type. */
+export interface StatusProblem {
+  /** Stable, for scripts. */
+  id: string;
+  problem: string;
+  next: string;
+}
+
+/** A ready row this old means that publishing does not keep up. */
+const OLD_ROW_MS = 60_000;
+/** Below this, a slot that is limited is soon lost. */
+const LITTLE_SAFE_WAL_BYTES = 512 * 2 ** 20;
+
+/** What is wrong, most urgent first; empty when all is well. Pure. */
+export function findProblems(facts: StatusFacts, config: Config): StatusProblem[] {
+  return [
+    ...reachability(facts),
+    ...identity(facts),
+    ...(facts.database.error === null ? [...activity(facts, config), ...slot(facts, config)] : []),
+    ...backlog(facts, config),
+  ];
+}
+
+function reachability({ database, broker }: StatusFacts): StatusProblem[] {
+  const problems: StatusProblem[] = [];
+  if (database.error) {
+    const schemaIsWrong = database.error.code.startsWith('WAYBILL_SCHEMA_');
+    problems.push({
+      id: schemaIsWrong ? 'schema' : 'database',
+      problem: withHint(database.error.message, schemaIsWrong ? null : database.error.hint),
+      next:
+        database.error.code === 'WAYBILL_SCHEMA_TOO_NEW'
+          ? 'waybill --version'
+          : schemaIsWrong
+            ? 'waybill migrate up'
+            : 'waybill doctor',
+    });
+  }
+  if (broker.error) {
+    problems.push({ id: 'broker', problem: withHint(broker.error.message, broker.error.hint), next: 'waybill doctor' });
+  }
+  const state = broker.facts?.exchange;
+  if (state === 'differs' || state === 'refused') {
+    const why = state === 'differs' ? 'exists with another type or other arguments' : 'may not be used by this user';
+    problems.push({ id: 'exchange', problem: `Exchange ${broker.exchange} ${why}.`, next: 'waybill doctor' });
+  }
+  return problems;
+}
+
+function identity({ record, database, broker, otherRelays, relay }: StatusFacts): StatusProblem[] {
+  const problems: StatusProblem[] = [];
+  const here = database.systemIdentifier;
+  if (record?.systemIdentifier && here && record.systemIdentifier !== here) {
+    problems.push({
+      id: 'identity',
+      problem: `The relay worked with PostgreSQL cluster ${record.systemIdentifier}; this is ${here}. It will not publish from here until you say so.`,
+      next: `waybill relay adopt --expect ${here}`,
+    });
+  }
+  const cluster = broker.facts?.cluster;
+  if (record?.brokerCluster && cluster && record.brokerCluster !== cluster) {
+    problems.push({
+      id: 'identity',
+      problem: `The relay worked with RabbitMQ cluster ${record.brokerCluster}; this is ${cluster}. It will not publish to it until you say so.`,
+      next: here ? `waybill relay adopt --expect ${here}` : 'waybill relay adopt',
+    });
+  }
+  if (otherRelays.length > 0) {
+    problems.push({
+      id: 'second-relay',
+      problem: `This schema also has the relay ${otherRelays.join(', ')}; one schema has one relay, and ${relay} does not start beside it.`,
+      next: 'waybill relay list',
+    });
+  }
+  return problems;
+}
+
+function activity({ activity: now, backlog: rows, record }: StatusFacts, config: Config): StatusProblem[] {
+  if (now === 'stopped') {
+    const waiting = rows?.states.find(({ state }) => state === 'ready');
+    const cost = waiting ? `; ${amount(waiting)} wait to be published` : '';
+    return [{ id: 'stopped', problem: `No relay is running${cost}.`, next: 'waybill run' }];
+  }
+  if (now === 'starting' && record && record.passUptoSeq === null && config.relay.source === 'wal') {
+    return [
+      {
+        id: 'starting',
+        problem:
+          'A relay holds the lock and does not stream. Normal for seconds after a start; if it stays, it waits for something.',
+        next: 'waybill doctor',
+      },
+    ];
+  }
+  return [];
+}
+
+function slot({ slot: found, slotName, record, database }: StatusFacts, config: Config): StatusProblem[] {
+  if (config.relay.source !== 'wal' || slotName === null) return [];
+  if (!found) {
+    if (!record) return [];
+    const problem = `Replication slot ${slotName} does not exist. The next start makes a new one and reads the rows from the table; nothing is lost.`;
+    return [{ id: 'slot', problem, next: 'waybill run' }];
+  }
+  if (found.database !== database.name || found.plugin !== 'pgoutput') {
+    const owner = `database ${found.database ?? '(none)'}, plugin ${found.plugin ?? '(physical)'}`;
+    const problem = `Replication slot ${slotName} belongs to ${owner}; Waybill will not touch it. Set another relay.name.`;
+    return [{ id: 'slot', problem, next: 'waybill doctor' }];
+  }
+  if (found.walStatus === 'lost') {
+    const problem = `Replication slot ${slotName} is lost${found.invalidationReason ? ` (${found.invalidationReason})` : ''}. The next start replaces it and reads the rows from the table; nothing is lost.`;
+    return [{ id: 'slot', problem, next: 'waybill run' }];
+  }
+  const problems: StatusProblem[] = [];
+  const soonLost = found.safeWalBytes !== null && found.safeWalBytes < LITTLE_SAFE_WAL_BYTES;
+  if (found.walStatus === 'unreserved' || soonLost) {
+    problems.push({
+      id: 'slot',
+      problem: `Replication slot ${slotName} is about to be lost: the server keeps no more WAL for it (max_slot_wal_keep_size).`,
+      next: 'waybill doctor',
+    });
+  }
+  if (found.keptWalBytes !== null && found.keptWalBytes > config.relay.maxKeptWalBytes / 2) {
+    const share = Math.round((found.keptWalBytes / config.relay.maxKeptWalBytes) * 100);
+    const lag = found.lagBytes ?? 0;
+    const why = lag < found.keptWalBytes / 2 ? 'an old open transaction holds it' : 'it waits to be published';
+    problems.push({
+      id: 'kept-wal',
+      problem: `The slot keeps ${share} % of relay.maxKeptWal on the disk of the database; ${why}.`,
+      next: 'waybill doctor',
+    });
+  }
+  return problems;
+}
+
+function backlog({ backlog: rows, activity: now, schema, parkedErrors }: StatusFacts, config: Config): StatusProblem[] {
+  const problems: StatusProblem[] = [];
+  const of = (state: string) => rows?.states.find((row) => row.state === state);
+  const ready = of('ready');
+  if (now !== 'stopped' && (ready?.oldestAgeMs ?? 0) > OLD_ROW_MS) {
+    problems.push({
+      id: 'behind',
+      problem: `The oldest row that is ready has waited for more than ${Math.floor((ready?.oldestAgeMs ?? 0) / 60_000)} min.`,
+      next: 'waybill doctor',
+    });
+  }
+  const parked = of('parked');
+  if (parked) {
+    const [commonest] = parkedErrors;
+    const example = commonest ? ` Most often: ${commonest.error}` : '';
+    problems.push({
+      id: 'parked',
+      problem: `${amount(parked)} parked: they could not be published and are kept with their error.${example}`,
+      next: psql(`select seq, id, type, last_error from ${schema}.outbox where state = 'parked' order by seq limit 20`),
+    });
+  }
+  const blocked = of('blocked');
+  if (blocked && config.relay.ordering === 'strict') {
+    problems.push({
+      id: 'blocked',
+      problem: `${amount(blocked)} blocked behind a parked row of the same key.`,
+      next: psql(
+        `select key, count(*) from ${schema}.outbox where state = 'blocked' group by key order by 2 desc limit 20`,
+      ),
+    });
+  }
+  return problems;
+}
+
+function amount({ count, exact }: StateCount): string {
+  return `${exact ? '' : 'at least '}${count.toLocaleString('en-US')} ${count === 1 ? 'row' : 'rows'}`;
+}
+
+function psql(sql: string): string {
+  return `psql "$WAYBILL_DATABASE_URL" -c "${sql}"`;
+}
+
+function withHint(message: string, hint: string | null): string {
+  return hint === null ? message : `${message} ${hint}`;
+}

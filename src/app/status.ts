@@ -1,0 +1,155 @@
+import type { Config } from '../config/load.js';
+import { lockQueueName, slotName } from '../core/identity.js';
+import { isWaybillError } from '../core/errors.js';
+import { toDatabaseError } from '../postgres/errors.js';
+import {
+  readBacklog,
+  readInstallation,
+  readParkedErrors,
+  readRelays,
+  readSlot,
+  type Backlog,
+  type ParkedError,
+  type RelayEntry,
+  type SlotEntry,
+} from '../postgres/inspect.js';
+import { checkSchema, migrationStatus, SCHEMA_VERSION } from '../postgres/migrations.js';
+import { inspectBroker, type BrokerFacts } from '../rabbitmq/inspect.js';
+import { tlsOptions } from './endpoints.js';
+import { withDatabase, type SqlClient } from './session.js';
+import { findProblems, type StatusProblem } from './status-problems.js';
+
+/** Why one side could not be looked at. */
+export interface Unavailable {
+  code: string;
+  message: string;
+  hint: string | null;
+}
+
+/**
+ * `active`: a relay publishes. `starting`: one holds the lock and does not stream yet. `stopped`: none. `unknown`: the
+ * broker cannot be asked who holds the lock, and nobody streams, which is right during an outage of the broker.
+ */
+export type Activity = 'active' | 'starting' | 'stopped' | 'unknown';
+
+/** What `waybill status` knows; this is also the shape of --json. What could not be read is null. */
+export interface Status {
+  at: string;
+  relay: string;
+  schema: string;
+  activity: Activity;
+  database: {
+    error: Unavailable | null;
+    name: string | null;
+    schemaVersion: number | null;
+    neededSchemaVersion: number;
+    systemIdentifier: string | null;
+  };
+  record: RelayEntry | null;
+  otherRelays: string[];
+  slotName: string | null;
+  slot: SlotEntry | null;
+  backlog: Backlog | null;
+  parkedErrors: ParkedError[];
+  broker: { error: Unavailable | null; exchange: string; facts: BrokerFacts | null };
+  problems: StatusProblem[];
+}
+
+/** Everything but the verdict on it. */
+export type StatusFacts = Omit<Status, 'problems'>;
+
+/** Looking must neither wait long nor burden a database in trouble. */
+const LIMITS = { lockTimeoutMs: 1_000, statementTimeoutMs: 10_000 };
+
+/** Looks at the database, then at the broker; what cannot be reached becomes a problem, never an exception. */
+export async function collectStatus(config: Config): Promise<Status> {
+  const facts = await collectFacts(config);
+  return { ...facts, problems: findProblems(facts, config) };
+}
+
+async function collectFacts(config: Config): Promise<StatusFacts> {
+  const facts: StatusFacts = {
+    at: new Date().toISOString(),
+    relay: config.relay.name,
+    schema: config.database.schema,
+    activity: 'unknown',
+    database: {
+      error: null,
+      name: null,
+      schemaVersion: null,
+      neededSchemaVersion: SCHEMA_VERSION,
+      systemIdentifier: null,
+    },
+    record: null,
+    otherRelays: [],
+    slotName: null,
+    slot: null,
+    backlog: null,
+    parkedErrors: [],
+    broker: { error: null, exchange: config.relay.exchange, facts: null },
+  };
+  let installation: string | undefined;
+  try {
+    installation = await withDatabase(config.database, LIMITS, (client) => readDatabase(client, config, facts));
+  } catch (error) {
+    facts.database.error = unavailable(toDatabaseError(error, 'looking at the outbox'));
+  }
+  try {
+    facts.broker.facts = await askBroker(config, installation);
+  } catch (error) {
+    facts.broker.error = unavailable(error);
+  }
+  facts.activity = activityOf(facts, config.relay.source);
+  return facts;
+}
+
+/** Fills the facts step by step, so that a failure leaves what was read before it. */
+async function readDatabase(client: SqlClient, config: Config, facts: StatusFacts): Promise<string | undefined> {
+  const { schema } = config.database;
+  const { rows } = await client.query<{ name: string; identifier: string }>(
+    'select current_database() as name, (select system_identifier::text from pg_control_system()) as identifier',
+  );
+  facts.database.name = rows[0]?.name ?? null;
+  facts.database.systemIdentifier = rows[0]?.identifier ?? null;
+  facts.database.schemaVersion = (await migrationStatus(client, { schema })).version;
+  await checkSchema(client, { schema });
+  const relays = await readRelays(client, schema);
+  facts.record = relays.find(({ name }) => name === config.relay.name) ?? null;
+  facts.otherRelays = relays.map(({ name }) => name).filter((name) => name !== config.relay.name);
+  facts.slotName = facts.record?.slot ?? slotName(facts.database.name ?? '', schema, config.relay.name);
+  facts.slot = (await readSlot(client, facts.slotName)) ?? null;
+  const installation = await readInstallation(client, schema);
+  facts.backlog = await readBacklog(client, schema);
+  if (facts.backlog.states.some(({ state }) => state === 'parked')) {
+    facts.parkedErrors = await readParkedErrors(client, schema);
+  }
+  return installation;
+}
+
+/** What doctor and status ask the broker. */
+export function askBroker(config: Config, installation: string | undefined): Promise<BrokerFacts> {
+  const { url, tls, heartbeatMs, connectTimeoutMs } = config.broker;
+  const { name, exchange, exchangeType, topology } = config.relay;
+  return inspectBroker(
+    { url, tls: tlsOptions(tls), heartbeatMs, connectTimeoutMs },
+    {
+      exchange,
+      exchangeType,
+      declares: topology === 'assert',
+      lockQueue: installation === undefined ? undefined : lockQueueName(installation, name),
+    },
+  );
+}
+
+function activityOf({ slot, broker }: StatusFacts, source: Config['relay']['source']): Activity {
+  const lock = broker.facts?.lock ?? 'unknown';
+  if (lock === 'held') return slot?.active === true || source === 'table' ? 'active' : 'starting';
+  if (slot?.active === true) return lock === 'free' ? 'starting' : 'active';
+  return lock === 'free' ? 'stopped' : 'unknown';
+}
+
+/** An error as a value that can be shown and serialised. */
+export function unavailable(error: unknown): Unavailable {
+  if (isWaybillError(error)) return { code: error.code, message: error.message, hint: error.hint ?? null };
+  throw error;
+}

@@ -1,0 +1,116 @@
+import type { Command } from 'commander';
+import { collectStatus, type Activity, type Status } from '../app/status.js';
+import { createTextRedactor } from '../telemetry/redact.js';
+import { EXIT } from './context.js';
+import type { Cli } from './program.js';
+import { aligned, columns, printable, spoken, spokenBytes, spokenCount } from './text.js';
+
+export function registerStatus(program: Command, cli: Cli): void {
+  program
+    .command('status')
+    .description('Show the relay, its backlog and what is wrong, each problem with the next command to type.')
+    .option('--json', 'as JSON, in a stable shape')
+    .option('--check', 'exit code 4 if there is any problem')
+    .action(async ({ json, check }: { json?: boolean; check?: boolean }) => {
+      const status = await collectStatus(cli.configuration.whole());
+      const text = json ? JSON.stringify(status, null, 2) : formatStatus(status);
+      const redact = createTextRedactor(cli.configuration.secrets());
+      cli.context.out(`${json ? redact(text) : printable(redact(text))}\n`);
+      if (check && status.problems.length > 0) cli.exitCode = EXIT.check;
+    });
+}
+
+const ACTIVITY: Readonly<Record<Activity, string>> = {
+  active: 'active',
+  starting: 'starting (holds the lock or the slot, not both yet)',
+  stopped: 'NOT RUNNING',
+  unknown: 'cannot be told: the broker does not answer, and nobody streams',
+};
+
+/** The status as a person reads it: facts in aligned lines, then the problems. */
+export function formatStatus(status: Status): string {
+  const rows: [string, string][] = [
+    ['relay', `${status.relay} of schema ${status.schema}: ${ACTIVITY[status.activity]}`],
+    ...recordRows(status),
+    ...slotRows(status),
+    ...backlogRows(status),
+    ['broker', brokerLine(status)],
+    ['schema', schemaLine(status)],
+  ];
+  const problems = status.problems.map(({ problem, next }) => `  - ${problem}\n    next: ${next}`);
+  const verdict = problems.length === 0 ? 'No problems.' : `PROBLEMS\n${problems.join('\n')}`;
+  return `${aligned(rows)}\n\n${verdict}`;
+}
+
+function recordRows({ record, at }: Status): [string, string][] {
+  if (!record) return [];
+  const since = record.holderSince ? ` since ${spoken(Date.parse(at) - record.holderSince.getTime())}` : '';
+  const position =
+    record.checkpointLsn === null
+      ? 'none yet; the table is read before the stream'
+      : `${record.checkpointLsn}, ${record.checkpointAgeMs === null ? 'age unknown' : `${spoken(record.checkpointAgeMs)} ago`}`;
+  return [
+    ['last holder', record.holder === null ? 'nobody yet' : `${record.holder}${since} (epoch ${record.epoch})`],
+    ['checkpoint', position],
+  ];
+}
+
+function slotRows({ slot, slotName, record }: Status): [string, string][] {
+  if (slotName === null || record?.source === 'table') return [];
+  if (!slot) return [['slot', `${slotName}: does not exist`]];
+  const reader = slot.active ? `read by server process ${slot.activePid ?? '?'}` : 'nobody reads it';
+  const limit = slot.safeWalBytes === null ? '' : `, ${spokenBytes(slot.safeWalBytes)} more before it is lost`;
+  return [
+    ['slot', `${slot.name}: ${reader}`],
+    [
+      '',
+      `unconfirmed ${bytes(slot.lagBytes)}, WAL kept ${bytes(slot.keptWalBytes)} (${slot.walStatus ?? 'status unknown'}${limit})`,
+    ],
+  ];
+}
+
+function backlogRows({ backlog, parkedErrors }: Status): [string, string][] {
+  if (!backlog) return [];
+  const size = `table ${spokenBytes(backlog.tableBytes)}`;
+  if (backlog.states.length === 0) return [['backlog', `empty (${size})`]];
+  const lines = columns(
+    backlog.states.map(({ state, count, exact, oldestAgeMs }) => [
+      state,
+      `${exact ? '' : 'at least '}${spokenCount(count)}`,
+      oldestAgeMs === null ? '' : `oldest ${spoken(oldestAgeMs)}`,
+    ]),
+  ).split('\n');
+  const estimate =
+    backlog.estimatedRows === null
+      ? ''
+      : `, about ${spokenCount(backlog.estimatedRows)} rows by the planner's estimate`;
+  const errors = parkedErrors.map(({ error, count, exampleId, exampleType }): [string, string] => [
+    '',
+    `${spokenCount(count)} x ${error} (such as ${exampleType} ${exampleId})`,
+  ]);
+  return [
+    ['backlog', lines[0] ?? ''],
+    ...lines.slice(1).map((line): [string, string] => ['', line]),
+    ['', `(${size}${estimate})`],
+    ...errors.map(([, text], index): [string, string] => [index === 0 ? 'parked' : '', text]),
+  ];
+}
+
+function brokerLine({ broker }: Status): string {
+  if (!broker.facts) return 'NOT REACHABLE';
+  const { product, version, cluster, vhost, exchange } = broker.facts;
+  const state = { fits: 'is there', missing: 'is not there yet', differs: 'DIFFERS', refused: 'MAY NOT BE USED' }[
+    exchange
+  ];
+  return `${product} ${version}, ${cluster}, virtual host ${vhost}; exchange ${broker.exchange} ${state}`;
+}
+
+function schemaLine({ database }: Status): string {
+  if (database.schemaVersion === null) return 'NOT REACHABLE';
+  if (database.schemaVersion === 0) return 'NOT INSTALLED';
+  return `version ${database.schemaVersion}, this program needs ${database.neededSchemaVersion} (database ${database.name ?? '?'})`;
+}
+
+function bytes(amount: number | null): string {
+  return amount === null ? 'unknown' : spokenBytes(amount);
+}
