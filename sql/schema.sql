@@ -27,14 +27,16 @@ CREATE OR REPLACE FUNCTION waybill.ensure_publication()
  SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
 AS $function$
 declare
+  schema_name text;
   publication_name text;
 begin
-  select n.nspname || '_outbox' into publication_name
+  select n.nspname into schema_name
   from pg_class c join pg_namespace n on n.oid = c.relnamespace
   where c.oid = 'waybill.outbox'::regclass;
+  publication_name := schema_name || '_outbox';
   if exists (
     select from pg_publication_tables t
-    where t.pubname = publication_name and format('%I.%I', t.schemaname, t.tablename)::regclass = 'waybill.outbox'::regclass
+    where t.pubname = publication_name and t.schemaname = schema_name and t.tablename = 'outbox'
   ) then
     return 'exists';
   end if;
@@ -83,9 +85,11 @@ begin
       when 'string', 'boolean' then
         null;
       when 'number' then
-        -- Why: 1e131071 is ten bytes here and 131 kB as text; nothing outside a double is worth that.
+        -- Why: 1e131071 is ten bytes here and 131 kB as text; nothing outside a double is worth that. Raised here,
+        -- because the server's own message of a broken rule would write the text of the whole row first.
         if abs((header.value)::numeric) > 1.7976931348623157e308 or scale((header.value)::numeric) > 400 then
-          return false;
+          raise exception 'header % is a number out of the range of a double', to_json(header.name)
+            using errcode = '23514', constraint = 'outbox_headers_are_publishable';
         end if;
       else
         return false;
@@ -691,7 +695,7 @@ comment on function waybill.cancel(id uuid) is 'Withdraws a row that is not due 
 
 comment on function waybill.ensure_publication() is 'Creates the publication of inserts into the outbox, named after the schema, if it is missing, and adds the table if that is: created, or exists.';
 
-comment on function waybill.headers_are_publishable(headers jsonb) is 'True if these can be the headers of a message: an object of at most 256 strings, numbers (within a double) and booleans, names of 1 to 255 bytes, none reserved (CC, BCC, user_id, x-death, x-delay, x-match, x-first-death..., x-last-death..., x-received-from, x-delivery-count, x-stream-offset, X-Waybill-..., in any case).';
+comment on function waybill.headers_are_publishable(headers jsonb) is 'True if these can be the headers of a message: an object of at most 256 strings, numbers (within a double) and booleans, names of 1 to 255 bytes, none reserved (CC, BCC, user_id, x-death, x-delay, x-match, x-first-death..., x-last-death..., x-received-from, x-delivery-count, x-stream-offset, X-Waybill-..., in any case). A number out of that range raises 23514.';
 
 comment on function waybill.keep_history(days_ahead integer, retention interval) is 'Creates the missing partitions of outbox_history from today to days_ahead, drops those that are wholly older than the retention (at most 10 a call) and trims old rows from the default partition. Waits at most 200 ms for each lock. Returns what it did: created, dropped, trimmed, "later" (a lock was not to be had; call again), "left in default" (over 10,000 rows of that day are in the default partition; they stay there until they are trimmed).';
 

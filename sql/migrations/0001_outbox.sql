@@ -120,9 +120,11 @@ begin
       when 'string', 'boolean' then
         null;
       when 'number' then
-        -- Why: 1e131071 is ten bytes here and 131 kB as text; nothing outside a double is worth that.
+        -- Why: 1e131071 is ten bytes here and 131 kB as text; nothing outside a double is worth that. Raised here,
+        -- because the server's own message of a broken rule would write the text of the whole row first.
         if abs((header.value)::numeric) > 1.7976931348623157e308 or scale((header.value)::numeric) > 400 then
-          return false;
+          raise exception 'header % is a number out of the range of a double', to_json(header.name)
+            using errcode = '23514', constraint = 'outbox_headers_are_publishable';
         end if;
       else
         return false;
@@ -133,7 +135,7 @@ end
 $$;
 
 comment on function waybill.headers_are_publishable(jsonb) is
-  'True if these can be the headers of a message: an object of at most 256 strings, numbers (within a double) and booleans, names of 1 to 255 bytes, none reserved (CC, BCC, user_id, x-death, x-delay, x-match, x-first-death..., x-last-death..., x-received-from, x-delivery-count, x-stream-offset, X-Waybill-..., in any case).';
+  'True if these can be the headers of a message: an object of at most 256 strings, numbers (within a double) and booleans, names of 1 to 255 bytes, none reserved (CC, BCC, user_id, x-death, x-delay, x-match, x-first-death..., x-last-death..., x-received-from, x-delivery-count, x-stream-offset, X-Waybill-..., in any case). A number out of that range raises 23514.';
 
 create table waybill.outbox (
   seq bigint generated always as identity primary key,
@@ -621,14 +623,16 @@ language plpgsql security definer
 set search_path = pg_catalog, waybill, pg_temp
 as $$
 declare
+  schema_name text;
   publication_name text;
 begin
-  select n.nspname || '_outbox' into publication_name
+  select n.nspname into schema_name
   from pg_class c join pg_namespace n on n.oid = c.relnamespace
   where c.oid = 'waybill.outbox'::regclass;
+  publication_name := schema_name || '_outbox';
   if exists (
     select from pg_publication_tables t
-    where t.pubname = publication_name and format('%I.%I', t.schemaname, t.tablename)::regclass = 'waybill.outbox'::regclass
+    where t.pubname = publication_name and t.schemaname = schema_name and t.tablename = 'outbox'
   ) then
     return 'exists';
   end if;
