@@ -29,7 +29,8 @@ describe.each(migrations)('$file', (migration) => {
 
   test('uses the word of the schema for the schema only', () => {
     const places = [...migration.sql.matchAll(/.{0,30}\bwaybill\b.{0,20}/g)].map(([place]) => place);
-    const known = /\bwaybill\.(?:[a-z_]+|%I)|schema waybill\b|pg_catalog, waybill, pg_temp|to_regnamespace\('waybill'\)/;
+    const known =
+      /\bwaybill\.(?:[a-z_]+|%I)|schema waybill\b|pg_catalog, waybill, pg_temp|to_regnamespace\('waybill'\)/;
     expect(places.filter((place) => !known.test(place))).toEqual([]);
   });
 
