@@ -8,7 +8,7 @@ import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import pg from 'pg';
-import { afterAll, beforeAll, describe, expect, inject, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, inject, test, vi } from 'vitest';
 import { freshVhost } from '../support/broker.js';
 import { startBrokerProbe } from '../support/broker-probe.js';
 import { freshDatabase, sharedPostgres } from '../support/database.js';
@@ -221,6 +221,21 @@ describe('the servers that a run shares', () => {
     await vhost.drop();
   });
 
+  test('URLs from the environment are used instead of private servers, unless own ones are asked for', async () => {
+    vi.stubEnv('WAYBILL_TEST_DATABASE_URL', inject('servers').postgresUrl);
+    vi.stubEnv('WAYBILL_TEST_BROKER_URL', inject('servers').brokerUrl);
+    try {
+      const [postgres, rabbit, own] = await Promise.all([startPostgres(), startRabbit(), startPostgres({ own: true })]);
+      expect(await query(postgres.url(), 'select 1 as one')).toEqual([{ one: 1 }]);
+      expect([postgres.private, rabbit.private, own.private]).toEqual([false, false, true]);
+      await expect(rabbit.alarm(true)).rejects.toThrow('startRabbit({ own: true })');
+      await Promise.all([postgres.close(), rabbit.close(), own.close()]);
+      expect(await query(postgres.url(), 'select 1 as one')).toEqual([{ one: 1 }]);
+    } finally {
+      vi.unstubAllEnvs();
+    }
+  });
+
   test('a borrowed broker says what is missing for administration', async () => {
     await expect(borrowRabbit(inject('servers').brokerUrl).addVhost('x')).rejects.toThrow('MANAGEMENT_URL');
   });
@@ -230,11 +245,11 @@ describe('nothing stays behind', () => {
   const run = promisify(execFile);
 
   /** Starts the owner in a temporary folder of its own, so that everything it makes can be told from others'. */
-  async function startOwner(): Promise<{ owner: ChildProcess; folder: string; pids: number[] }> {
+  async function startOwner(mode: string): Promise<{ owner: ChildProcess; folder: string; pids: number[] }> {
     const folder = await mkdtemp(join(tmpdir(), 'waybill-owner-'));
     await run('chmod', ['711', folder]);
     const script = fileURLToPath(new URL('./owner-of-servers.ts', import.meta.url));
-    const owner = spawn(process.execPath, ['--import', 'tsx', script], {
+    const owner = spawn(process.execPath, ['--import', 'tsx', script, mode], {
       env: { ...process.env, TMPDIR: folder, TSX_DISABLE_CACHE: '1' },
       detached: true,
       stdio: ['ignore', 'pipe', 'inherit'],
@@ -265,10 +280,11 @@ describe('nothing stays behind', () => {
   }
 
   test.each([
-    ['SIGKILL to the owner', (pid: number) => process.kill(pid, 'SIGKILL')],
-    ['Ctrl-C, which goes to its whole process group', (pid: number) => process.kill(-pid, 'SIGINT')],
-  ])('after %s', async (_, end) => {
-    const { owner, folder, pids } = await startOwner();
+    ['SIGKILL to the owner', 'running', (pid: number) => process.kill(pid, 'SIGKILL')],
+    ['SIGKILL to the owner of frozen servers', 'frozen', (pid: number) => process.kill(pid, 'SIGKILL')],
+    ['Ctrl-C, which goes to its whole process group', 'running', (pid: number) => process.kill(-pid, 'SIGINT')],
+  ])('after %s', async (_, mode, end) => {
+    const { owner, folder, pids } = await startOwner(mode);
     const names = (await running(pids)).join('\n');
     for (const name of ['sh', 'postgres', 'beam', 'epmd']) expect(names).toContain(` ${name}`);
     expect(await readdir(folder)).toHaveLength(2);
