@@ -3,6 +3,7 @@ import { checkServerIdentity, type ConnectionOptions } from 'node:tls';
 import type { Config, TlsConfig } from '../config/load.js';
 import { WaybillError } from '../core/errors.js';
 import type { DatabaseEndpoint } from '../postgres/connect.js';
+import type { BrokerEndpoint } from '../rabbitmq/connection.js';
 
 /**
  * What node:tls needs for a configured protection, or undefined for plaintext. The files are read here, at each
@@ -29,6 +30,13 @@ export function databaseEndpoint(database: Config['database']): DatabaseEndpoint
 export function replicationEndpoint(database: Config['database']): DatabaseEndpoint {
   const ssl = tlsOptions(database.replicationTls);
   return { url: database.replicationUrl, ...(ssl === undefined ? {} : { ssl }) };
+}
+
+/** The broker as the adapter takes it. */
+export function brokerEndpoint({ url, tls, heartbeatMs, connectTimeoutMs }: Config['broker']): BrokerEndpoint {
+  const options = url.startsWith('amqps:') ? tlsOptions(tls) : undefined;
+  const heartbeatSeconds = Math.max(1, Math.round(heartbeatMs / 1000));
+  return { url, heartbeatSeconds, connectTimeoutMs, ...(options === undefined ? {} : { tls: options }) };
 }
 
 function readTlsFile(path: string): string {

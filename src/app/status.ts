@@ -15,7 +15,7 @@ import {
 } from '../postgres/inspect.js';
 import { checkSchema, migrationStatus, SCHEMA_VERSION } from '../postgres/migrations.js';
 import { inspectBroker, type BrokerFacts } from '../rabbitmq/inspect.js';
-import { tlsOptions } from './endpoints.js';
+import { brokerEndpoint } from './endpoints.js';
 import { withDatabase, type SqlClient } from './session.js';
 import { findProblems, type StatusProblem } from './status-problems.js';
 
@@ -128,17 +128,13 @@ async function readDatabase(client: SqlClient, config: Config, facts: StatusFact
 
 /** What doctor and status ask the broker. */
 export function askBroker(config: Config, installation: string | undefined): Promise<BrokerFacts> {
-  const { url, tls, heartbeatMs, connectTimeoutMs } = config.broker;
   const { name, exchange, exchangeType, topology } = config.relay;
-  return inspectBroker(
-    { url, tls: tlsOptions(tls), heartbeatMs, connectTimeoutMs },
-    {
-      exchange,
-      exchangeType,
-      declares: topology === 'assert',
-      lockQueue: installation === undefined ? undefined : lockQueueName(installation, name),
-    },
-  );
+  return inspectBroker(brokerEndpoint(config.broker), {
+    exchange,
+    exchangeType,
+    declares: topology === 'assert',
+    lockQueue: installation === undefined ? undefined : lockQueueName(installation, name),
+  });
 }
 
 function activityOf({ slot, broker }: StatusFacts, source: Config['relay']['source']): Activity {

@@ -5,6 +5,7 @@ import { configuration, type Configuration, type GlobalOptions } from './configu
 import { registerConfig } from './config.js';
 import { EXIT, type CliContext, type ExitCode } from './context.js';
 import { exitCodeOf, formatFailure } from './failure.js';
+import { registerDoctor } from './doctor.js';
 import { registerMigrate } from './migrate.js';
 import { registerRun } from './run.js';
 import { registerStatus } from './status.js';
@@ -38,6 +39,7 @@ export async function runCli(args: readonly string[], version: string, context: 
     .configureOutput({ writeOut: context.out, writeErr: context.err });
   registerRun(program, cli);
   registerStatus(program, cli);
+  registerDoctor(program, cli);
   registerMigrate(program, cli);
   registerConfig(program, cli);
   try {

@@ -24,7 +24,7 @@ const ACTIVITY: Readonly<Record<Activity, string>> = {
   active: 'active',
   starting: 'starting (holds the lock or the slot, not both yet)',
   stopped: 'NOT RUNNING',
-  unknown: 'cannot be told: the broker does not answer, and nobody streams',
+  unknown: 'not known: who holds the lock cannot be asked',
 };
 
 /** The status as a person reads it: facts in aligned lines, then the problems. */
@@ -98,11 +98,11 @@ function backlogRows({ backlog, parkedErrors }: Status): [string, string][] {
 
 function brokerLine({ broker }: Status): string {
   if (!broker.facts) return 'NOT REACHABLE';
-  const { product, version, cluster, vhost, exchange } = broker.facts;
+  const { version, cluster, vhost, exchange } = broker.facts;
   const state = { fits: 'is there', missing: 'is not there yet', differs: 'DIFFERS', refused: 'MAY NOT BE USED' }[
     exchange
   ];
-  return `${product} ${version}, ${cluster}, virtual host ${vhost}; exchange ${broker.exchange} ${state}`;
+  return `RabbitMQ ${version}, ${cluster}, virtual host ${vhost}; exchange ${broker.exchange} ${state}`;
 }
 
 function schemaLine({ database }: Status): string {

@@ -1,0 +1,105 @@
+import type { Config } from '../config/load.js';
+import { publicationName, slotName } from '../core/identity.js';
+import { isWaybillError } from '../core/errors.js';
+import { toDatabaseError } from '../postgres/errors.js';
+import { identifySystem } from '../postgres/identify.js';
+import { inspectOldTransactions, inspectServer, inspectTable } from '../postgres/inspect-server.js';
+import { readInstallation, readRelays, readSlot, type RelayEntry } from '../postgres/inspect.js';
+import { checkSchema, migrationStatus } from '../postgres/migrations.js';
+import { OUTBOX_COLUMNS } from '../postgres/outbox-row.js';
+import { inspectPublication } from '../postgres/relay-record.js';
+import { checkBroker, checkEncryption } from './doctor-broker.js';
+import { checkCertificates } from './doctor-certificates.js';
+import { fail, ok, type Finding } from './doctor-findings.js';
+import { checkSchemaObjects } from './doctor-schema.js';
+import { checkServer } from './doctor-server.js';
+import { replicationEndpoint } from './endpoints.js';
+import { withDatabase, type SqlClient } from './session.js';
+import { askBroker } from './status.js';
+
+const LIMITS = { lockTimeoutMs: 1_000, statementTimeoutMs: 10_000 };
+const OLD_TRANSACTION_MS = 3_600_000;
+const STATE_COLUMNS = ['state', 'last_error', 'next_attempt_at', 'hold_no'];
+
+/** What the database side tells the broker's checks. */
+interface Remembered {
+  installation: string | undefined;
+  record: RelayEntry | undefined;
+}
+
+/** Looks at everything that can be seen beforehand; changes nothing. What cannot be reached is a finding, not an error. */
+export async function examine(config: Config): Promise<Finding[]> {
+  const findings: Finding[] = [];
+  const remembered: Remembered = { installation: undefined, record: undefined };
+  await gather(findings, 'database', async () => {
+    await withDatabase(config.database, LIMITS, (client) => examineDatabase(client, config, findings, remembered));
+  });
+  if (config.relay.source === 'wal') {
+    await gather(findings, 'replication-connection', async () => {
+      await identifySystem(replicationEndpoint(config.database), 'waybill inspection');
+      findings.push(ok('replication-connection', 'a replication connection can be opened'));
+    });
+  }
+  await gather(findings, 'broker', async () => {
+    const facts = await askBroker(config, remembered.installation);
+    findings.push(...checkBroker(facts, remembered.record, config));
+  });
+  findings.push(...checkEncryption(config), ...checkCertificates(config, new Date()));
+  return findings;
+}
+
+/** Runs one part; its failure becomes a finding with the hint as the mend. */
+async function gather(findings: Finding[], id: string, part: () => Promise<void>): Promise<void> {
+  try {
+    await part();
+  } catch (error) {
+    const known = isWaybillError(error) || id === 'broker' ? error : toDatabaseError(error, 'looking at the database');
+    if (!isWaybillError(known)) throw error;
+    const about = known.code.startsWith('WAYBILL_SCHEMA_') ? 'schema' : id;
+    findings.push(fail(about, known.message, known.hint ?? 'see the message'));
+  }
+}
+
+async function examineDatabase(
+  client: SqlClient,
+  config: Config,
+  findings: Finding[],
+  remembered: Remembered,
+): Promise<void> {
+  const { schema } = config.database;
+  const asked = Date.now();
+  const server = await inspectServer(client);
+  const clockDifferenceMs = (asked + Date.now()) / 2 - server.clock.getTime();
+  const { version: schemaVersion } = await migrationStatus(client, { schema });
+  const relays = schemaVersion > 0 ? await readRelays(client, schema) : [];
+  remembered.record = relays.find(({ name }) => name === config.relay.name);
+  const name = remembered.record?.slot ?? slotName(server.database, schema, config.relay.name);
+  const slot = await readSlot(client, name);
+  const transactions = await inspectOldTransactions(client, OLD_TRANSACTION_MS);
+  findings.push(ok('database', `database ${server.database} answers`));
+  findings.push(...checkServer({ server, transactions, slotName: name, slot, clockDifferenceMs }, config));
+  await checkSchema(client, { schema });
+  remembered.installation = await readInstallation(client, schema);
+  const ownColumns = [...OUTBOX_COLUMNS, ...STATE_COLUMNS];
+  findings.push(
+    ...checkSchemaObjects(
+      {
+        schemaVersion,
+        publication: await inspectPublication(client, schema, publicationName(schema)),
+        columnCount: ownColumns.length,
+        table: await inspectTable(client, schema, ownColumns),
+        relays,
+        systemIdentifier: await readSystemIdentifier(client),
+      },
+      config,
+    ),
+  );
+}
+
+/** Which PostgreSQL cluster this is, as text. */
+export async function readSystemIdentifier(client: SqlClient): Promise<string | null> {
+  const { rows } = await client.query<{ identifier: string }>(
+    'select system_identifier::text as identifier from pg_control_system()',
+  );
+  return rows[0]?.identifier ?? null;
+}

@@ -1,0 +1,53 @@
+import type { Command } from 'commander';
+import type { Finding } from '../app/doctor-findings.js';
+import { examine } from '../app/doctor.js';
+import { createTextRedactor } from '../telemetry/redact.js';
+import { EXIT } from './context.js';
+import type { Cli } from './program.js';
+import { printable } from './text.js';
+
+export function registerDoctor(program: Command, cli: Cli): void {
+  program
+    .command('doctor')
+    .description('Check everything that can be checked beforehand, each with its mend; exit code 4 if a check fails.')
+    .option('--strict', 'warnings count as failures')
+    .option('--json', 'as JSON, in a stable shape')
+    .action(async ({ strict, json }: { strict?: boolean; json?: boolean }) => {
+      const findings = await examine(cli.configuration.whole());
+      const counts = countBySeverity(findings);
+      const passed = counts.fail === 0 && (!strict || counts.warn === 0);
+      const redact = createTextRedactor(cli.configuration.secrets());
+      const text = json
+        ? redact(JSON.stringify({ passed, counts, findings }, null, 2))
+        : printable(redact(formatFindings(findings)));
+      cli.context.out(`${text}\n`);
+      if (!passed) cli.exitCode = EXIT.check;
+    });
+}
+
+type Counts = Record<Finding['severity'], number>;
+
+function countBySeverity(findings: readonly Finding[]): Counts {
+  const counts: Counts = { ok: 0, warn: 0, fail: 0 };
+  for (const { severity } of findings) counts[severity]++;
+  return counts;
+}
+
+const LABELS: Readonly<Record<Finding['severity'], string>> = { ok: 'ok  ', warn: 'WARN', fail: 'FAIL' };
+
+/** What is well first, what needs a hand last, where it stands above the prompt; each with its mend. */
+export function formatFindings(findings: readonly Finding[]): string {
+  const order: Finding['severity'][] = ['ok', 'warn', 'fail'];
+  const lines = order.flatMap((severity) =>
+    findings
+      .filter((finding) => finding.severity === severity)
+      .map(({ id, finding, mend }) => {
+        const line = `${LABELS[severity]}  ${id}: ${finding}`;
+        return mend === null ? line : `${line}\n      mend: ${mend}`;
+      }),
+  );
+  const { fail, warn } = countBySeverity(findings);
+  const verdict =
+    fail + warn === 0 ? 'Everything is well.' : `${fail} failed, ${warn} ${warn === 1 ? 'warning' : 'warnings'}.`;
+  return `${lines.join('\n')}\n\n${verdict}`;
+}
