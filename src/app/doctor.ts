@@ -3,7 +3,12 @@ import { publicationName, slotName } from '../core/identity.js';
 import { isWaybillError } from '../core/errors.js';
 import { toDatabaseError } from '../postgres/errors.js';
 import { identifySystem } from '../postgres/identify.js';
-import { inspectOldTransactions, inspectServer, inspectTable } from '../postgres/inspect-server.js';
+import {
+  inspectOldTransactions,
+  inspectServer,
+  inspectTable,
+  readSystemIdentifier,
+} from '../postgres/inspect-server.js';
 import { readInstallation, readRelays, readSlot, type RelayEntry } from '../postgres/inspect.js';
 import { checkSchema, migrationStatus } from '../postgres/migrations.js';
 import { OUTBOX_COLUMNS } from '../postgres/outbox-row.js';
@@ -94,12 +99,4 @@ async function examineDatabase(
       config,
     ),
   );
-}
-
-/** Which PostgreSQL cluster this is, as text. */
-export async function readSystemIdentifier(client: SqlClient): Promise<string | null> {
-  const { rows } = await client.query<{ identifier: string }>(
-    'select system_identifier::text as identifier from pg_control_system()',
-  );
-  return rows[0]?.identifier ?? null;
 }

@@ -2,6 +2,7 @@ import type { Config } from '../config/load.js';
 import { lockQueueName, slotName } from '../core/identity.js';
 import { isWaybillError } from '../core/errors.js';
 import { toDatabaseError } from '../postgres/errors.js';
+import { readDatabaseName, readSystemIdentifier } from '../postgres/inspect-server.js';
 import {
   readBacklog,
   readInstallation,
@@ -106,11 +107,8 @@ async function collectFacts(config: Config): Promise<StatusFacts> {
 /** Fills the facts step by step, so that a failure leaves what was read before it. */
 async function readDatabase(client: SqlClient, config: Config, facts: StatusFacts): Promise<string | undefined> {
   const { schema } = config.database;
-  const { rows } = await client.query<{ name: string; identifier: string }>(
-    'select current_database() as name, (select system_identifier::text from pg_control_system()) as identifier',
-  );
-  facts.database.name = rows[0]?.name ?? null;
-  facts.database.systemIdentifier = rows[0]?.identifier ?? null;
+  facts.database.name = await readDatabaseName(client);
+  facts.database.systemIdentifier = await readSystemIdentifier(client);
   facts.database.schemaVersion = (await migrationStatus(client, { schema })).version;
   await checkSchema(client, { schema });
   const relays = await readRelays(client, schema);

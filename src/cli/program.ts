@@ -7,6 +7,7 @@ import { EXIT, type CliContext, type ExitCode } from './context.js';
 import { exitCodeOf, formatFailure } from './failure.js';
 import { registerDoctor } from './doctor.js';
 import { registerMigrate } from './migrate.js';
+import { registerRelay } from './relay.js';
 import { registerRun } from './run.js';
 import { registerStatus } from './status.js';
 
@@ -41,6 +42,7 @@ export async function runCli(args: readonly string[], version: string, context: 
   registerStatus(program, cli);
   registerDoctor(program, cli);
   registerMigrate(program, cli);
+  registerRelay(program, cli);
   registerConfig(program, cli);
   try {
     await program.parseAsync([...args], { from: 'user' });

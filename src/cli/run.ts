@@ -1,4 +1,4 @@
-import type { Command } from 'commander';
+import { Option, type Command } from 'commander';
 import { startRelayService, type RelayService } from '../app/relay-service.js';
 import type { Config } from '../config/load.js';
 import { WaybillError } from '../core/errors.js';
@@ -13,13 +13,8 @@ export function registerRun(program: Command, cli: Cli): void {
   program
     .command('run')
     .description('Run the relay until SIGTERM or SIGINT.')
-    .option('--only <part>', 'run one part alone: relay')
-    .action(async (options: { only?: string }) => {
-      if (options.only !== undefined && options.only !== 'relay') {
-        throw new WaybillError('WAYBILL_CONFIG_INVALID', `--only ${options.only} is no part of Waybill`, {
-          hint: 'the part there is: relay',
-        });
-      }
+    .addOption(new Option('--only <part>', 'run one part alone').choices(['relay']))
+    .action(async () => {
       const config = cli.configuration.whole();
       const logger = createLogger({
         ...config.log,

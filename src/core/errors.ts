@@ -12,7 +12,8 @@ export const ERROR_CODES = {
   WAYBILL_DATABASE_FAILED: 'PostgreSQL answered a statement with an error that was not expected.',
   WAYBILL_DATABASE_REFUSED: 'PostgreSQL refused the credentials, the role or a grant.',
   WAYBILL_DATABASE_UNSUITABLE: 'A PostgreSQL setting makes the work impossible (wal_level, standby, slots used up).',
-  WAYBILL_SLOT_TAKEN: 'The replication slot name belongs to another database or plugin, or another process streams from it.',
+  WAYBILL_SLOT_TAKEN:
+    'The replication slot name belongs to another database or plugin, or another process streams from it.',
   WAYBILL_SLOT_LOST: 'The replication slot is gone, invalidated or ahead of the server.',
   WAYBILL_PUBLICATION_MISSING: 'The publication does not exist at the position that is decoded.',
   WAYBILL_PUBLICATION_UNFIT: 'The publication does not send every insert of the outbox whole.',
@@ -26,6 +27,7 @@ export const ERROR_CODES = {
   WAYBILL_EPOCH_LOST: 'Another relay has taken over in the database; this one stopped settling at once.',
   WAYBILL_IDENTITY_CHANGED: 'This is not the PostgreSQL cluster or RabbitMQ cluster that the relay worked with before.',
   WAYBILL_SECOND_RELAY: 'Another relay name is recorded for this schema; one schema has one relay.',
+  WAYBILL_RELAY_UNKNOWN: 'No relay of that name is recorded in the schema.',
   WAYBILL_DRAIN_INCOMPLETE: 'The deadline for stopping passed with messages unconfirmed; they will be published again.',
   WAYBILL_STOPPED: 'The operation ended because the service is stopping.',
 } as const;

@@ -147,3 +147,18 @@ async function missingGrants(client: Client, schema: string): Promise<string[]> 
   );
   return rows.map(({ grant }) => grant);
 }
+
+/** Which PostgreSQL cluster this is; a copy by pg_basebackup keeps it. */
+export async function readSystemIdentifier(client: Client): Promise<string | null> {
+  const [row] = await select<{ identifier: string }>(
+    client,
+    'select system_identifier::text as identifier from pg_control_system()',
+  );
+  return row?.identifier ?? null;
+}
+
+/** The database of this connection, by its own name (a pooler may call it otherwise). */
+export async function readDatabaseName(client: Client): Promise<string> {
+  const [row] = await select<{ name: string }>(client, 'select current_database() as name');
+  return row?.name ?? '';
+}

@@ -1,0 +1,72 @@
+import { InvalidArgumentError, type Command } from 'commander';
+import { adoptRelay, dropRelay, listRelays, type ListedRelay } from '../app/relay-admin.js';
+import { confirm } from './confirm.js';
+import type { Cli } from './program.js';
+import { columns, printable, spoken, spokenBytes } from './text.js';
+
+export function registerRelay(program: Command, cli: Cli): void {
+  const relay = program.command('relay').description('List, adopt or drop the recorded relays of the schema.');
+  const say = (text: string): void => cli.context.out(`${printable(text)}\n`);
+
+  relay
+    .command('list')
+    .description('Show the recorded relays.')
+    .option('--json', 'as JSON')
+    .action(async ({ json }: { json?: boolean }) => {
+      const listed = await listRelays(cli.configuration.database());
+      if (json) cli.context.out(`${JSON.stringify(listed, null, 2)}\n`);
+      else say(formatRelays(listed));
+    });
+
+  relay
+    .command('adopt')
+    .description('Let the relay work with the servers that are configured now, after an upgrade, a restore or a copy.')
+    .option('--relay <name>', 'instead of relay.name')
+    .option('--expect <system identifier>', 'only if the connected server is this one', systemIdentifier)
+    .option('--yes', 'do not ask')
+    .action(async (options: { relay?: string; expect?: string; yes?: boolean }) => {
+      const config = cli.configuration.whole();
+      const name = options.relay ?? config.relay.name;
+      if (options.expect === undefined) {
+        const question = `Adopt relay ${name}? If the original of this database still runs, both will publish its rows.`;
+        await confirm(cli, question, options.yes);
+      }
+      const here = await adoptRelay(config.database, name, options.expect);
+      say(`Relay ${name} is adopted by PostgreSQL cluster ${here}. Its next start reads the table before the stream.`);
+    });
+
+  relay
+    .command('drop <name>')
+    .description('Drop the slot and the record of a relay that is not used any more; rows of the outbox stay.')
+    .option('--yes', 'do not ask')
+    .action(async (name: string, options: { yes?: boolean }) => {
+      const database = cli.configuration.database();
+      await confirm(cli, `Drop relay ${name} of schema ${database.schema} and its replication slot?`, options.yes);
+      const { slot, slotName } = await dropRelay(database, name);
+      const told = {
+        dropped: `its slot ${slotName ?? ''} too`,
+        absent: 'it had no slot',
+        left: `slot ${slotName ?? ''} is left, because it is not of this database`,
+      }[slot];
+      say(`Relay ${name} is dropped; ${told}.`);
+    });
+}
+
+function formatRelays(listed: readonly ListedRelay[]): string {
+  if (listed.length === 0) return 'No relay is recorded; the first `waybill run` records one.';
+  const rows = listed.map(({ record, slot }) => [
+    record.name,
+    record.source,
+    record.slot ?? '-',
+    slot === null ? 'no slot' : slot.active ? 'in use' : 'not in use',
+    slot?.keptWalBytes == null ? '-' : spokenBytes(slot.keptWalBytes),
+    record.holder ?? '-',
+    record.checkpointAgeMs === null ? '-' : `${spoken(record.checkpointAgeMs)} ago`,
+  ]);
+  return columns([['RELAY', 'SOURCE', 'SLOT', 'STATE', 'WAL KEPT', 'LAST HOLDER', 'CHECKPOINT'], ...rows]);
+}
+
+function systemIdentifier(raw: string): string {
+  if (/^\d{1,20}$/.test(raw)) return raw;
+  throw new InvalidArgumentError('It is the number that `waybill doctor` or pg_controldata shows.');
+}
