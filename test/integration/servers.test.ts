@@ -2,6 +2,7 @@ import * as amqp from 'amqplib';
 import { execFile, spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtemp, readdir, rm } from 'node:fs/promises';
+import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -12,11 +13,17 @@ import { afterAll, beforeAll, describe, expect, inject, test, vi } from 'vitest'
 import { freshVhost } from '../support/broker.js';
 import { startBrokerProbe } from '../support/broker-probe.js';
 import { freshDatabase, sharedPostgres } from '../support/database.js';
+import { freePorts } from '../support/servers/ports.js';
 import { startPostgres } from '../support/servers/postgres.js';
 import type { PostgresServer } from '../support/servers/postgres-server.js';
 import type { RabbitServer } from '../support/servers/rabbit-server.js';
 import { borrowRabbit, startRabbit } from '../support/servers/rabbit.js';
 import { until } from '../support/waiting.js';
+
+vi.mock(import('../support/servers/ports.js'), async (original) => {
+  const { freePorts } = await original();
+  return { freePorts: vi.fn(freePorts) };
+});
 
 async function query(url: string, sql: string): Promise<unknown[]> {
   const client = new pg.Client({ connectionString: url });
@@ -180,6 +187,32 @@ describe('private RabbitMQ', () => {
     await closed;
     await expect(server.ctl('list_vhosts')).resolves.not.toContain('limited');
   });
+});
+
+test('a port that somebody takes in between costs another try, not the run', async () => {
+  const squatter = createServer().listen(0, '127.0.0.1');
+  await once(squatter, 'listening');
+  const { port } = squatter.address() as AddressInfo;
+  const [epmd, distribution] = (await freePorts(2)) as [number, number];
+  vi.mocked(freePorts).mockResolvedValueOnce([port]);
+  const postgres = await startPostgres({ own: true });
+  await postgres.close();
+  vi.mocked(freePorts).mockResolvedValueOnce([port, epmd, distribution]);
+  const rabbit = await startRabbit({ own: true });
+  await rabbit.close();
+  vi.mocked(freePorts).mockResolvedValueOnce([await freePorts(1).then(([free]) => free!), port, distribution]);
+  await (await startRabbit({ own: true })).close();
+  expect([postgres.port, rabbit.port]).not.toContain(port);
+  squatter.close();
+});
+
+test('a server that cannot start says what was tried and why', async () => {
+  await expect(startPostgres({ own: true, settings: { shared_buffers: 'plenty' } })).rejects.toThrow(
+    /did not start\.[^]*postgres -D [^]*exit code 1[^]*invalid value for parameter "shared_buffers": "plenty"/,
+  );
+  await expect(startRabbit({ own: true, settings: { nonsense: 1 } })).rejects.toThrow(
+    /did not start\.[^]*rabbitmq-server: exit code 1[^]*tried to set nonsense/,
+  );
 });
 
 describe('the servers that a run shares', () => {

@@ -22,6 +22,9 @@ export interface DaemonSpec {
   account?: Account;
 }
 
+/** A server ended because somebody else has taken one of its ports in between; another try with others may succeed. */
+export class PortClash extends Error {}
+
 /** One server process in a session of its own, under the watchdog of its scratch folder. */
 export class Daemon {
   readonly pid: number;
@@ -92,10 +95,18 @@ export class Daemon {
     return tree;
   }
 
-  /** The last lines of the log, for error messages. */
-  async logTail(lines = 15): Promise<string> {
-    const text = await readFile(this.#logFile, 'utf8').catch(() => '');
-    return text.trimEnd().split('\n').slice(-lines).join('\n');
+  /** The error of a process that ended instead of starting: what was run, how it ended, what its log says. */
+  async startFailure(): Promise<Error> {
+    const log = await readFile(this.#logFile, 'utf8').catch(() => '');
+    // Erlang says of its distribution port only that there is no distribution.
+    const clash = /address already in use|eaddrinuse|nodistribution/i.test(log);
+    const lines = log.trimEnd().split('\n');
+    // RabbitMQ names the cause in its first error lines and prints pages after them; PostgreSQL ends with it.
+    const causes = lines.filter((line) => /\[error\] <[\d.]+> \S/.test(line)).slice(0, 8);
+    const shown = causes.length > 0 ? causes : lines.slice(-15);
+    return new (clash ? PortClash : Error)(
+      `Tried: ${this.#child.spawnargs.join(' ')}: ${this.ending ?? ''}\n${shown.join('\n')}`,
+    );
   }
 }
 

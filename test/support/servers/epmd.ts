@@ -14,10 +14,10 @@ export async function startPortMapper(scratch: Scratch, env: Record<string, stri
     env,
     logFile: scratch.path('epmd.log'),
   });
-  const answers = await until(async () => epmd.ending ?? (await reaches(port)), {
+  const ready = await until(async () => (epmd.ending === undefined ? await answers(port) : 'ended'), {
     what: `epmd on port ${port}`,
   });
-  if (answers !== true) throw new Error(`epmd -port ${port}: ${answers}\n${await epmd.logTail()}`);
+  if (ready === 'ended') throw await epmd.startFailure();
 }
 
 async function portMapperProgram(path: string): Promise<string> {
@@ -43,11 +43,13 @@ async function portMapperProgram(path: string): Promise<string> {
   throw new Error('epmd, which comes with Erlang, is not in PATH. Mend: apt-get install -y erlang-base');
 }
 
-async function reaches(port: number): Promise<boolean> {
+/** True when a port mapper answers the request for all names; somebody else's server would only accept. */
+async function answers(port: number): Promise<boolean> {
   const socket = connect(port, '127.0.0.1');
   try {
-    await once(socket, 'connect');
-    return true;
+    socket.write(Buffer.from([0, 1, 'n'.charCodeAt(0)]));
+    const [answer] = (await once(socket, 'data', { signal: AbortSignal.timeout(500) })) as [Buffer];
+    return answer.length >= 4 && answer.readUInt32BE(0) === port;
   } catch {
     return false;
   } finally {

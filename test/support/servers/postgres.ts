@@ -4,7 +4,7 @@ import { appendFile, chown, mkdir, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { until } from '../waiting.js';
-import { allGone, Daemon, type Account } from './daemon.js';
+import { allGone, Daemon, PortClash, type Account } from './daemon.js';
 import { findPostgres, postgresAccount, type PostgresPrograms } from './find-postgres.js';
 import { freePorts } from './ports.js';
 import { PostgresUrls, type PostgresServer, type ShutdownMode } from './postgres-server.js';
@@ -105,8 +105,7 @@ class PrivatePostgres extends PostgresUrls implements PostgresServer {
         return server;
       } catch (error) {
         tried.push(error instanceof Error ? error.message : String(error));
-        // Only a port that somebody took in between is worth another try.
-        if (!/Address already in use/.test(tried.join())) break;
+        if (!(error instanceof PortClash)) break;
       }
     }
     throw new Error(`PostgreSQL ${programs.version} from ${programs.folder} did not start.\n${tried.join('\n')}`);
@@ -132,9 +131,7 @@ class PrivatePostgres extends PostgresUrls implements PostgresServer {
       },
       { what: `PostgreSQL on port ${this.port} to accept connections`, withinMs: 60_000 },
     );
-    if (ready === 'ended') {
-      throw new Error(`postgres -D ${data} -p ${this.port}: ${daemon.ending ?? ''}\n${await daemon.logTail()}`);
-    }
+    if (ready === 'ended') throw await daemon.startFailure();
   }
 
   async stop(mode: ShutdownMode = 'fast'): Promise<number> {

@@ -4,7 +4,7 @@ import { writeFile } from 'node:fs/promises';
 import { connect } from 'node:net';
 import { join } from 'node:path';
 import { until } from '../waiting.js';
-import { Daemon } from './daemon.js';
+import { Daemon, PortClash } from './daemon.js';
 import { startPortMapper } from './epmd.js';
 import { findRabbit } from './find-rabbitmq.js';
 import { freePorts } from './ports.js';
@@ -38,8 +38,7 @@ export async function startRabbit(options: RabbitOptions = {}): Promise<RabbitSe
     } catch (error) {
       await scratch.remove();
       tried.push(error instanceof Error ? error.message : String(error));
-      // Only a port that somebody took in between is worth another try.
-      if (!/eaddrinuse|already in use/i.test(tried.join())) break;
+      if (!(error instanceof PortClash)) break;
     }
   }
   throw new Error(`RabbitMQ from ${scripts} did not start.\n${tried.join('\n')}`);
@@ -92,6 +91,8 @@ class PrivateRabbit extends RabbitUrls implements RabbitServer {
     private readonly scratch: Scratch,
     private readonly owned: RabbitNode,
     private readonly schedulers: number,
+    /** The node's name without its host; unique. */
+    private readonly name: string,
     url: URL,
   ) {
     super(url, ctlControl(owned), owned);
@@ -100,7 +101,8 @@ class PrivateRabbit extends RabbitUrls implements RabbitServer {
   static async create(scratch: Scratch, scripts: string, options: RabbitOptions): Promise<PrivateRabbit> {
     const [amqp, epmd, distribution] = (await freePorts(3)) as [number, number, number];
     const password = randomBytes(9).toString('base64url');
-    const env = environment(scratch, amqp, epmd, distribution);
+    const name = `waybill-${randomBytes(4).toString('hex')}`;
+    const env = environment(scratch, name, amqp, epmd, distribution);
     const settings = {
       'listeners.tcp.1': `127.0.0.1:${amqp}`,
       default_user: 'waybill',
@@ -114,7 +116,7 @@ class PrivateRabbit extends RabbitUrls implements RabbitServer {
     await writeFile(scratch.path('enabled_plugins'), '[].\n');
     await startPortMapper(scratch, env, epmd);
     const url = new URL(`amqp://waybill:${password}@127.0.0.1:${amqp}/%2f`);
-    const rabbit = new PrivateRabbit(scratch, { scripts, env }, options.schedulers ?? 1, url);
+    const rabbit = new PrivateRabbit(scratch, { scripts, env }, options.schedulers ?? 1, name, url);
     await rabbit.start();
     return rabbit;
   }
@@ -133,16 +135,15 @@ class PrivateRabbit extends RabbitUrls implements RabbitServer {
       logFile: this.scratch.path('rabbitmq.log'),
     });
     this.#daemon = daemon;
-    const ready = await until(async () => (daemon.ending === undefined ? await speaksAmqp(this.port) : 'ended'), {
-      what: `RabbitMQ to speak AMQP on port ${this.port}`,
-      withinMs: 90_000,
-      everyMs: 25,
-    });
-    if (ready === 'ended') {
-      throw new Error(
-        `${join(this.owned.scripts, 'rabbitmq-server')}: ${daemon.ending ?? ''}\n${await daemon.logTail(40)}`,
-      );
-    }
+    const ready = await until(
+      async () => (daemon.ending === undefined ? await answers(this.port, this.name) : 'ended'),
+      {
+        what: `RabbitMQ to speak AMQP on port ${this.port}`,
+        withinMs: 90_000,
+        everyMs: 25,
+      },
+    );
+    if (ready === 'ended') throw await daemon.startFailure();
   }
 
   async stop(): Promise<number> {
@@ -187,7 +188,13 @@ class PrivateRabbit extends RabbitUrls implements RabbitServer {
   }
 }
 
-function environment(scratch: Scratch, amqp: number, epmd: number, distribution: number): Record<string, string> {
+function environment(
+  scratch: Scratch,
+  name: string,
+  amqp: number,
+  epmd: number,
+  distribution: number,
+): Record<string, string> {
   return {
     PATH: process.env.PATH ?? '',
     HOME: scratch.folder,
@@ -196,7 +203,9 @@ function environment(scratch: Scratch, amqp: number, epmd: number, distribution:
     ERL_EPMD_ADDRESS: '127.0.0.1',
     // Why: else each Erlang machine, rabbitmqctl's included, may start a port mapper that outlives us.
     ERL_FLAGS: '-start_epmd false',
-    RABBITMQ_NODENAME: `waybill-${randomBytes(4).toString('hex')}@localhost`,
+    // No crash dump; a failing start would spend a second on it.
+    ERL_CRASH_DUMP_BYTES: '0',
+    RABBITMQ_NODENAME: `${name}@localhost`,
     RABBITMQ_NODE_IP_ADDRESS: '127.0.0.1',
     RABBITMQ_NODE_PORT: String(amqp),
     RABBITMQ_DIST_PORT: String(distribution),
@@ -211,13 +220,13 @@ function environment(scratch: Scratch, amqp: number, epmd: number, distribution:
   };
 }
 
-/** True when the broker answers the protocol header with a frame (Connection.Start). */
-async function speaksAmqp(port: number): Promise<boolean> {
+/** True when the node of that name answers the protocol header: Connection.Start carries its cluster's name. */
+async function answers(port: number, name: string): Promise<boolean> {
   const socket = connect(port, '127.0.0.1');
   try {
     socket.write('AMQP\0\0\x09\x01');
-    const [first] = (await once(socket, 'data', { signal: AbortSignal.timeout(2000) })) as [Buffer];
-    return first[0] === 1;
+    const [start] = (await once(socket, 'data', { signal: AbortSignal.timeout(1000) })) as [Buffer];
+    return start.includes(name);
   } catch {
     return false;
   } finally {
