@@ -55,7 +55,9 @@ function read({ file, environment, readFile }: ConfigSources, mayBeMissing: read
   for (const issue of parsed.error?.issues ?? []) {
     const missing = issue.message === 'is missing';
     // Why: behind a file that could not be read, every required key would be called missing.
-    if (missing && (fileIsBroken || mayBeMissing.includes(issue.path.join('.')))) continue;
+    // Behind a variable that is at fault itself, too.
+    const name = issue.path.join('.');
+    if (missing && (fileIsBroken || origins.has(name) || mayBeMissing.includes(name))) continue;
     problems.push(...describe(issue, origins));
   }
   if (parsed.success) problems.push(...checkTogether(parsed.data, origins));

@@ -75,6 +75,7 @@ export function applyEnvironment(
     const text = environment[plain];
     const path = environment[file];
     if (text && path) {
+      origins.set(key.name, plain);
       problems.push({ at: plain, problem: `and ${file} are both set`, mend: 'keep one of them' });
     } else if (path) {
       const content = readSecret(file, path, readFile, problems);

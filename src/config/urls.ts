@@ -2,6 +2,8 @@ import type { Parsed } from './quantities.js';
 
 const ENCODE_MEND = 'percent-encode special characters of the password (@ is %40, # is %23, / is %2F, ? is %3F)';
 
+const SEVERAL_HOSTS = { problem: 'lists several hosts', mend: 'give one host; several are not supported yet' };
+
 /** Checks a PostgreSQL URL; encryption is never taken from it, because sslmode words change their meaning. */
 export function checkDatabaseUrl(raw: unknown): Parsed<string> {
   const example = 'postgres://user:password@host:5432/database';
@@ -61,8 +63,7 @@ function parseUrl(raw: unknown, schemes: string[], example: string): Parsed<URL>
   if (typeof raw !== 'string') return { problem: 'is not a text', mend: `write it like ${example}` };
   // Why: the error of new URL() holds the whole string, password included, so it is never made.
   if (!URL.canParse(raw.trim())) {
-    if (/@[^/]*,/.test(raw))
-      return { problem: 'lists several hosts', mend: 'give one host; several are not supported yet' };
+    if (/@[^/]*,/.test(raw)) return SEVERAL_HOSTS;
     return { problem: 'is not a valid URL', mend: `write it like ${example}, and ${ENCODE_MEND}` };
   }
   const parsed = new URL(raw.trim());
@@ -71,6 +72,7 @@ function parseUrl(raw: unknown, schemes: string[], example: string): Parsed<URL>
     const names = schemes.map((scheme) => `${scheme}//`).join(' or ');
     return { problem: `does not begin with ${names}`, mend: `write it like ${example}` };
   }
+  if (parsed.hostname.includes(',')) return SEVERAL_HOSTS;
   const straySign = parsed.username === '' && /@/.test(parsed.pathname + parsed.search);
   if (parsed.hash !== '' || straySign || parsed.pathname.includes('@')) {
     return { problem: 'is cut at a special character', mend: ENCODE_MEND };

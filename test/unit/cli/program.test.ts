@@ -1,0 +1,109 @@
+import { describe, expect, it } from 'vitest';
+import type { CliContext } from '../../../src/cli/context.js';
+import { exitCodeOf, formatFailure } from '../../../src/cli/failure.js';
+import { runCli } from '../../../src/cli/program.js';
+import { WaybillError, type WaybillErrorCode } from '../../../src/core/errors.js';
+
+async function waybill(args: string[], environment: Record<string, string> = {}, files: Record<string, string> = {}) {
+  let out = '';
+  let err = '';
+  const context: CliContext = {
+    environment,
+    readFile: (path) => {
+      const text = files[path];
+      if (text === undefined) throw Object.assign(new Error('none'), { code: 'ENOENT' });
+      return text;
+    },
+    out: (text) => (out += text),
+    err: (text) => (err += text),
+    outIsTerminal: false,
+    ask: undefined,
+    onSecrets: () => undefined,
+    onSignal: () => undefined,
+  };
+  const code = await runCli(args, '1.2.3', context);
+  return { code, out, err };
+}
+
+describe('the command line', () => {
+  it.each([
+    [['--version'], '1.2.3'],
+    [['--help'], 'status'],
+    [['run', '--help'], '--config'],
+    [['config', 'reference'], '`relay.maxInFlight`'],
+    [['migrate', 'print'], 'create table waybill.outbox'],
+    [['migrate', 'print', '--schema', 'shop'], 'create table "shop".outbox'],
+    [['migrate', 'print', '--roles'], 'waybill_relay'],
+  ])('%j ends with 0 and needs no configuration', async (args, expected) => {
+    const { code, out, err } = await waybill(args);
+    expect({ code, err }).toEqual({ code: 0, err: '' });
+    expect(out).toContain(expected);
+  });
+
+  it.each([
+    [['statsu'], 'Did you mean status?'],
+    [['run', '--only', 'consumers'], 'relay'],
+    [['migrate', 'print', '--schema', 'Bad'], 'a-z'],
+    [['migrate', 'print', '--from', '0'], 'whole number'],
+    [['relay', 'adopt', '--expect', 'x'], 'doctor'],
+    [['relay', 'drop'], 'name'],
+    [['status', '--jsn'], '--json'],
+    [[], 'Usage'],
+  ])('%j is a usage error, 2', async (args, expected) => {
+    const { code, err } = await waybill(args);
+    expect(code).toBe(2);
+    expect(err).toContain(expected);
+  });
+
+  it.each([
+    ['run'],
+    ['status'],
+    ['doctor'],
+    ['migrate'],
+    ['migrate', 'status'],
+    ['relay', 'list'],
+    ['config', 'check'],
+  ])('%s without a configuration tells what is missing, 2', async (...args) => {
+    const { code, err, out } = await waybill(args);
+    expect({ code, out }).toEqual({ code: 2, out: '' });
+    expect(err).toContain('WAYBILL_DATABASE_URL');
+    expect(err).toContain('code: WAYBILL_CONFIG_INVALID');
+  });
+
+  it('reads the file of --config, before or after the command, or of WAYBILL_CONFIG', async () => {
+    const files = { f: 'database: { url: "postgres://localhost/a" }\nbroker: { url: "amqp://localhost" }' };
+    for (const args of [
+      ['--config', 'f', 'config', 'check'],
+      ['config', 'check', '-c', 'f'],
+    ]) {
+      expect(await waybill(args, {}, files)).toMatchObject({ code: 0 });
+    }
+    expect(await waybill(['config', 'check'], { WAYBILL_CONFIG: 'f' }, files)).toMatchObject({ code: 0 });
+    const missing = await waybill(['config', 'check', '-c', 'g'], {}, files);
+    expect(missing.code).toBe(2);
+    expect(missing.err).toContain('--config names g, which cannot be read (ENOENT)');
+  });
+});
+
+describe('failures', () => {
+  it.each<[WaybillErrorCode, number]>([
+    ['WAYBILL_CONFIG_INVALID', 2],
+    ['WAYBILL_SCHEMA_MISSING', 3],
+    ['WAYBILL_SCHEMA_TOO_OLD', 3],
+    ['WAYBILL_SCHEMA_TOO_NEW', 3],
+    ['WAYBILL_DATABASE_UNAVAILABLE', 1],
+    ['WAYBILL_DRAIN_INCOMPLETE', 1],
+  ])('%s ends with %i', (code, exitCode) => expect(exitCodeOf(new WaybillError(code, 'x'))).toBe(exitCode));
+
+  it('show message, code and mend; the stack only when asked for; secrets and control characters never', () => {
+    const error = new WaybillError('WAYBILL_DATABASE_REFUSED', 'bad \u001b[31m pass-word', {
+      hint: 'mend it',
+      cause: new Error('c'),
+    });
+    const plain = formatFailure(error, { secrets: ['pass-word'], verbose: false });
+    expect(plain).toBe('waybill: bad \ufffd[31m [redacted]\n  code: WAYBILL_DATABASE_REFUSED\n  mend: mend it\n');
+    const verbose = formatFailure(error, { secrets: ['pass-word'], verbose: true });
+    expect(verbose).toContain('caused by:');
+    expect(verbose).not.toContain('pass-word');
+  });
+});

@@ -1,0 +1,130 @@
+import { describe, expect, it } from 'vitest';
+import type { RelayService } from '../../../src/app/relay-service.js';
+import { runUntilStopped } from '../../../src/cli/run.js';
+import { loadConfig } from '../../../src/config/load.js';
+import { WaybillError } from '../../../src/core/errors.js';
+import type { Clock } from '../../../src/runtime/clock.js';
+import { silentLogger } from '../../../src/telemetry/log.js';
+
+const config = loadConfig({
+  environment: { WAYBILL_DATABASE_URL: 'postgres://localhost/a', WAYBILL_BROKER_URL: 'amqp://localhost' },
+  readFile: () => '',
+});
+
+/** A service under the test's hands, its signals, and a clock whose time only passes when told. */
+function stage(stop: () => Promise<'drained' | 'incomplete'>, start?: Promise<void>) {
+  let signal: (name: NodeJS.Signals) => void = () => undefined;
+  let passTime: () => void = () => undefined;
+  let end: () => void = () => undefined;
+  let crash: (error: Error) => void = () => undefined;
+  const clock: Clock = {
+    now: () => 0,
+    random: () => 0,
+    after: (_, call) => {
+      passTime = call;
+      return () => undefined;
+    },
+  };
+  const stopped = new Promise<void>((resolve, reject) => {
+    end = resolve;
+    crash = reject;
+  });
+  let stops = 0;
+  const service: RelayService = {
+    stopped,
+    stop: () => {
+      stops++;
+      return stop();
+    },
+  };
+  const running = runUntilStopped(config, silentLogger, {
+    clock,
+    onSignal: (listener) => (signal = listener),
+    start: async () => {
+      await start;
+      return service;
+    },
+  });
+  return {
+    running,
+    stops: () => stops,
+    signal: (name: NodeJS.Signals) => signal(name),
+    passTime: () => passTime(),
+    end: () => end(),
+    crash: (error: Error) => crash(error),
+  };
+}
+
+const never = () => new Promise<never>(() => undefined);
+const turn = () => new Promise((resolve) => setImmediate(resolve));
+
+describe('F112 run', () => {
+  it('drains at the first signal and ends well', async () => {
+    const { running, signal, stops } = stage(() => Promise.resolve('drained'));
+    signal('SIGTERM');
+    await expect(running).resolves.toBeUndefined();
+    expect(stops()).toBe(1);
+  });
+
+  it('F9 says so when the drain was incomplete', async () => {
+    const { running, signal } = stage(() => Promise.resolve('incomplete'));
+    signal('SIGINT');
+    await expect(running).rejects.toMatchObject({ code: 'WAYBILL_DRAIN_INCOMPLETE' });
+  });
+
+  it('says so also when the service ends before stop() has answered', async () => {
+    const late = new Promise<'incomplete'>((resolve) => setImmediate(() => resolve('incomplete')));
+    const { running, signal, end } = stage(() => late);
+    signal('SIGTERM');
+    end();
+    await expect(running).rejects.toMatchObject({ code: 'WAYBILL_DRAIN_INCOMPLETE' });
+  });
+
+  it('gives up at a second signal', async () => {
+    const { running, signal } = stage(never);
+    signal('SIGTERM');
+    signal('SIGTERM');
+    await expect(running).rejects.toThrow('a second signal came');
+  });
+
+  it('gives up at the deadline', async () => {
+    const { running, signal, passTime } = stage(never);
+    signal('SIGTERM');
+    await turn();
+    passTime();
+    await expect(running).rejects.toMatchObject({ code: 'WAYBILL_DRAIN_INCOMPLETE' });
+  });
+
+  it('stops a service that is still starting as soon as it has started', async () => {
+    let started: () => void = () => undefined;
+    const start = new Promise<void>((resolve) => (started = resolve));
+    const { running, signal, stops } = stage(() => Promise.resolve('drained'), start);
+    signal('SIGTERM');
+    await turn();
+    expect(stops()).toBe(0);
+    started();
+    await running;
+    expect(stops()).toBe(1);
+  });
+
+  it('F113 goes on at SIGHUP', async () => {
+    const { running, signal, stops, end } = stage(() => Promise.resolve('drained'));
+    signal('SIGHUP');
+    await turn();
+    expect(stops()).toBe(0);
+    end();
+    await running;
+  });
+
+  it('fails as the service fails', async () => {
+    const { running, crash } = stage(never);
+    crash(new WaybillError('WAYBILL_IDENTITY_CHANGED', 'another cluster'));
+    await expect(running).rejects.toMatchObject({ code: 'WAYBILL_IDENTITY_CHANGED' });
+  });
+
+  it('fails as the start fails, also when a signal came before', async () => {
+    const { running, signal } = stage(never, Promise.reject(new WaybillError('WAYBILL_SCHEMA_MISSING', 'none')));
+    signal('SIGTERM');
+    await expect(running).rejects.toMatchObject({ code: 'WAYBILL_SCHEMA_MISSING' });
+  });
+});
