@@ -1,0 +1,136 @@
+import { describe, expect, it } from 'vitest';
+import { findProblems } from '../../../src/app/status-problems.js';
+import type { StatusFacts } from '../../../src/app/status.js';
+import { formatStatus } from '../../../src/cli/status.js';
+import { loadConfig } from '../../../src/config/load.js';
+import { relayEntry, slotEntry } from './evidence.js';
+
+const config = loadConfig({
+  environment: { WAYBILL_DATABASE_URL: 'postgres://localhost/shop', WAYBILL_BROKER_URL: 'amqp://localhost' },
+  readFile: () => '',
+});
+
+const HEALTHY: StatusFacts = {
+  at: '2026-01-01T03:00:00.000Z',
+  relay: 'default',
+  schema: 'waybill',
+  activity: 'active',
+  database: { error: null, name: 'shop', schemaVersion: 1, neededSchemaVersion: 1, systemIdentifier: '7000' },
+  record: relayEntry({}),
+  otherRelays: [],
+  slotName: 'waybill_shop_waybill_default',
+  slot: slotEntry({}),
+  backlog: {
+    states: [{ state: 'ready', count: 3, exact: true, oldestAgeMs: 400 }],
+    estimatedRows: null,
+    tableBytes: 65_536,
+  },
+  parkedErrors: [],
+  broker: {
+    error: null,
+    exchange: 'waybill.events',
+    facts: { version: '3.10.8', cluster: 'rabbit@a', vhost: '/', exchange: 'fits', lock: 'held' },
+  },
+};
+
+function problems(change: Partial<StatusFacts>) {
+  return findProblems({ ...HEALTHY, ...change }, config);
+}
+
+const OLD = { state: 'ready', count: 5, exact: true, oldestAgeMs: 600_000 };
+const PARKED = { state: 'parked', count: 2, exact: true, oldestAgeMs: 7_200_000 };
+const refused = { code: 'WAYBILL_DATABASE_UNAVAILABLE', message: 'connection refused', hint: 'Is it running?' };
+
+describe('problems', () => {
+  it('are none when all is well', () => expect(problems({})).toEqual([]));
+
+  it.each<[string, string, string, Partial<StatusFacts>]>([
+    ['no relay', 'stopped', 'waybill run', { activity: 'stopped' }],
+    ['a slot that is not there', 'slot', 'waybill run', { slot: null }],
+    ['F27 a lost slot', 'slot', 'waybill run', { slot: slotEntry({ walStatus: 'lost' }) }],
+    ['a slot nearly lost', 'slot', 'waybill doctor', { slot: slotEntry({ safeWalBytes: 1e6 }) }],
+    ['F131 a foreign slot', 'slot', 'waybill doctor', { slot: slotEntry({ database: 'other' }) }],
+    ['much kept WAL', 'kept-wal', 'waybill doctor', { slot: slotEntry({ keptWalBytes: 3 * 2 ** 30 }) }],
+    ['old rows', 'behind', 'waybill doctor', { backlog: { states: [OLD], estimatedRows: null, tableBytes: 1 } }],
+    ['parked rows', 'parked', 'psql', { backlog: { states: [PARKED], estimatedRows: null, tableBytes: 1 } }],
+    [
+      'F56 another cluster',
+      'identity',
+      'waybill relay adopt --expect 7000',
+      { record: relayEntry({ systemIdentifier: '1' }) },
+    ],
+    [
+      'F56 another broker',
+      'identity',
+      'waybill relay adopt --expect 7000',
+      { record: relayEntry({ brokerCluster: 'b' }) },
+    ],
+    ['a second relay', 'second-relay', 'waybill relay list', { otherRelays: ['two'] }],
+    ['no database', 'database', 'waybill doctor', { database: { ...HEALTHY.database, error: refused } }],
+    [
+      'no schema',
+      'schema',
+      'waybill migrate up',
+      { database: { ...HEALTHY.database, error: { code: 'WAYBILL_SCHEMA_MISSING', message: 'none', hint: null } } },
+    ],
+    ['no broker', 'broker', 'waybill doctor', { broker: { ...HEALTHY.broker, facts: null, error: refused } }],
+  ])('%s', (_, id, next, change) => {
+    const found = problems(change);
+    expect(found.map((problem) => problem.id)).toEqual([id]);
+    expect(found[0]?.next).toContain(next);
+  });
+
+  it('a first start is no problem but that nothing runs', () => {
+    expect(problems({ record: null, slot: null, activity: 'stopped' }).map(({ id }) => id)).toEqual(['stopped']);
+  });
+});
+
+describe('the text', () => {
+  const shown = (change: Partial<StatusFacts>) => formatStatus({ ...HEALTHY, ...change, problems: problems(change) });
+
+  it('is aligned and says that all is well', () => {
+    expect(shown({})).toBe(
+      [
+        'relay        default of schema waybill: active',
+        'last holder  host-a:4242 since 3 h (epoch 3)',
+        'checkpoint   0/1000028, 2 s ago',
+        'slot         waybill_shop_waybill_default: read by server process 4711',
+        '             unconfirmed 512 B, WAL kept 1.0 KiB (reserved)',
+        'backlog      ready  3  oldest 400 ms',
+        '             (table 64.0 KiB)',
+        'broker       RabbitMQ 3.10.8, rabbit@a, virtual host /; exchange waybill.events is there',
+        'schema       version 1, this program needs 1 (database shop)',
+        '',
+        'No problems.',
+      ].join('\n'),
+    );
+  });
+
+  it('says "at least" where it did not count to the end', () => {
+    const states = [{ ...OLD, count: 100_000, exact: false }, PARKED];
+    const text = shown({ backlog: { states, estimatedRows: 2_400_000, tableBytes: 5e9 } });
+    expect(text).toContain('ready   at least 100,000  oldest 10 min');
+    expect(text).toContain("about 2,400,000 rows by the planner's estimate");
+  });
+
+  it('puts the next command under each problem', () => {
+    expect(shown({ activity: 'stopped' })).toContain(
+      'PROBLEMS\n  - No relay is running; 3 rows wait to be published.\n    next: waybill run',
+    );
+  });
+
+  it('stays whole when nothing can be reached', () => {
+    const nothing = {
+      activity: 'unknown' as const,
+      database: { ...HEALTHY.database, error: refused, name: null, schemaVersion: null, systemIdentifier: null },
+      record: null,
+      slotName: null,
+      slot: null,
+      backlog: null,
+      broker: { ...HEALTHY.broker, facts: null, error: refused },
+    };
+    const text = shown(nothing);
+    expect(text).toContain('broker  NOT REACHABLE');
+    expect(text.match(/next: /g)).toHaveLength(2);
+  });
+});
