@@ -3,7 +3,7 @@ import { access, realpath } from 'node:fs/promises';
 import { connect } from 'node:net';
 import { dirname, join } from 'node:path';
 import { until } from '../waiting.js';
-import { Daemon } from './daemon.js';
+import { Daemon, PortClash } from './daemon.js';
 import type { Scratch } from './scratch.js';
 
 /** Runs epmd, Erlang's port mapper, as a process of ours and not as a daemon of nobody's. */
@@ -17,7 +17,8 @@ export async function startPortMapper(scratch: Scratch, env: Record<string, stri
   const ready = await until(async () => (epmd.ending === undefined ? await answers(port) : 'ended'), {
     what: `epmd on port ${port}`,
   });
-  if (ready === 'ended') throw await epmd.startFailure();
+  // It says nothing when the port is taken, and takes that for an epmd that runs already.
+  if (ready === 'ended') throw new PortClash(`Tried: epmd -port ${port}: ${epmd.ending ?? ''}`);
 }
 
 async function portMapperProgram(path: string): Promise<string> {
