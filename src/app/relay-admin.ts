@@ -65,8 +65,9 @@ export function dropRelay(database: Database, name: string): Promise<RelayDrop> 
     const relay = await find(client, database.schema, name);
     assertStopped(relay);
     const { slot } = relay;
-    const isOurs = slot?.database === (await readDatabaseName(client)) && slot?.plugin === 'pgoutput';
-    if (slot && isOurs) await dropSlot(client, slot.name);
+    const here = await readDatabaseName(client);
+    const isOurs = slot !== null && slot.database === here && slot.plugin === 'pgoutput';
+    if (isOurs) await dropSlot(client, slot.name);
     await deleteRelay(client, database.schema, name);
     return { name, slotName: relay.record.slot, slot: slot === null ? 'absent' : isOurs ? 'dropped' : 'left' };
   });

@@ -107,14 +107,15 @@ async function collectFacts(config: Config): Promise<StatusFacts> {
 /** Fills the facts step by step, so that a failure leaves what was read before it. */
 async function readDatabase(client: SqlClient, config: Config, facts: StatusFacts): Promise<string | undefined> {
   const { schema } = config.database;
-  facts.database.name = await readDatabaseName(client);
+  const database = await readDatabaseName(client);
+  facts.database.name = database;
   facts.database.systemIdentifier = await readSystemIdentifier(client);
   facts.database.schemaVersion = (await migrationStatus(client, { schema })).version;
   await checkSchema(client, { schema });
   const relays = await readRelays(client, schema);
   facts.record = relays.find(({ name }) => name === config.relay.name) ?? null;
   facts.otherRelays = relays.map(({ name }) => name).filter((name) => name !== config.relay.name);
-  facts.slotName = facts.record?.slot ?? slotName(facts.database.name ?? '', schema, config.relay.name);
+  facts.slotName = facts.record?.slot ?? slotName(database, schema, config.relay.name);
   facts.slot = (await readSlot(client, facts.slotName)) ?? null;
   const installation = await readInstallation(client, schema);
   facts.backlog = await readBacklog(client, schema);

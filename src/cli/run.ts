@@ -26,7 +26,7 @@ export function registerRun(program: Command, cli: Cli): void {
       await runUntilStopped(config, logger, {
         onSignal: cli.context.onSignal,
         clock: systemClock,
-        start: startRelayService,
+        start: (given, log) => startRelayService(given, log),
       });
     });
 }
@@ -35,7 +35,7 @@ export function registerRun(program: Command, cli: Cli): void {
 export interface RunSurroundings {
   onSignal: (listener: (name: NodeJS.Signals) => void) => void;
   clock: Clock;
-  start: (config: Config, logger: Logger) => Promise<RelayService>;
+  start: (config: Config, logger: Logger) => RelayService;
 }
 
 /**
@@ -50,11 +50,10 @@ export async function runUntilStopped(config: Config, logger: Logger, around: Ru
     else if (asked.settled()) insisted.resolve(name);
     else asked.resolve(name);
   });
-  const starting = around.start(config, logger);
-  const ended = starting.then((service) => service.stopped);
-  const drained = asked.promise.then(async (signal) => {
+  const service = around.start(config, logger);
+  const drained = asked.promise.then((signal) => {
     logger.info({ signal, drainTimeoutMs: config.relay.drainTimeoutMs }, 'Stopping; a second signal stops at once.');
-    return (await starting).stop();
+    return service.stop();
   });
   const deadline = asked.promise.then(async () => {
     await pause(around.clock, config.relay.drainTimeoutMs + CLOSING_MS);
@@ -62,7 +61,7 @@ export async function runUntilStopped(config: Config, logger: Logger, around: Ru
   });
   const outcome = await Promise.race([
     // Why: stop() ends the service too, and its answer is the one that counts.
-    ended.then(() => (asked.settled() ? drained : ('ended' as const))),
+    service.stopped.then(() => (asked.settled() ? drained : ('ended' as const))),
     drained,
     deadline,
     insisted.promise.then(() => 'insisted' as const),

@@ -12,7 +12,7 @@ const config = loadConfig({
 });
 
 /** A service under the test's hands, its signals, and a clock whose time only passes when told. */
-function stage(stop: () => Promise<'drained' | 'incomplete'>, start?: Promise<void>) {
+function stage(stop: () => Promise<'drained' | 'incomplete'>) {
   let signal: (name: NodeJS.Signals) => void = () => undefined;
   let passTime: () => void = () => undefined;
   let end: () => void = () => undefined;
@@ -40,10 +40,7 @@ function stage(stop: () => Promise<'drained' | 'incomplete'>, start?: Promise<vo
   const running = runUntilStopped(config, silentLogger, {
     clock,
     onSignal: (listener) => (signal = listener),
-    start: async () => {
-      await start;
-      return service;
-    },
+    start: () => service,
   });
   return {
     running,
@@ -95,18 +92,6 @@ describe('F112 run', () => {
     await expect(running).rejects.toMatchObject({ code: 'WAYBILL_DRAIN_INCOMPLETE' });
   });
 
-  it('stops a service that is still starting as soon as it has started', async () => {
-    let started: () => void = () => undefined;
-    const start = new Promise<void>((resolve) => (started = resolve));
-    const { running, signal, stops } = stage(() => Promise.resolve('drained'), start);
-    signal('SIGTERM');
-    await turn();
-    expect(stops()).toBe(0);
-    started();
-    await running;
-    expect(stops()).toBe(1);
-  });
-
   it('F113 goes on at SIGHUP', async () => {
     const { running, signal, stops, end } = stage(() => Promise.resolve('drained'));
     signal('SIGHUP');
@@ -120,11 +105,5 @@ describe('F112 run', () => {
     const { running, crash } = stage(never);
     crash(new WaybillError('WAYBILL_IDENTITY_CHANGED', 'another cluster'));
     await expect(running).rejects.toMatchObject({ code: 'WAYBILL_IDENTITY_CHANGED' });
-  });
-
-  it('fails as the start fails, also when a signal came before', async () => {
-    const { running, signal } = stage(never, Promise.reject(new WaybillError('WAYBILL_SCHEMA_MISSING', 'none')));
-    signal('SIGTERM');
-    await expect(running).rejects.toMatchObject({ code: 'WAYBILL_SCHEMA_MISSING' });
   });
 });
