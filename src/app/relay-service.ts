@@ -1,5 +1,14 @@
+import { hostname } from 'node:os';
 import type { Config } from '../config/load.js';
+import { consequenceOf } from '../core/error-policy.js';
+import { isWaybillError, WaybillError } from '../core/errors.js';
+import { backoffMs, RECONNECT_BACKOFF } from '../core/schedule.js';
+import type { RelayCounters } from '../outbox/ports.js';
+import { pause, systemClock, type Clock } from '../runtime/clock.js';
+import { Failure } from '../runtime/signal.js';
 import type { Logger } from '../telemetry/log.js';
+import type { RelayPhase } from './relay-acquire.js';
+import { runRelaySession } from './relay-session.js';
 
 /** A running relay. */
 export interface RelayService {
@@ -9,8 +18,123 @@ export interface RelayService {
   stop(): Promise<'drained' | 'incomplete'>;
 }
 
-/** Starts the relay; resolves when it has begun to work or stands by. */
-export function startRelayService(config: Config, logger: Logger): Promise<RelayService> {
-  logger.debug({ relay: config.relay.name }, 'Starting the relay.');
-  return Promise.reject(new Error('the relay is not built yet'));
+/** How long an error that needs a person is left before another look. */
+const OPERATOR_RETRY_MS = 15_000;
+const STANDBY_RETRY_MS = 250;
+
+/**
+ * Starts the relay. Errors that may pass are logged and tried again; `stopped` rejects when the schema does not fit the
+ * program at the start: that must not look like a relay that runs.
+ */
+export function startRelayService(
+  config: Config,
+  log: Logger,
+  clock: Clock = systemClock,
+  onPhase: (phase: RelayPhase) => void = () => undefined,
+): RelayService {
+  return new Supervisor(config, log, clock, onPhase);
+}
+
+/**
+ * Runs sessions one after the other until it is told to stop. What follows an error is decided in one place,
+ * core/error-policy; the error is logged here, once.
+ */
+class Supervisor implements RelayService {
+  readonly stopped: Promise<void>;
+  readonly counters: RelayCounters = {
+    published: 0,
+    confirmed: 0,
+    returned: 0,
+    nacked: 0,
+    resent: 0,
+    accepted: 0,
+    expired: 0,
+    parked: 0,
+    scheduled: 0,
+    settled: 0,
+    gone: 0,
+    rebuilt: 0,
+    swept: 0,
+    duplicatesSkipped: 0,
+  };
+  readonly #config: Config;
+  readonly #log: Logger;
+  readonly #clock: Clock;
+  readonly #stopping = new AbortController();
+  readonly #end: Promise<'drained' | 'incomplete'>;
+  readonly #onPhase: (phase: RelayPhase) => void;
+  #failures = 0;
+
+  constructor(config: Config, log: Logger, clock: Clock, onPhase: (phase: RelayPhase) => void) {
+    this.#config = config;
+    this.#log = log;
+    this.#clock = clock;
+    this.#onPhase = onPhase;
+    this.#end = this.#run();
+    this.stopped = this.#end.then(() => undefined);
+    // Whoever started the service looks at one of these; the others must not end the process.
+    this.stopped.catch(() => undefined);
+  }
+
+  stop(): Promise<'drained' | 'incomplete'> {
+    this.#stopping.abort();
+    return this.#end;
+  }
+
+  async #run(): Promise<'drained' | 'incomplete'> {
+    let narrow = false;
+    let replaceSlot = false;
+    for (let first = true; ; first = false) {
+      const failure = new Failure();
+      try {
+        return await runRelaySession({
+          config: this.#config,
+          log: this.#log,
+          clock: this.#clock,
+          counters: this.counters,
+          holder: `${hostname()}:${process.pid}`,
+          failure,
+          stopping: this.#stopping.signal,
+          narrow,
+          replaceSlot,
+          onPhase: (phase) => this.#enter(phase),
+        });
+      } catch (error) {
+        if (isWaybillError(error, 'WAYBILL_STOPPED')) return 'drained';
+        if (
+          first &&
+          isWaybillError(error, 'WAYBILL_SCHEMA_MISSING', 'WAYBILL_SCHEMA_TOO_OLD', 'WAYBILL_SCHEMA_TOO_NEW')
+        ) {
+          throw error;
+        }
+        narrow = isWaybillError(error, 'WAYBILL_BROKER_STALLED');
+        replaceSlot = isWaybillError(error, 'WAYBILL_PUBLICATION_MISSING', 'WAYBILL_SLOT_LOST');
+        await this.#afterError(error);
+        if (this.#stopping.signal.aborted) return 'drained';
+      }
+    }
+  }
+
+  #enter(phase: RelayPhase): void {
+    this.#log.debug({ phase }, 'phase');
+    if (phase === 'streaming' || phase === 'standby') this.#failures = 0;
+    this.#onPhase(phase);
+  }
+
+  async #afterError(error: unknown): Promise<void> {
+    this.#failures += 1;
+    const consequence = error instanceof WaybillError ? consequenceOf(error.code) : 'again';
+    const delayMs =
+      consequence === 'operator'
+        ? OPERATOR_RETRY_MS
+        : consequence === 'wait'
+          ? STANDBY_RETRY_MS * (1 + this.#clock.random())
+          : backoffMs(RECONNECT_BACKOFF, this.#failures, this.#clock.random());
+    const fields = { err: error, retryInMs: Math.round(delayMs) };
+    if (consequence === 'wait') this.#log.warn(fields, 'the relay lost its place; standing by');
+    else if (consequence === 'again')
+      this.#log.warn(fields, 'the relay session ended; everything in flight is sent again');
+    else this.#log.error(fields, 'the relay cannot work until this is mended');
+    await pause(this.#clock, delayMs, this.#stopping.signal);
+  }
 }

@@ -12,7 +12,10 @@ export function slotName(database: string, schema: string, relay: string): strin
   // Why: with an underscore in schema or relay, `a_b` + `c` and `a` + `b_c` would read the same.
   const ambiguous = schema.includes('_') || relay.includes('_');
   if (mapped === exact && !ambiguous && mapped.length <= MAX_IDENTIFIER_BYTES) return mapped;
-  const hash = createHash('sha256').update(JSON.stringify([database, schema, relay])).digest('hex').slice(0, 10);
+  const hash = createHash('sha256')
+    .update(JSON.stringify([database, schema, relay]))
+    .digest('hex')
+    .slice(0, 10);
   return `${mapped.slice(0, MAX_IDENTIFIER_BYTES - 1 - hash.length)}_${hash}`;
 }
 

@@ -78,9 +78,6 @@ export interface Store {
   beginPass(afterSeq: bigint): Promise<void>;
   limitPass(uptoSeq: bigint): Promise<void>;
   endPass(checkpointLsn: Lsn): Promise<void>;
-  /** The database's clock, milliseconds since 1970. */
-  databaseNowMs(): Promise<number>;
-  keepHistory(): Promise<void>;
 }
 
 /** Reads the outbox itself. */
@@ -100,6 +97,7 @@ export interface Table {
 export interface PublishChannel {
   /** Hands a message to the socket; throws when the client refuses it, and then nothing was sent. */
   publish(message: Message): void;
+  readonly isOpen: boolean;
   close(): Promise<void>;
 }
 
@@ -107,14 +105,47 @@ export interface PublishChannelEvents {
   onAck(deliveryTag: number, multiple: boolean): void;
   onNack(deliveryTag: number, multiple: boolean): void;
   onReturn(messageId: string, reason: Return): void;
-  onClosed(error: Error | undefined): void;
+  onClosed(error: Error): void;
 }
 
-/** The publishing connection, whose owner holds the lock queue. */
+/** The publishing connection, whose owner holds the lock queue (O8). */
 export interface PublishConnection {
   openChannel(events: PublishChannelEvents): Promise<PublishChannel>;
   /** Looks on a throwaway channel; undefined means that it is there. Throws when the connection dies. */
   checkExchange(name: string): Promise<Fault | undefined>;
   /** Whether the broker has blocked the connection (memory or disk alarm). */
   readonly isBlocked: boolean;
+}
+
+/** The replication stream, as far as the pump steers it. */
+export interface Stream {
+  pause(): void;
+  resume(): void;
+  report(received: Lsn, settled: Lsn, ping?: boolean): void;
+}
+
+/** What is counted; the metrics are made from it. */
+export interface RelayCounters {
+  published: number;
+  confirmed: number;
+  returned: number;
+  nacked: number;
+  resent: number;
+  accepted: number;
+  expired: number;
+  parked: number;
+  scheduled: number;
+  settled: number;
+  gone: number;
+  rebuilt: number;
+  swept: number;
+  duplicatesSkipped: number;
+}
+
+/** A line of the log; the fields carry ids, never bodies. */
+export interface RelayLog {
+  debug(fields: object, message: string): void;
+  info(fields: object, message: string): void;
+  warn(fields: object, message: string): void;
+  error(fields: object, message: string): void;
 }

@@ -14,7 +14,10 @@ const MEANINGS: readonly (readonly [prefix: string, meaning: Meaning])[] = [
       hint: 'Check user and password of database.url and the pg_hba.conf line (for replication too).',
     },
   ],
-  ['3D000', { code: 'WAYBILL_DATABASE_REFUSED', hint: 'The database of database.url does not exist: create it first.' }],
+  [
+    '3D000',
+    { code: 'WAYBILL_DATABASE_REFUSED', hint: 'The database of database.url does not exist: create it first.' },
+  ],
   [
     '42501',
     {

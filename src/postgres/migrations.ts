@@ -207,8 +207,13 @@ async function isInstalled(client: ClientBase, schema: string, version: number):
 async function readInstalled(client: ClientBase, schema: string): Promise<InstalledMigration[]> {
   const table = `${quoteSchema(schema)}.migration`;
   try {
-    const found = await client.query<{ found: boolean }>('select to_regclass($1) is not null as found', [table]);
-    if (found.rows[0]?.found !== true) return [];
+    // Why not to_regclass: inside a transaction it may answer from a cache that has not heard of the other's commit yet.
+    const found = await client.query(
+      `select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+       where n.nspname = $1 and c.relname = 'migration'`,
+      [schema],
+    );
+    if (found.rowCount === 0) return [];
     const { rows } = await client.query<InstalledMigration>(
       `select version, name, oldest_binary as "oldestBinary", applied_at as "appliedAt" from ${table} order by version`,
     );

@@ -80,9 +80,13 @@ export class PgoutputDecoder {
     }
     const missing = REQUIRED_COLUMNS.filter((name) => !positions.has(name));
     if (missing.length > 0) {
-      throw new WaybillError('WAYBILL_PUBLICATION_UNFIT', `the stream sends no column ${missing.join(', ')} of outbox`, {
-        hint: 'A column was dropped or renamed, or the publication has a column list. Mend it with: waybill doctor',
-      });
+      throw new WaybillError(
+        'WAYBILL_PUBLICATION_UNFIT',
+        `the stream sends no column ${missing.join(', ')} of outbox`,
+        {
+          hint: 'A column was dropped or renamed, or the publication has a column list. Mend it with: waybill doctor',
+        },
+      );
     }
     this.#relations.set(id, { positions });
   }

@@ -97,7 +97,7 @@ export async function loadRelays(client: pg.Client, schema: string): Promise<Rel
 
 /**
  * Takes the relay over: the epoch grows, so that whoever held it settles nothing more. Stores who holds it and which
- * servers it works with. Gives the new epoch.
+ * servers it works with; another timeline is stored only when the slot has followed it. Gives the new epoch.
  */
 export async function takeEpoch(
   client: pg.Client,
@@ -120,7 +120,7 @@ export async function takeEpoch(
      values ($1, $2, 1, $3, clock_timestamp(), $4, $5, $6, $7)
      on conflict (name) do update set slot = excluded.slot, epoch = r.epoch + 1, holder = excluded.holder,
        holder_since = excluded.holder_since, system_identifier = excluded.system_identifier,
-       timeline = excluded.timeline, broker_cluster = excluded.broker_cluster, broker_vhost = excluded.broker_vhost
+       timeline = coalesce(r.timeline, excluded.timeline), broker_cluster = excluded.broker_cluster, broker_vhost = excluded.broker_vhost
      returning epoch::text as epoch`,
     [
       relay.name,

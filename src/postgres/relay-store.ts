@@ -3,8 +3,17 @@ import { WaybillError } from '../core/errors.js';
 import { quoteIdentifier } from '../core/identity.js';
 import { formatLsn, parseLsn, type Lsn } from '../core/lsn.js';
 import type { OutboxRow } from '../core/message.js';
+import { Turns } from '../runtime/turns.js';
 import { toDatabaseError } from './errors.js';
-import { holdSql, makeDueSql, recordGoneSql, settleSql, writeBackSql, writeBackValues, type HistoryMode } from './settle-sql.js';
+import {
+  holdSql,
+  makeDueSql,
+  recordGoneSql,
+  settleSql,
+  writeBackSql,
+  writeBackValues,
+  type HistoryMode,
+} from './settle-sql.js';
 
 interface RowId {
   seq: string;
@@ -28,8 +37,8 @@ interface HoldRow {
 }
 
 /**
- * The relay's writes, each fenced by the epoch: settle, hold, checkpoint, table pass marks. One connection, one statement
- * at a time. The session's synchronous_commit is off: losing the delete of a confirmed row in a crash repeats the row,
+ * The relay's writes, each fenced by the epoch: settle, hold, checkpoint, table pass marks. One connection, one piece of
+ * work at a time. The session's synchronous_commit is off: losing the delete of a confirmed row in a crash repeats the row,
  * because it comes back with its checkpoint. Everything else commits durably, because there a lost commit loses a row
  * that the slot has already passed. O6: nothing is reported before the statement here has returned.
  */
@@ -39,18 +48,14 @@ export class RelayStore {
   readonly #relay: string;
   readonly #epoch: string;
   readonly #history: HistoryMode;
-  readonly #retentionMs: number;
+  readonly #turns = new Turns();
 
-  constructor(
-    client: pg.Client,
-    options: { schema: string; relay: string; epoch: string; history: HistoryMode; historyRetentionMs: number },
-  ) {
+  constructor(client: pg.Client, options: { schema: string; relay: string; epoch: string; history: HistoryMode }) {
     this.#client = client;
     this.#schema = quoteIdentifier(options.schema);
     this.#relay = options.relay;
     this.#epoch = options.epoch;
     this.#history = options.history;
-    this.#retentionMs = options.historyRetentionMs;
   }
 
   async settle(
@@ -180,6 +185,11 @@ export class RelayStore {
     );
   }
 
+  /** The slot works on this timeline: a later change of it means another failover. */
+  async noteTimeline(timeline: number): Promise<void> {
+    await this.#update('noting the timeline', 'timeline = $3', [String(timeline)]);
+  }
+
   /** Commits synchronously, so that everything before it in the log is flushed, also on an idle server. */
   async flush(): Promise<void> {
     await this.#update('flushing the log', 'holder = holder', []);
@@ -213,23 +223,6 @@ export class RelayStore {
     );
   }
 
-  async databaseNowMs(): Promise<number> {
-    const result = await this.#run('reading the clock', false, () =>
-      this.#client.query<{ ms: string }>('select floor(extract(epoch from clock_timestamp()) * 1000)::bigint::text as ms'),
-    );
-    return Number(result.rows[0]?.ms ?? 0);
-  }
-
-  /** Creates the history partitions of the coming days and drops those past retention; never waits long for a lock. */
-  async keepHistory(): Promise<void> {
-    if (this.#history === 'off') return;
-    await this.#run('keeping history partitions', false, () =>
-      this.#client.query(`select * from ${this.#schema}.keep_history(3, $1::interval)`, [
-        `${Math.round(this.#retentionMs / 1000)} seconds`,
-      ]),
-    );
-  }
-
   async #update(doing: string, assignments: string, values: readonly string[]): Promise<void> {
     const result = await this.#run(doing, true, () =>
       this.#client.query(`update ${this.#schema}.relay set ${assignments} where name = $1 and epoch = $2`, [
@@ -248,22 +241,26 @@ export class RelayStore {
     });
   }
 
-  /** Runs statements of this room's one connection; `durable` makes the commit wait for the disk. */
+  /** Runs statements when those before them are done; `durable` makes the commit wait for the disk. */
   async #run<T>(doing: string, durable: boolean, work: () => Promise<T>): Promise<T> {
+    // Why: several parts of the relay write here, and no statement may slip into another's transaction.
     try {
-      if (!durable) return await work();
-      await this.#client.query('begin');
-      try {
-        await this.#client.query('set local synchronous_commit = on');
-        const result = await work();
-        await this.#client.query('commit');
-        return result;
-      } catch (error) {
-        await this.#client.query('rollback').catch(() => undefined);
-        throw error;
-      }
+      return await this.#turns.take(() => (durable ? this.#durably(work) : work()));
     } catch (error) {
       throw toDatabaseError(error, doing);
+    }
+  }
+
+  async #durably<T>(work: () => Promise<T>): Promise<T> {
+    await this.#client.query('begin');
+    try {
+      await this.#client.query('set local synchronous_commit = on');
+      const result = await work();
+      await this.#client.query('commit');
+      return result;
+    } catch (error) {
+      await this.#client.query('rollback').catch(() => undefined);
+      throw error;
     }
   }
 }

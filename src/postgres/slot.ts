@@ -56,7 +56,9 @@ export class Slot {
     throw new WaybillError(
       'WAYBILL_SLOT_TAKEN',
       `replication slot ${this.name} belongs to database ${slot.database ?? '(none)'}, plugin ${slot.plugin ?? '(physical)'}`,
-      { hint: 'Slot names are server-wide. Give this relay another name (relay.name), or drop that slot by hand if nobody needs it.' },
+      {
+        hint: 'Slot names are server-wide. Give this relay another name (relay.name), or drop that slot by hand if nobody needs it.',
+      },
     );
   }
 
@@ -104,9 +106,10 @@ export class Slot {
     done: AbortSignal,
   ): Promise<void> {
     let waitMs = 2_000;
-    while (!done.aborted) {
+    const created = (): boolean => done.aborted;
+    while (!created()) {
       await pause(options.clock, waitMs, AbortSignal.any([done, options.signal]));
-      if (done.aborted) return;
+      if (created()) return;
       if (options.signal.aborted) {
         await this.#query('cancelling slot creation', 'select pg_cancel_backend($1)', [pid]);
         return;

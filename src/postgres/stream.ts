@@ -105,15 +105,13 @@ export class ReplicationStream {
     this.#service.on('error', (error: Error) => this.#end(error));
     await new Promise<void>((resolve, reject) => {
       this.#service.once('start', resolve);
-      this.#subscription = this.#service
-        .subscribe(plugin as never, slot, formatLsn(this.#options.startLsn))
-        .then(
-          () => this.#end(new Error('the server ended the stream')),
-          (error: unknown) => {
-            reject(error as Error);
-            this.#end(error);
-          },
-        );
+      this.#subscription = this.#service.subscribe(plugin as never, slot, formatLsn(this.#options.startLsn)).then(
+        () => this.#end(new Error('the server ended the stream')),
+        (error: unknown) => {
+          reject(error);
+          this.#end(error);
+        },
+      );
     });
     this.#schedule();
   }
@@ -198,7 +196,8 @@ export class ReplicationStream {
   /** Status on our own timer, with a ping; no word from the server for too long means that it is gone. */
   #schedule(): void {
     const { clock, walSenderTimeoutMs } = this.#options;
-    const intervalMs = walSenderTimeoutMs > 0 ? Math.min(STATUS_INTERVAL_MS, walSenderTimeoutMs / 4) : STATUS_INTERVAL_MS;
+    const intervalMs =
+      walSenderTimeoutMs > 0 ? Math.min(STATUS_INTERVAL_MS, walSenderTimeoutMs / 4) : STATUS_INTERVAL_MS;
     const deadAfterMs = Math.max(MIN_DEAD_AFTER_MS, walSenderTimeoutMs * 1.5);
     this.#cancelTimer = clock.after(intervalMs, () => {
       if (this.#ended) return;
@@ -221,7 +220,12 @@ export class ReplicationStream {
   async #stop(): Promise<void> {
     this.#cancelTimer();
     const socket = this.#copy?.stream;
-    await within(this.#options.clock, this.#service.stop().catch(() => undefined), CLOSE_LIMIT_MS, undefined);
+    await within(
+      this.#options.clock,
+      this.#service.stop().catch(() => undefined),
+      CLOSE_LIMIT_MS,
+      undefined,
+    );
     socket?.destroy();
     this.#client?.on('error', () => undefined);
     this.#copy?.stream.on('error', () => undefined);

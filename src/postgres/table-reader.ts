@@ -3,6 +3,7 @@ import { quoteIdentifier } from '../core/identity.js';
 import { parseLsn, type Lsn } from '../core/lsn.js';
 import type { OutboxRow } from '../core/message.js';
 import { pause, type Clock } from '../runtime/clock.js';
+import { Turns } from '../runtime/turns.js';
 import { toDatabaseError } from './errors.js';
 import { OUTBOX_COLUMNS, rowFromColumns, type OutboxColumn } from './outbox-row.js';
 import type { RelayStore } from './relay-store.js';
@@ -22,13 +23,16 @@ const FENCE_REPORT_MS = 2_000;
  */
 export class TableReader {
   readonly #client: pg.Client;
+  readonly #schema: string;
   readonly #table: string;
   readonly #store: RelayStore;
   readonly #clock: Clock;
+  readonly #turns = new Turns();
 
   constructor(client: pg.Client, schema: string, store: RelayStore, clock: Clock) {
     this.#client = client;
-    this.#table = `${quoteIdentifier(schema)}.outbox`;
+    this.#schema = quoteIdentifier(schema);
+    this.#table = `${this.#schema}.outbox`;
     this.#store = store;
     this.#clock = clock;
   }
@@ -113,6 +117,25 @@ export class TableReader {
     return this.#store.makeDue(limit);
   }
 
+  /** The database's clock, milliseconds since 1970. */
+  async databaseNowMs(): Promise<number> {
+    const rows = await this.#query<{ ms: string }>(
+      'reading the clock',
+      'select floor(extract(epoch from clock_timestamp()) * 1000)::bigint::text as ms',
+      [],
+    );
+    return Number(rows[0]?.ms ?? 0);
+  }
+
+  /** Creates the history partitions of the coming days and drops those past retention; never waits long for a lock. */
+  async keepHistory(retentionMs: number): Promise<{ partition: string; action: string }[]> {
+    return this.#query(
+      'keeping history partitions',
+      `select partition, action from ${this.#schema}.keep_history(3, $1)`,
+      [`${Math.round(retentionMs / 1000)} seconds`],
+    );
+  }
+
   async #insertLsn(): Promise<Lsn> {
     const rows = await this.#query<{ lsn: string }>(
       'reading the log position',
@@ -141,7 +164,7 @@ export class TableReader {
 
   async #query<T extends object>(doing: string, text: string, values: readonly unknown[]): Promise<T[]> {
     try {
-      return (await this.#client.query<T & pg.QueryResultRow>(text, [...values])).rows;
+      return (await this.#turns.take(() => this.#client.query<T & pg.QueryResultRow>(text, [...values]))).rows;
     } catch (error) {
       throw toDatabaseError(error, doing);
     }

@@ -20,7 +20,10 @@ export const systemClock: Clock = {
 /** Resolves after `delayMs`, or at once when `signal` aborts. Never rejects. */
 export function pause(clock: Clock, delayMs: number, signal?: AbortSignal): Promise<void> {
   return new Promise((resolve) => {
-    if (signal?.aborted) return resolve();
+    if (signal?.aborted) {
+      resolve();
+      return;
+    }
     const finish = (): void => {
       cancel();
       signal?.removeEventListener('abort', finish);

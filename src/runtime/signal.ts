@@ -1,4 +1,4 @@
-/** Wakes whoever waits; a wake that comes before the wait is kept. One waiter at a time. */
+/** Wakes one waiter; a wake that comes before the wait is kept. */
 export class Wakeup {
   #woken = false;
   #resolve: (() => void) | undefined;
@@ -12,6 +12,22 @@ export class Wakeup {
   async wait(): Promise<void> {
     if (!this.#woken) await new Promise<void>((resolve) => (this.#resolve = resolve));
     this.#woken = false;
+  }
+}
+
+/** A condition that several may wait for; `notify` wakes all who wait now. Waiters look again at what they wait for. */
+export class Condition {
+  #waiters: (() => void)[] = [];
+
+  notify(): void {
+    const waiters = this.#waiters;
+    if (waiters.length === 0) return;
+    this.#waiters = [];
+    for (const wake of waiters) wake();
+  }
+
+  wait(): Promise<void> {
+    return new Promise((resolve) => this.#waiters.push(resolve));
   }
 }
 

@@ -1,0 +1,335 @@
+import type { Config } from '../config/load.js';
+import { WaybillError, isWaybillError } from '../core/errors.js';
+import { lockQueueName, publicationName, slotName } from '../core/identity.js';
+import { closeQuietly, connectSql, type DatabaseEndpoint } from '../postgres/connect.js';
+import { toDatabaseError } from '../postgres/errors.js';
+import { identifySystem, type SystemIdentity } from '../postgres/identify.js';
+import { checkSchema } from '../postgres/migrations.js';
+import {
+  ensurePublication,
+  inspectPublication,
+  installationId,
+  loadRelays,
+  serverFacts,
+  takeEpoch,
+  type RelayRecord,
+  type ServerFacts,
+} from '../postgres/relay-record.js';
+import { OUTBOX_COLUMNS } from '../postgres/outbox-row.js';
+import { Slot, type SlotState } from '../postgres/slot.js';
+import { BrokerConnection } from '../rabbitmq/connection.js';
+import { probeBroker, takeLockQueue } from '../rabbitmq/lock-queue.js';
+import { pause, type Clock } from '../runtime/clock.js';
+import type { Failure } from '../runtime/signal.js';
+import type { Logger } from '../telemetry/log.js';
+import { brokerEndpoint, databaseEndpoint, replicationEndpoint } from './endpoints.js';
+import type { SqlClient } from './session.js';
+
+/** What a relay session shows of itself to the outside. */
+export type RelayPhase =
+  'connecting' | 'standby' | 'waiting-for-broker' | 'starting' | 'table-pass' | 'streaming' | 'draining';
+
+export interface SessionContext {
+  config: Config;
+  log: Logger;
+  clock: Clock;
+  /** host:pid, for the database and for people. */
+  holder: string;
+  /** The first failure ends the session. */
+  failure: Failure;
+  onPhase: (phase: RelayPhase) => void;
+  /** The session before found out that the slot cannot decode what it holds. */
+  replaceSlot: boolean;
+}
+
+/** Everything a session holds, taken in this order: connections, lock queue, epoch, slot. */
+export interface Acquired {
+  broker: BrokerConnection;
+  /** For the store: writes under the epoch. */
+  writer: SqlClient;
+  /** For the table reader: plain reads. */
+  reader: SqlClient;
+  replication: DatabaseEndpoint;
+  server: ServerFacts;
+  slot: Slot;
+  /** As pg_replication_slots has it; undefined when it must be made. */
+  slotState: SlotState | undefined;
+  publication: string;
+  record: RelayRecord;
+  identity: SystemIdentity;
+}
+
+const STANDBY_POLL_MS = 500;
+const SLOT_POLL_MS = 500;
+const MIN_SLOT_WAIT_MS = 60_000;
+
+/** Opens connections as they are needed and knows how to let go of them. */
+export class Holdings {
+  broker: BrokerConnection | undefined;
+  readonly clients: SqlClient[] = [];
+
+  /** Drops everything at once, the broker's lock last: nobody else publishes while a socket of ours is open. */
+  abandon(): void {
+    for (const client of this.clients) closeQuietly(client);
+    this.broker?.abort();
+  }
+
+  /** Closes in reverse order with the handshakes. */
+  async close(): Promise<void> {
+    await Promise.all(this.clients.map((client) => client.end().catch(() => undefined)));
+    await this.broker?.close();
+  }
+}
+
+/**
+ * Takes what a relay needs, in the order that makes two of them safe: lock queue, then epoch, then slot (design 3.7).
+ * Standing by for the lock is a phase, not an error. Rejects with the first failure; the caller abandons the holdings.
+ */
+export async function acquire(context: SessionContext, holdings: Holdings): Promise<Acquired> {
+  const { config, clock, failure, log } = context;
+  const database = databaseEndpoint(config.database);
+  const replication = replicationEndpoint(config.database);
+  const name = `waybill ${config.relay.name}`;
+  const onDatabaseError = (error: Error): void => failure.fail(toDatabaseError(error, 'the database connection'));
+  const connectClient = async (purpose: string): Promise<SqlClient> => {
+    const client = await failure.race(connectSql(database, `${name} ${purpose}`, onDatabaseError));
+    holdings.clients.push(client);
+    return client;
+  };
+
+  context.onPhase('connecting');
+  const writer = await connectClient('settle');
+  await checkSchema(writer, { schema: config.database.schema });
+  const server = await serverFacts(writer);
+  assertUsable(server);
+  const identity = await failure.race(identifySystem(replication, `${name} identify`));
+  const broker = await failure.race(
+    BrokerConnection.open(
+      brokerEndpoint(config.broker),
+      name,
+      {
+        onClosed: (error) => failure.fail(error),
+        onBlocked: (reason) =>
+          log.warn({ reason }, 'RabbitMQ blocks publishing (memory or disk alarm); waiting for it'),
+        onUnblocked: () => log.info({}, 'RabbitMQ takes messages again'),
+      },
+      clock,
+    ),
+  );
+  holdings.broker = broker;
+  const vhost = virtualHostOf(config.broker.url);
+  await assertSameServers(context, writer, identity, broker.clusterName, vhost);
+  const lockQueue = lockQueueName(await installationId(writer, config.database.schema), config.relay.name);
+  await waitForLock(context, broker, lockQueue);
+
+  context.onPhase('waiting-for-broker');
+  await failure.race(probeBroker(broker, lockQueue));
+  await declareTopology(context, broker);
+
+  context.onPhase('starting');
+  // Again: while standing by the other one may have been started against other servers.
+  await assertSameServers(context, writer, identity, broker.clusterName, vhost);
+  const slot = new Slot(slotName(server.database, config.database.schema, config.relay.name), writer);
+  const before = await findRelay(writer, config);
+  await takeEpoch(writer, config.database.schema, {
+    name: config.relay.name,
+    slot: slot.name,
+    holder: context.holder,
+    systemIdentifier: identity.systemIdentifier,
+    timeline: identity.timeline,
+    brokerCluster: broker.clusterName,
+    brokerVhost: vhost,
+  });
+  const record = await findRelay(writer, config);
+  if (!record) throw new WaybillError('WAYBILL_EPOCH_LOST', `the row of relay ${config.relay.name} was deleted`);
+  const publication = publicationName(config.database.schema);
+  const made = await ensurePublication(writer, config.database.schema);
+  await assertPublication(writer, config.database.schema, publication);
+  const slotState = await usableSlot(context, slot, {
+    server: await serverFacts(writer),
+    timelineChanged: before?.timeline != null && before.timeline !== identity.timeline,
+    publicationMade: made === 'created',
+    replace: context.replaceSlot,
+  });
+  return {
+    broker,
+    writer,
+    reader: await connectClient('table'),
+    replication,
+    server,
+    slot,
+    slotState,
+    publication,
+    record,
+    identity,
+  };
+}
+
+function assertUsable(server: ServerFacts): void {
+  if (server.inRecovery) {
+    throw new WaybillError('WAYBILL_DATABASE_UNSUITABLE', 'connected to a standby server, which cannot be written to', {
+      hint: 'Point database.url at the primary.',
+    });
+  }
+  if (server.walLevel !== 'logical') {
+    throw new WaybillError('WAYBILL_DATABASE_UNSUITABLE', `wal_level is ${server.walLevel}, not logical`, {
+      hint: 'alter system set wal_level = logical; then restart PostgreSQL.',
+    });
+  }
+}
+
+async function findRelay(client: SqlClient, config: Config): Promise<RelayRecord | undefined> {
+  const relays = await loadRelays(client, config.database.schema);
+  const other = relays.find((relay) => relay.name !== config.relay.name);
+  if (other) {
+    throw new WaybillError(
+      'WAYBILL_SECOND_RELAY',
+      `schema ${config.database.schema} is served by relay ${other.name}, not ${config.relay.name}`,
+      { hint: `Set relay.name: ${other.name}, or remove the other one with: waybill relay drop ${other.name}` },
+    );
+  }
+  return relays[0];
+}
+
+/** Halts when this is another PostgreSQL or RabbitMQ cluster than before: a copy must not publish as the original. */
+async function assertSameServers(
+  { config }: SessionContext,
+  client: SqlClient,
+  identity: SystemIdentity,
+  cluster: string,
+  vhost: string,
+): Promise<void> {
+  const relay = await findRelay(client, config);
+  if (!relay) return;
+  const changes: string[] = [];
+  const compare = (what: string, before: string | null, now: string): void => {
+    if (before !== null && before !== now) changes.push(`${what} was ${before} and is ${now}`);
+  };
+  compare('PostgreSQL system identifier', relay.systemIdentifier, identity.systemIdentifier);
+  compare('RabbitMQ cluster', relay.brokerCluster, cluster);
+  compare('RabbitMQ virtual host', relay.brokerVhost, vhost);
+  if (changes.length === 0) return;
+  throw new WaybillError(
+    'WAYBILL_IDENTITY_CHANGED',
+    `relay ${relay.name} worked with other servers: ${changes.join('; ')}`,
+    {
+      hint: `If this is meant (an upgrade, a new broker), say so with: waybill relay adopt ${relay.name}. If this is a copy of a database, give it its own broker.url.`,
+    },
+  );
+}
+
+async function waitForLock(context: SessionContext, broker: BrokerConnection, lockQueue: string): Promise<void> {
+  const { clock, failure, log } = context;
+  const lost = (): void =>
+    failure.fail(
+      new WaybillError('WAYBILL_LOCK_LOST', `lock queue ${lockQueue} is gone`, {
+        hint: 'Somebody deleted it. This relay takes it again, or stands by if another one has it.',
+      }),
+    );
+  for (let standing = false; ; standing = true) {
+    try {
+      await failure.race(takeLockQueue(broker, lockQueue, lost));
+      return;
+    } catch (error) {
+      if (!isWaybillError(error, 'WAYBILL_LOCK_TAKEN')) throw error;
+      if (!standing) {
+        context.onPhase('standby');
+        log.info({ lockQueue }, 'standing by: another relay of this installation holds the lock queue');
+      }
+      await pause(clock, STANDBY_POLL_MS * (1 + clock.random()), failure.signal);
+      failure.check();
+    }
+  }
+}
+
+async function declareTopology({ config, failure, log }: SessionContext, broker: BrokerConnection): Promise<void> {
+  const { topology, exchange, exchangeType } = config.relay;
+  if (topology === 'none') return;
+  if (topology === 'assert') {
+    const done = await failure.race(broker.declareExchange(exchange, exchangeType));
+    if (done === 'declared') log.info({ exchange, exchangeType }, 'declared the exchange');
+    return;
+  }
+  const fault = await failure.race(broker.checkExchange(exchange));
+  if (fault) {
+    throw new WaybillError('WAYBILL_TOPOLOGY_MISMATCH', fault.text, {
+      hint: 'Declare it, set relay.exchange to one that exists, or let Waybill declare it with relay.topology: assert.',
+    });
+  }
+}
+
+async function assertPublication(client: SqlClient, schema: string, publication: string): Promise<void> {
+  const found = await inspectPublication(client, schema, publication);
+  const unfit = (what: string): never => {
+    throw new WaybillError('WAYBILL_PUBLICATION_UNFIT', `publication ${publication} ${what}`, {
+      hint: `drop publication ${publication}; the relay makes it anew and reads the table, so nothing is lost.`,
+    });
+  };
+  if (!found) throw new WaybillError('WAYBILL_PUBLICATION_MISSING', `there is no publication ${publication}`);
+  if (!found.hasOutbox) unfit(`does not contain ${schema}.outbox`);
+  if (!found.sendsInserts) unfit('does not send inserts');
+  if (found.rowFilter !== null) unfit('has a row filter, which would hide rows');
+  if (found.columnCount !== null && found.columnCount < OUTBOX_COLUMNS.length) unfit('has a column list');
+}
+
+/**
+ * The slot if it can be used, or undefined when one must be made and the table be read. What is lost, ahead of the
+ * server, of another timeline or older than its publication is dropped; what another process uses is waited for, a
+ * while; what belongs to another database is never touched.
+ */
+async function usableSlot(
+  { clock, failure, log, onPhase }: SessionContext,
+  slot: Slot,
+  facts: { server: ServerFacts; timelineChanged: boolean; publicationMade: boolean; replace: boolean },
+): Promise<SlotState | undefined> {
+  const giveUpAtMs =
+    clock.now() + Math.max(MIN_SLOT_WAIT_MS, facts.server.walSenderTimeoutMs) * (1 + clock.random() / 4);
+  for (let waiting = false; ; waiting = true) {
+    const state = await slot.inspect();
+    if (!state) return undefined;
+    slot.assertOurs(state, facts.server.database);
+    const lost = whyUnusable(state, facts);
+    if (!state.active) {
+      if (lost === undefined) return state;
+      log.error(
+        { slot: slot.name, reason: lost },
+        'the replication slot is lost; making a new one and reading the table',
+      );
+      await slot.drop();
+      return undefined;
+    }
+    if (clock.now() > giveUpAtMs) {
+      throw new WaybillError('WAYBILL_SLOT_TAKEN', `slot ${slot.name} is in use by pid ${String(state.activePid)}`, {
+        hint: 'If nothing runs there, PostgreSQL lets go after wal_sender_timeout.',
+      });
+    }
+    if (!waiting) {
+      onPhase('standby');
+      log.info({ slot: slot.name, pid: state.activePid }, 'the slot is in use by another connection; waiting for it');
+    }
+    await pause(clock, SLOT_POLL_MS, failure.signal);
+    failure.check();
+  }
+}
+
+function whyUnusable(
+  state: SlotState,
+  facts: { server: ServerFacts; timelineChanged: boolean; publicationMade: boolean; replace: boolean },
+): string | undefined {
+  if (state.walStatus === 'lost') return 'PostgreSQL removed WAL that it needs (max_slot_wal_keep_size)';
+  if (state.invalidationReason !== null) return `PostgreSQL invalidated it: ${state.invalidationReason}`;
+  if (facts.replace) return 'decoding from it fails';
+  if (facts.publicationMade) return 'its publication was missing, so it cannot decode what came before';
+  const { insertLsn } = facts.server;
+  if (state.confirmedFlushLsn !== null && insertLsn !== null && state.confirmedFlushLsn > insertLsn) {
+    return 'it is ahead of the server, which was restored or failed over';
+  }
+  if (facts.timelineChanged && !state.failover)
+    return 'the server was promoted, and the slot did not follow the failover';
+  return undefined;
+}
+
+function virtualHostOf(url: string): string {
+  const path = new URL(url).pathname.slice(1);
+  return path === '' ? '/' : decodeURIComponent(path);
+}

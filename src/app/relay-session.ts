@@ -1,0 +1,413 @@
+import { WaybillError } from '../core/errors.js';
+import { formatLsn, LSN_ZERO, type Lsn } from '../core/lsn.js';
+import { Ledger } from '../core/ledger.js';
+import { Window } from '../core/window.js';
+import { Admission } from '../outbox/admission.js';
+import { ExchangeChecks } from '../outbox/exchange-checks.js';
+import type { RelayCounters } from '../outbox/ports.js';
+import { Publishing } from '../outbox/publishing.js';
+import { Pump } from '../outbox/pump.js';
+import { Settler } from '../outbox/settler.js';
+import { TableFeed } from '../outbox/table-feed.js';
+import { Works, type Work } from '../outbox/work.js';
+import { RelayStore } from '../postgres/relay-store.js';
+import { ReplicationStream } from '../postgres/stream.js';
+import { TableReader } from '../postgres/table-reader.js';
+import { pause } from '../runtime/clock.js';
+import { Condition } from '../runtime/signal.js';
+import { acquire, Holdings, type Acquired, type SessionContext } from './relay-acquire.js';
+
+export interface SessionOptions extends SessionContext {
+  counters: RelayCounters;
+  /** Aborts when the service is to stop: intake ends, what is in flight is drained. */
+  stopping: AbortSignal;
+  /** The broker stalled before: the first message is the probe. */
+  narrow: boolean;
+}
+
+const DUE_INTERVAL_MS = 1_000;
+const PING_INTERVAL_MS = 100;
+const WATCH_INTERVAL_MS = 500;
+const HISTORY_INTERVAL_MS = 3_600_000;
+
+/**
+ * One session of the relay: from taking the locks to losing or giving them back.
+ *
+ *   acquire ─▶ [table pass] ─▶ stream ─▶ drain ─▶ 'drained' | 'incomplete'
+ *        any failure ─▶ everything is dropped at once, and the error goes to the supervisor
+ *
+ * Nothing is carried over to the next session but what the database and the slot keep: after a failover ids and
+ * positions of the old timeline mean nothing.
+ */
+export async function runRelaySession(options: SessionOptions): Promise<'drained' | 'incomplete'> {
+  const { failure, stopping } = options;
+  const holdings = new Holdings();
+  const stopEarly = (): void =>
+    failure.fail(new WaybillError('WAYBILL_STOPPED', 'stopping before the relay had begun to work'));
+  stopping.addEventListener('abort', stopEarly, { once: true });
+  try {
+    if (stopping.aborted) stopEarly();
+    failure.check();
+    const acquired = await acquire(options, holdings);
+    stopping.removeEventListener('abort', stopEarly);
+    const pipeline = new Pipeline(options, acquired);
+    try {
+      const end = await pipeline.run();
+      await holdings.close();
+      return end;
+    } finally {
+      await pipeline.abandon();
+    }
+  } finally {
+    stopping.removeEventListener('abort', stopEarly);
+    holdings.abandon();
+  }
+}
+
+/** The parts of a session wired together. */
+class Pipeline {
+  readonly #options: SessionOptions;
+  readonly #acquired: Acquired;
+  readonly #store: RelayStore;
+  readonly #table: TableReader;
+  readonly #window: Window;
+  readonly #works = new Works();
+  readonly #room = new Condition();
+  readonly #exchanges: ExchangeChecks;
+  readonly #publishing: Publishing<Work>;
+  /** Set once the position to start from is known. */
+  #ledger = new Ledger();
+  #settler: Settler;
+  #admission: Admission;
+  #pump: Pump | undefined;
+  #stream: ReplicationStream | undefined;
+  /** The database's clock minus ours. */
+  #databaseAheadMs = 0;
+  #lastWordMs: number;
+
+  constructor(options: SessionOptions, acquired: Acquired) {
+    this.#options = options;
+    this.#acquired = acquired;
+    const { config, clock, counters, failure } = options;
+    const { schema } = config.database;
+    this.#store = new RelayStore(acquired.writer, {
+      schema,
+      relay: config.relay.name,
+      epoch: acquired.record.epoch,
+      history: config.relay.history,
+    });
+    this.#table = new TableReader(acquired.reader, schema, this.#store, clock);
+    this.#window = new Window(config.relay.maxInFlight, config.relay.maxInFlightBytes);
+    if (options.narrow) this.#window.narrow();
+    this.#exchanges = new ExchangeChecks(acquired.broker, clock);
+    this.#lastWordMs = clock.now();
+    const heard =
+      <A extends unknown[]>(handle: (...args: A) => void) =>
+      (...args: A): void => {
+        this.#lastWordMs = clock.now();
+        handle(...args);
+        this.#room.notify();
+      };
+    this.#publishing = new Publishing<Work>({
+      connection: acquired.broker,
+      exchanges: this.#exchanges,
+      window: this.#window,
+      clock,
+      counters,
+      confirmTimeoutMs: config.relay.confirmTimeoutMs,
+      events: {
+        onConfirmed: heard((work) => this.#admission.confirmed(work)),
+        onReturned: heard((work, reason) => this.#admission.returned(work, reason)),
+        onRefused: heard((work, fault) => this.#admission.refused(work, fault)),
+        onNackedTooOften: heard((work) => this.#admission.nackedTooOften(work)),
+        onFailed: (error) => failure.fail(error),
+        onChannelDied: (error, unconfirmed) =>
+          options.log.warn(
+            { err: error, unconfirmed },
+            'a channel closed; what it had not confirmed is sent again one by one',
+          ),
+      },
+    });
+    [this.#settler, this.#admission] = this.#settling(null);
+    failure.signal.addEventListener('abort', () => this.#wakeAll(), { once: true });
+    options.stopping.addEventListener('abort', () => this.#wakeAll(), { once: true });
+  }
+
+  async run(): Promise<'drained' | 'incomplete'> {
+    const { failure, config } = this.#options;
+    await failure.race(this.#publishing.open());
+    await this.#readClock();
+    await this.#keepHistory();
+    try {
+      const { startLsn, ids, fence } = await this.#position();
+      await this.#startStream(startLsn, ids, fence);
+      this.#options.onPhase('streaming');
+      await Promise.race([
+        this.#guard(this.#pump?.run() ?? Promise.resolve()),
+        this.#guard(this.#every(config.relay.sweepIntervalMs, () => this.#sweep())),
+        this.#guard(this.#every(DUE_INTERVAL_MS, () => this.#due())),
+        this.#guard(this.#every(HISTORY_INTERVAL_MS, () => this.#keepHistory())),
+        this.#guard(this.#every(WATCH_INTERVAL_MS, () => this.#watch())),
+      ]);
+      throw new Error('a part of the relay ended without a reason');
+    } catch (error) {
+      if (!this.#options.stopping.aborted || failure.error) throw failure.error ?? error;
+      return await this.#drain();
+    }
+  }
+
+  /** Ends what is still open after a failure; nothing that is queued reaches the broker any more. */
+  async abandon(): Promise<void> {
+    this.#acquired.broker.abort();
+    await this.#stream?.abort();
+    await this.#publishing.close();
+    await this.#settler.stop();
+  }
+
+  /** Throws when the session has failed or is to stop. */
+  readonly #check = (): void => {
+    this.#options.failure.check();
+    if (this.#options.stopping.aborted) throw new WaybillError('WAYBILL_STOPPED', 'stopping');
+  };
+
+  /** An error of one part is the session's failure, so that all the others end too. */
+  async #guard(work: Promise<unknown>): Promise<void> {
+    try {
+      await work;
+    } catch (error) {
+      if (!this.#options.stopping.aborted) this.#options.failure.fail(error as Error);
+      throw error;
+    }
+  }
+
+  #wakeAll(): void {
+    this.#room.notify();
+    this.#pump?.wake();
+  }
+
+  #settling(checkpointLsn: Lsn | null): [Settler, Admission] {
+    const { config, clock, counters, log, failure } = this.#options;
+    const settler = new Settler({
+      store: this.#store,
+      ledger: this.#ledger,
+      works: this.#works,
+      clock,
+      counters,
+      log,
+      intervalMs: config.relay.checkpointIntervalMs,
+      checkpointLsn,
+      report: (lsn) => this.#pump?.report(lsn),
+      onSettled: () => this.#room.notify(),
+      onFailed: (error) => failure.fail(error),
+    });
+    const admission = new Admission({
+      defaults: config.relay,
+      policy: config.relay.onUnroutable,
+      works: this.#works,
+      window: this.#window,
+      room: this.#room,
+      publishing: this.#publishing,
+      exchanges: this.#exchanges,
+      settler,
+      databaseNow: () => clock.now() + this.#databaseAheadMs,
+      random: () => clock.random(),
+      check: this.#check,
+    });
+    return [settler, admission];
+  }
+
+  #feed(): TableFeed {
+    const { counters, log } = this.#options;
+    return new TableFeed({
+      table: this.#table,
+      works: this.#works,
+      admission: this.#admission,
+      counters,
+      log,
+      check: this.#check,
+    });
+  }
+
+  /**
+   * Where to start: at the stored checkpoint, or after a table pass when there is none. The pass is noted before its slot
+   * is made and again when it is done, so that a crash in between makes it run again (F8, F10).
+   */
+  async #position(): Promise<{ startLsn: Lsn; ids: Set<string>; fence: Lsn }> {
+    const { record, slotState, identity } = this.#acquired;
+    if (slotState && record.checkpointLsn !== null) {
+      if (record.timeline !== identity.timeline) await this.#store.noteTimeline(identity.timeline);
+      return { startLsn: record.checkpointLsn, ids: new Set(), fence: LSN_ZERO };
+    }
+    return this.#tablePass();
+  }
+
+  async #tablePass(): Promise<{ startLsn: Lsn; ids: Set<string>; fence: Lsn }> {
+    const { failure, log, clock, stopping } = this.#options;
+    const { record, slot, identity, replication, server } = this.#acquired;
+    this.#options.onPhase('table-pass');
+    const ending = AbortSignal.any([failure.signal, stopping]);
+    const waiting = (what: string) => (waitingFor: string) =>
+      log.warn({ waitingFor }, `${what} waits for transactions that were open before it`);
+    let afterSeq = this.#acquired.slotState ? (record.passAfterSeq ?? 0n) : undefined;
+    if (afterSeq === undefined) {
+      // No transaction that drew a seq up to this one can come from the slot that is made afterwards.
+      afterSeq = (await this.#table.fence(waiting('the table pass'), ending)).uptoSeq;
+      this.#check();
+      await this.#store.beginPass(afterSeq);
+      await slot.create(replication, {
+        serverVersion: server.version,
+        clock,
+        signal: ending,
+        log: waiting('creating the replication slot'),
+      });
+      log.info({ slot: slot.name }, 'made the replication slot');
+    }
+    this.#check();
+    const fence = await this.#table.fence(waiting('the table pass'), ending);
+    this.#check();
+    const uptoSeq = record.passUptoSeq !== null && this.#acquired.slotState ? record.passUptoSeq : fence.uptoSeq;
+    await this.#store.limitPass(uptoSeq);
+    const ids = await this.#feed().pass(afterSeq, uptoSeq);
+    await this.#allSettled();
+    const state = await slot.inspect();
+    const startLsn = state?.confirmedFlushLsn;
+    if (startLsn == null) {
+      throw new WaybillError('WAYBILL_SLOT_LOST', `slot ${slot.name} vanished during the table pass`);
+    }
+    await this.#store.endPass(startLsn);
+    await this.#store.noteTimeline(identity.timeline);
+    return { startLsn, ids, fence: fence.lsn };
+  }
+
+  /** Waits until everything published so far is settled. */
+  async #allSettled(): Promise<void> {
+    while (this.#works.size > 0) {
+      this.#check();
+      await this.#room.wait();
+    }
+    this.#check();
+  }
+
+  async #startStream(startLsn: Lsn, ids: Set<string>, fence: Lsn): Promise<void> {
+    const { config, clock, failure, counters, log } = this.#options;
+    const { slot, publication, replication, server } = this.#acquired;
+    await this.#settler.stop();
+    this.#ledger = new Ledger(startLsn);
+    [this.#settler, this.#admission] = this.#settling(startLsn);
+    const pump = new Pump({
+      ledger: this.#ledger,
+      works: this.#works,
+      admission: this.#admission,
+      settler: this.#settler,
+      store: this.#store,
+      counters,
+      startLsn,
+      replayEnd: await this.#table.position(),
+      passIds: ids,
+      passFence: fence,
+      check: this.#check,
+    });
+    this.#pump = pump;
+    this.#stream = await failure.race(
+      ReplicationStream.open({
+        endpoint: replication,
+        applicationName: `waybill ${config.relay.name} stream`,
+        schema: config.database.schema,
+        slot: slot.name,
+        publication,
+        startLsn,
+        walSenderTimeoutMs: server.walSenderTimeoutMs,
+        clock,
+        onEvent: (event) => pump.push(event),
+        onEnd: (error) => failure.fail(error),
+      }),
+    );
+    pump.attach(this.#stream);
+    log.info({ slot: slot.name, from: formatLsn(startLsn) }, 'streaming');
+  }
+
+  /** Runs now and then at each interval until the session ends. */
+  async #every(intervalMs: number, task: () => Promise<void> | void): Promise<never> {
+    const { clock, failure, stopping } = this.#options;
+    const ending = AbortSignal.any([failure.signal, stopping]);
+    for (;;) {
+      this.#check();
+      await task();
+      await pause(clock, intervalMs, ending);
+    }
+  }
+
+  async #sweep(): Promise<void> {
+    await this.#feed().sweep((lsn) => this.#passed(lsn));
+  }
+
+  /** Resolves when the pump has handled everything up to `lsn`; pings so that an idle server says where it is. */
+  async #passed(lsn: Lsn): Promise<void> {
+    const { clock, failure } = this.#options;
+    const pump = this.#pump;
+    if (!pump) return;
+    while (pump.handledLsn < lsn) {
+      this.#check();
+      pump.report(LSN_ZERO, true);
+      await Promise.race([pump.passed(lsn), pause(clock, PING_INTERVAL_MS, failure.signal)]);
+    }
+  }
+
+  async #due(): Promise<void> {
+    const feed = this.#feed();
+    while ((await feed.due()) > 0) this.#check();
+  }
+
+  async #keepHistory(): Promise<void> {
+    const { config, log } = this.#options;
+    if (config.relay.history === 'off') return;
+    for (const done of await this.#table.keepHistory(config.relay.historyRetentionMs)) {
+      log.info(done, 'history partition');
+    }
+  }
+
+  /** 3.8: rows wait for the broker's word and none comes: let go of the server, so that it can shut down. */
+  async #watch(): Promise<void> {
+    const { clock, config, failure } = this.#options;
+    const stalledMs = clock.now() - this.#lastWordMs;
+    if (this.#publishing.outstanding === 0) this.#lastWordMs = clock.now();
+    else if (stalledMs > config.relay.stallTimeoutMs) {
+      failure.fail(
+        new WaybillError('WAYBILL_BROKER_STALLED', `RabbitMQ has said nothing for ${Math.round(stalledMs / 1000)} s`, {
+          hint: 'Look for a memory or disk alarm: rabbitmq-diagnostics alarms',
+        }),
+      );
+    }
+    await this.#readClock();
+  }
+
+  async #readClock(): Promise<void> {
+    this.#databaseAheadMs = (await this.#table.databaseNowMs()) - this.#options.clock.now();
+  }
+
+  /** Graceful end: nothing new, wait for the broker's word, settle, report, and only then let go (F112). */
+  async #drain(): Promise<'drained' | 'incomplete'> {
+    const { clock, config, failure } = this.#options;
+    this.#options.onPhase('draining');
+    this.#stream?.pause();
+    const deadline = new AbortController();
+    const cancel = clock.after(config.relay.drainTimeoutMs, () => {
+      deadline.abort();
+      this.#room.notify();
+    });
+    try {
+      while (this.#publishing.outstanding > 0 && !deadline.signal.aborted) {
+        failure.check();
+        await this.#room.wait();
+      }
+      await failure.race(this.#settler.flush(deadline.signal));
+      const drained = this.#publishing.outstanding === 0 && this.#settler.isIdle;
+      this.#pump?.report(this.#settler.checkpointLsn ?? LSN_ZERO);
+      await this.#stream?.close();
+      await this.#publishing.close();
+      return drained ? 'drained' : 'incomplete';
+    } finally {
+      cancel();
+    }
+  }
+}

@@ -1,0 +1,142 @@
+import type { Return } from '../core/confirms.js';
+import type { Fault } from '../core/fault.js';
+import { isFault, timestampMs, toMessage, type MessageDefaults } from '../core/message.js';
+import { backoffMs, unroutableDelayMs, type Backoff } from '../core/schedule.js';
+import type { Window } from '../core/window.js';
+import type { Condition } from '../runtime/signal.js';
+import type { ExchangeChecks } from './exchange-checks.js';
+import type { Publishing } from './publishing.js';
+import type { Settler } from './settler.js';
+import type { Work, Works } from './work.js';
+
+/** What follows when no queue takes a message. */
+export interface UnroutablePolicy {
+  retryForMs: number;
+  then: 'park' | 'accept';
+}
+
+/** When a row comes back that the broker nacked for too long. */
+const NACKED_BACKOFF: Backoff = { firstMs: 5_000, factor: 2, maxMs: 60_000, jitter: 0.2 };
+
+/** Rows unsettled at once, in windows: what is confirmed and not yet settled is small, but not free. */
+const UNSETTLED_WINDOWS = 5;
+
+/**
+ * Decides for one row at a time whether it is published, held or settled, and what its outcome means. Bad rows are set
+ * aside as rows with their reason; they stop nobody.
+ */
+export class Admission {
+  readonly #defaults: MessageDefaults;
+  readonly #policy: UnroutablePolicy;
+  readonly #works: Works;
+  readonly #window: Window;
+  readonly #room: Condition;
+  readonly #publishing: Publishing<Work>;
+  readonly #exchanges: ExchangeChecks;
+  readonly #settler: Settler;
+  readonly #databaseNow: () => number;
+  readonly #random: () => number;
+  readonly #check: () => void;
+
+  constructor(options: {
+    defaults: MessageDefaults;
+    policy: UnroutablePolicy;
+    works: Works;
+    window: Window;
+    /** Notified whenever the window or the number of unsettled rows shrinks, and on failure. */
+    room: Condition;
+    publishing: Publishing<Work>;
+    exchanges: ExchangeChecks;
+    settler: Settler;
+    /** The database's clock in milliseconds since 1970 (F118). */
+    databaseNow: () => number;
+    random: () => number;
+    /** Throws when the session has failed or is stopping. */
+    check: () => void;
+  }) {
+    this.#defaults = options.defaults;
+    this.#policy = options.policy;
+    this.#works = options.works;
+    this.#window = options.window;
+    this.#room = options.room;
+    this.#publishing = options.publishing;
+    this.#exchanges = options.exchanges;
+    this.#settler = options.settler;
+    this.#databaseNow = options.databaseNow;
+    this.#random = options.random;
+    this.#check = options.check;
+  }
+
+  /**
+   * Publishes the row or sets it aside; the work must be in `works` already. Returns a promise only when it must wait
+   * (for room, or for a first look at an exchange), so that the common case costs none.
+   */
+  admit(work: Work): Promise<void> | undefined {
+    const { row } = work;
+    if (row.expiresAt !== null && timestampMs(row.expiresAt) <= this.#databaseNow()) {
+      this.#settler.settle(work, 'expired');
+      return undefined;
+    }
+    if (row.deliverAt !== null && row.attempts === 0 && timestampMs(row.deliverAt) > this.#databaseNow()) {
+      this.#settler.hold(work, { state: 'scheduled', attempts: 0, error: null, delayMs: null });
+      return undefined;
+    }
+    const message = toMessage(row, this.#defaults);
+    if (isFault(message)) {
+      this.refused(work, message);
+      return undefined;
+    }
+    work.message = message;
+    work.bytes = row.body.length + row.headers.length;
+    if (this.#exchanges.isThere(message.exchange) && this.#hasRoom(work.bytes)) {
+      this.#publishing.publish(work);
+      return undefined;
+    }
+    return this.#admitLater(work, message.exchange);
+  }
+
+  async #admitLater(work: Work, exchange: string): Promise<void> {
+    const fault = await this.#exchanges.check(exchange);
+    if (fault) {
+      this.refused(work, fault);
+      return;
+    }
+    while (!this.#hasRoom(work.bytes)) {
+      await this.#room.wait();
+      this.#check();
+    }
+    this.#publishing.publish(work);
+  }
+
+  #hasRoom(bytes: number): boolean {
+    // The work itself is among the works already.
+    return this.#window.hasRoomFor(bytes) && this.#works.size <= this.#window.maxMessages * UNSETTLED_WINDOWS;
+  }
+
+  confirmed(work: Work): void {
+    this.#settler.settle(work, 'published');
+  }
+
+  /** O3: a returned message has not arrived anywhere. It is tried again from the table, then parked or accepted. */
+  returned(work: Work, reason: Return): void {
+    const attempts = work.row.attempts + 1;
+    const delayMs = unroutableDelayMs(attempts, this.#policy.retryForMs);
+    const error = `unroutable: RabbitMQ returned it (${reason.replyCode} ${reason.replyText}); no queue is bound to exchange ${work.message?.exchange ?? ''} for routing key ${work.message?.routingKey ?? ''}`;
+    if (delayMs !== 'give-up') this.#settler.hold(work, { state: 'scheduled', attempts, error, delayMs });
+    else if (this.#policy.then === 'accept') this.#settler.settle(work, 'accepted');
+    else this.#settler.hold(work, { state: 'parked', attempts, error, delayMs: null });
+  }
+
+  /** Permanent faults go aside at once. */
+  refused(work: Work, fault: Fault): void {
+    const attempts = work.row.attempts + 1;
+    this.#settler.hold(work, { state: 'parked', attempts, error: `${fault.fault}: ${fault.text}`, delayMs: null });
+  }
+
+  /** Back-pressure that lasts: the row waits in the table instead of in the window. Not the row's fault: no attempt spent. */
+  nackedTooOften(work: Work): void {
+    const delayMs = backoffMs(NACKED_BACKOFF, 1, this.#random());
+    const error = `nacked: RabbitMQ did not take it (a full queue with overflow reject-publish?)`;
+    this.#settler.hold(work, { state: 'scheduled', attempts: work.row.attempts, error, delayMs });
+  }
+}

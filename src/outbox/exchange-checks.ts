@@ -1,0 +1,53 @@
+import type { Fault } from '../core/fault.js';
+import type { Clock } from '../runtime/clock.js';
+import type { PublishConnection } from './ports.js';
+
+/** How long a "missing" is believed before the broker is asked again. */
+const MISSING_FOR_MS = 5_000;
+/** As many names as are remembered; rows could name any number. */
+const MAX_NAMES = 10_000;
+
+/**
+ * Whether exchanges exist, asked once each on a throwaway channel before first use (F72): publishing to a missing one
+ * would close the channel for everybody. One that exists is believed until a channel dies.
+ */
+export class ExchangeChecks {
+  readonly #connection: PublishConnection;
+  readonly #clock: Clock;
+  readonly #known = new Map<string, { fault: Fault | undefined; untilMs: number }>();
+  readonly #asking = new Map<string, Promise<Fault | undefined>>();
+
+  constructor(connection: PublishConnection, clock: Clock) {
+    this.#connection = connection;
+    this.#clock = clock;
+  }
+
+  /** True when the exchange is known to be there, so that nothing need be awaited. */
+  isThere(name: string): boolean {
+    const known = this.#known.get(name);
+    return known !== undefined && known.fault === undefined;
+  }
+
+  /** The fault of publishing to this exchange, or undefined. Rejects when the connection dies. */
+  check(name: string): Promise<Fault | undefined> {
+    const known = this.#known.get(name);
+    if (known && this.#clock.now() < known.untilMs) return Promise.resolve(known.fault);
+    const asking = this.#asking.get(name);
+    if (asking) return asking;
+    const question = this.#ask(name).finally(() => this.#asking.delete(name));
+    this.#asking.set(name, question);
+    return question;
+  }
+
+  /** Forgets everything: a channel died, perhaps because an exchange was deleted. */
+  forget(): void {
+    this.#known.clear();
+  }
+
+  async #ask(name: string): Promise<Fault | undefined> {
+    const fault = await this.#connection.checkExchange(name);
+    if (this.#known.size >= MAX_NAMES) this.#known.clear();
+    this.#known.set(name, { fault, untilMs: fault ? this.#clock.now() + MISSING_FOR_MS : Infinity });
+    return fault;
+  }
+}

@@ -1,0 +1,241 @@
+import type { Ledger } from '../core/ledger.js';
+import { LSN_ZERO, maxLsn, type Lsn } from '../core/lsn.js';
+import type { OutboxRow } from '../core/message.js';
+import { Condition, Wakeup } from '../runtime/signal.js';
+import type { Admission } from './admission.js';
+import type { RelayCounters, Store, Stream } from './ports.js';
+import type { Settler } from './settler.js';
+import type { Work, Works } from './work.js';
+
+/** What the stream brings, in order of arrival; keepalives among the rows. */
+export type WalEvent =
+  | { kind: 'begin'; commitLsn: Lsn; xid: number }
+  | { kind: 'row'; row: OutboxRow }
+  | { kind: 'commit'; endLsn: Lsn }
+  | { kind: 'keepalive'; walEnd: Lsn; replyRequested: boolean };
+
+/** The socket rests while this much is queued here. */
+const PAUSE_AT_EVENTS = 512;
+const PAUSE_AT_BYTES = 4 * 1024 * 1024;
+/** Rows of the replay zone that are looked up at once. */
+const LOOKUP_ROWS = 200;
+
+/**
+ * Carries the stream's events to admission, one at a time and in order.
+ *
+ *   socket ─▶ queue ─▶ ledger ─▶ admission ─▶ (confirm, settle elsewhere)
+ *     ▲ pause / resume
+ *
+ * Keepalives wait in the same queue as rows: idle means that every event that arrived is handled. O2: what is reported
+ * as received has been handled here.
+ */
+export class Pump {
+  readonly #ledger: Ledger;
+  readonly #works: Works;
+  readonly #admission: Admission;
+  readonly #settler: Settler;
+  readonly #store: Store;
+  readonly #counters: RelayCounters;
+  readonly #replayEnd: Lsn;
+  readonly #check: () => void;
+  readonly #queue: WalEvent[] = [];
+  #head = 0;
+  #queuedBytes = 0;
+  readonly #arrived = new Wakeup();
+  readonly #progress = new Condition();
+  #stream: Stream | undefined;
+  #handledLsn: Lsn;
+  #reportedLsn: Lsn = LSN_ZERO;
+  /** Of the open transaction. */
+  #xid = 0;
+  #replayed = false;
+  /** What the table says about rows of the replay zone that were looked up ahead. */
+  #looked = new Map<string, string | undefined>();
+  /** Ids that the table pass has published and the stream may still bring, until `#passFence` is passed. */
+  #passIds: Set<string>;
+  readonly #passFence: Lsn;
+
+  constructor(options: {
+    ledger: Ledger;
+    works: Works;
+    admission: Admission;
+    settler: Settler;
+    store: Store;
+    counters: RelayCounters;
+    startLsn: Lsn;
+    /** Transactions that committed before this position may have been published by an earlier session. */
+    replayEnd: Lsn;
+    passIds: Set<string>;
+    passFence: Lsn;
+    check: () => void;
+  }) {
+    this.#ledger = options.ledger;
+    this.#works = options.works;
+    this.#admission = options.admission;
+    this.#settler = options.settler;
+    this.#store = options.store;
+    this.#counters = options.counters;
+    this.#handledLsn = options.startLsn;
+    this.#replayEnd = options.replayEnd;
+    this.#passIds = options.passIds;
+    this.#passFence = options.passFence;
+    this.#check = options.check;
+  }
+
+  attach(stream: Stream): void {
+    this.#stream = stream;
+  }
+
+  /** An event arrived. Called by the stream, synchronously. */
+  push(event: WalEvent): void {
+    this.#queue.push(event);
+    if (event.kind === 'row') this.#queuedBytes += event.row.body.length;
+    if (this.#queue.length - this.#head >= PAUSE_AT_EVENTS || this.#queuedBytes >= PAUSE_AT_BYTES)
+      this.#stream?.pause();
+    this.#arrived.wake();
+  }
+
+  /** Wakes the pump so that it looks at `check` again. */
+  wake(): void {
+    this.#arrived.wake();
+    this.#progress.notify();
+  }
+
+  /** Handles events until `check` throws. */
+  async run(): Promise<never> {
+    for (;;) {
+      this.#check();
+      const event = this.#next();
+      if (!event) {
+        await this.#arrived.wait();
+        continue;
+      }
+      const wait = this.#handle(event);
+      if (wait) await wait;
+    }
+  }
+
+  /** What the stream has brought and the pump has handled. */
+  get handledLsn(): Lsn {
+    return this.#handledLsn;
+  }
+
+  /** Settled positions come from here too, so that what goes to the server never decreases. */
+  report(settled: Lsn, ping = false): void {
+    this.#reportedLsn = maxLsn(this.#reportedLsn, settled);
+    this.#stream?.report(this.#handledLsn, this.#reportedLsn, ping);
+  }
+
+  /** Resolves when everything up to `lsn` has been handled; asks the server to say where it is. */
+  async passed(lsn: Lsn): Promise<void> {
+    while (this.#handledLsn < lsn) {
+      this.#check();
+      await this.#progress.wait();
+    }
+  }
+
+  #next(): WalEvent | undefined {
+    const event = this.#queue[this.#head];
+    if (!event) {
+      this.#queue.length = 0;
+      this.#head = 0;
+      this.#stream?.resume();
+      return undefined;
+    }
+    this.#head += 1;
+    if (event.kind === 'row') this.#queuedBytes -= event.row.body.length;
+    if (this.#head >= 1024) {
+      this.#queue.splice(0, this.#head);
+      this.#head = 0;
+    }
+    return event;
+  }
+
+  #handle(event: WalEvent): Promise<void> | undefined {
+    switch (event.kind) {
+      case 'begin':
+        this.#ledger.begin();
+        this.#xid = event.xid;
+        this.#replayed = event.commitLsn <= this.#replayEnd;
+        return undefined;
+      case 'row':
+        return this.#replayed ? this.#replay(event.row) : this.#row(event.row);
+      case 'commit':
+        this.#ledger.commit(event.endLsn);
+        this.#handled(event.endLsn);
+        this.#settler.committed();
+        return undefined;
+      case 'keepalive':
+        this.#keepalive(event.walEnd);
+        return undefined;
+    }
+  }
+
+  #row(row: OutboxRow): Promise<void> | undefined {
+    const entry = this.#ledger.row();
+    const known = this.#works.find(row);
+    if (known) {
+      // The table brought it first; both are settled together.
+      known.entries.push(entry);
+      if (known.phase === 'confirmed') this.#ledger.decide(entry);
+      this.#counters.duplicatesSkipped += 1;
+      return undefined;
+    }
+    if (this.#passIds.has(row.id)) {
+      this.#ledger.settle(entry);
+      this.#counters.duplicatesSkipped += 1;
+      return undefined;
+    }
+    const work: Work = {
+      row,
+      origin: 'stream',
+      xid: this.#xid,
+      replayed: this.#replayed,
+      entries: [entry],
+      phase: 'admitted',
+      message: undefined,
+      bytes: 0,
+      nacks: 0,
+    };
+    this.#works.add(work);
+    return this.#admission.admit(work);
+  }
+
+  /**
+   * A row that an earlier session may have handled: one that is there in another state is left alone. A missing one is
+   * sent, because an application that inserts and deletes in one transaction looks the same.
+   */
+  async #replay(row: OutboxRow): Promise<void> {
+    if (!this.#looked.has(row.seq)) await this.#lookAhead(row);
+    const state = this.#looked.get(row.seq);
+    this.#looked.delete(row.seq);
+    if (state === undefined || state === 'ready') return this.#row(row);
+    this.#ledger.settle(this.#ledger.row());
+    this.#counters.duplicatesSkipped += 1;
+  }
+
+  async #lookAhead(first: OutboxRow): Promise<void> {
+    const rows = [first];
+    for (let n = this.#head; n < this.#queue.length && rows.length < LOOKUP_ROWS; n += 1) {
+      const event = this.#queue[n];
+      if (event?.kind === 'row') rows.push(event.row);
+    }
+    const states = await this.#store.states(rows);
+    this.#looked = new Map(rows.map((row) => [row.seq, states.get(row.seq)]));
+  }
+
+  #keepalive(walEnd: Lsn): void {
+    this.#handled(walEnd);
+    // The idle rule: nothing in flight, nothing confirmed but unsettled, no transaction open, every event handled.
+    if (this.#ledger.isIdle && this.#settler.isIdle && walEnd > this.#reportedLsn) {
+      this.#ledger.idle(walEnd);
+      this.report(walEnd);
+    }
+  }
+
+  #handled(lsn: Lsn): void {
+    this.#handledLsn = maxLsn(this.#handledLsn, lsn);
+    if (this.#passIds.size > 0 && this.#handledLsn >= this.#passFence) this.#passIds = new Set();
+    this.#progress.notify();
+  }
+}

@@ -1,0 +1,340 @@
+import type { Ledger } from '../core/ledger.js';
+import type { Lsn } from '../core/lsn.js';
+import { maxLsn } from '../core/lsn.js';
+import { Condition } from '../runtime/signal.js';
+import type { Clock } from '../runtime/clock.js';
+import type { Hold, RelayCounters, RelayLog, Settlement, Store } from './ports.js';
+import type { Work, Works } from './work.js';
+
+/** A hold as the pipeline asks for it; the row and its transaction are added here. */
+export type HoldReason = Omit<Hold, 'row' | 'xid'>;
+
+interface Settling {
+  work: Work;
+  settlement: Settlement;
+}
+
+interface Holding {
+  work: Work;
+  hold: Hold;
+}
+
+const MAX_HOLDS_AT_ONCE = 500;
+const MAX_ROWS_AT_ONCE = 10_000;
+/** So many confirmed rows are settled at once instead of at the next interval. */
+const EAGER_ROWS = 5_000;
+
+/**
+ * Makes the broker's word durable in the database, and only then reports it (O3, O6).
+ *
+ *   confirmed ─┐                                 ┌─ found ──────▶ settled ─▶ ledger ─▶ report
+ *              ├─▶ one statement every interval ─┤
+ *   held ──────┘   (holds first, on their own)   └─ not found ──▶ doubtful ─▶ present | undecided | gone
+ *
+ * | crash after             | what happens                                                                  |
+ * |-------------------------|-------------------------------------------------------------------------------|
+ * | confirm, before settle  | the row is still there: published again under the same id                     |
+ * | hold, before its report | the row comes again from the log, is found held, and is left alone            |
+ * | settle, before report   | the checkpoint is stored; START_REPLICATION asks for it                       |
+ * | report                  | nothing to repeat                                                             |
+ *
+ * One cycle runs at a time. Rows that the delete does not find keep their position back until it is known why.
+ */
+export class Settler {
+  readonly #store: Store;
+  readonly #ledger: Ledger;
+  readonly #works: Works;
+  readonly #clock: Clock;
+  readonly #counters: RelayCounters;
+  readonly #log: RelayLog;
+  readonly #intervalMs: number;
+  readonly #report: (checkpoint: Lsn) => void;
+  readonly #onSettled: () => void;
+  readonly #onFailed: (error: Error) => void;
+  readonly #changed = new Condition();
+  #confirmed: Settling[] = [];
+  #held: Holding[] = [];
+  /** Rows that a statement did not find; looked at again each cycle. */
+  #doubtful: (Settling | Holding)[] = [];
+  /** The position that the database has stored; never reported before it is stored. Null: none may be stored. */
+  #checkpointLsn: Lsn | null;
+  #cancelTimer: (() => void) | undefined;
+  #cycle: Promise<void> | undefined;
+  #stopped = false;
+  #settledSinceCheckpoint = false;
+  #insertThenDeleteNoted = false;
+
+  constructor(options: {
+    store: Store;
+    ledger: Ledger;
+    works: Works;
+    clock: Clock;
+    counters: RelayCounters;
+    log: RelayLog;
+    intervalMs: number;
+    /** What is stored; null while a table pass runs, when no position may be stored. */
+    checkpointLsn: Lsn | null;
+    /** Called with each stored checkpoint. */
+    report: (checkpoint: Lsn) => void;
+    /** Called when rows were settled: there is room again. */
+    onSettled: () => void;
+    onFailed: (error: Error) => void;
+  }) {
+    this.#store = options.store;
+    this.#ledger = options.ledger;
+    this.#works = options.works;
+    this.#clock = options.clock;
+    this.#counters = options.counters;
+    this.#log = options.log;
+    this.#intervalMs = options.intervalMs;
+    this.#checkpointLsn = options.checkpointLsn;
+    this.#report = options.report;
+    this.#onSettled = options.onSettled;
+    this.#onFailed = options.onFailed;
+  }
+
+  /** The broker has the message, or its loss was accepted, or its time is over. */
+  settle(work: Work, outcome: Settlement['outcome']): void {
+    work.phase = 'confirmed';
+    for (const entry of work.entries) if (entry.state === 'pending') this.#ledger.decide(entry);
+    this.#confirmed.push({
+      work,
+      settlement: {
+        row: work.row,
+        exchange: work.message?.exchange ?? work.row.exchange ?? '',
+        routingKey: work.message?.routingKey ?? work.row.routingKey ?? '',
+        outcome,
+        floorLsn: null,
+      },
+    });
+    // The window counts what the broker has not answered; a body is not needed any more.
+    work.message = undefined;
+    work.row.body = EMPTY;
+    this.#schedule(this.#confirmed.length >= EAGER_ROWS);
+  }
+
+  /** The row cannot go out now; it stays in the table with its reason. Held rows are settled at once, not at the interval. */
+  hold(work: Work, reason: HoldReason): void {
+    work.phase = 'held';
+    this.#held.push({ work, hold: { ...reason, row: work.row, xid: work.xid } });
+    this.#schedule(true);
+  }
+
+  /** A Commit arrived: rows that were settled before it may now move the checkpoint. */
+  committed(): void {
+    if (this.#checkpointIsDue()) this.#schedule(false);
+  }
+
+  /** True when nothing waits to be settled and nothing is being settled. */
+  get isIdle(): boolean {
+    return (
+      this.#confirmed.length === 0 &&
+      this.#held.length === 0 &&
+      this.#doubtful.length === 0 &&
+      this.#cycle === undefined
+    );
+  }
+
+  get checkpointLsn(): Lsn | null {
+    return this.#checkpointLsn;
+  }
+
+  /** Settles what is there without waiting for the interval, and again until nothing is left or `until` aborts. */
+  async flush(until: AbortSignal): Promise<void> {
+    const wake = (): void => this.#changed.notify();
+    until.addEventListener('abort', wake, { once: true });
+    try {
+      while (!(this.isIdle && !this.#checkpointIsDue()) && !this.#stopped && !until.aborted) {
+        this.#schedule(this.#doubtful.length === 0);
+        await this.#changed.wait();
+      }
+    } finally {
+      until.removeEventListener('abort', wake);
+    }
+  }
+
+  /** Ends the timer and waits for the statement under way. */
+  async stop(): Promise<void> {
+    this.#stopped = true;
+    this.#cancelTimer?.();
+    this.#changed.notify();
+    await this.#cycle;
+  }
+
+  #schedule(now: boolean): void {
+    if (this.#stopped || this.#cycle) return;
+    if (now) {
+      this.#cancelTimer?.();
+      this.#cancelTimer = undefined;
+      this.#start();
+    } else
+      this.#cancelTimer ??= this.#clock.after(this.#intervalMs, () => {
+        this.#cancelTimer = undefined;
+        this.#start();
+      });
+  }
+
+  #start(): void {
+    if (this.#stopped || this.#cycle) return;
+    this.#cycle = this.#run()
+      .catch((error: unknown) => {
+        this.#stopped = true;
+        this.#onFailed(error as Error);
+      })
+      .finally(() => {
+        this.#cycle = undefined;
+        this.#changed.notify();
+        if (this.#held.length > 0 || this.#confirmed.length >= EAGER_ROWS) this.#schedule(true);
+        else if (!this.isIdle || this.#checkpointIsDue()) this.#schedule(false);
+      });
+  }
+
+  /** Rows were settled, and the stored checkpoint does not say so yet. */
+  #checkpointIsDue(): boolean {
+    if (this.#checkpointLsn === null) return false;
+    return this.#settledSinceCheckpoint && this.#ledger.decidedLsn > this.#checkpointLsn;
+  }
+
+  async #run(): Promise<void> {
+    await this.#resolveDoubtful();
+    if (this.#held.length > 0) await this.#holdSome(this.#held.splice(0, MAX_HOLDS_AT_ONCE));
+    if (this.#confirmed.length > 0 || this.#checkpointIsDue()) await this.#settleSome();
+  }
+
+  async #holdSome(holdings: Holding[]): Promise<void> {
+    const missing = await this.#attempt(() => this.#store.hold(holdings.map((each) => each.hold)));
+    if (!missing) {
+      this.#held.unshift(...holdings);
+      return;
+    }
+    for (const each of holdings) {
+      if (missing.has(each.work.row.seq)) this.#doubtful.push(each);
+      else this.#kept(each);
+    }
+  }
+
+  #kept(each: Holding): void {
+    if (each.hold.state === 'parked') this.#counters.parked += 1;
+    else this.#counters.scheduled += 1;
+    if (each.hold.error !== null) {
+      const { row } = each.work;
+      const fields = { messageId: row.id, key: row.key, type: row.type, attempt: each.hold.attempts, seq: row.seq };
+      if (each.hold.state === 'parked') this.#log.error({ ...fields, result: 'parked' }, each.hold.error);
+      else this.#log.warn({ ...fields, result: 'retry', delayMs: each.hold.delayMs }, each.hold.error);
+    }
+    this.#forget(each.work);
+  }
+
+  async #settleSome(): Promise<void> {
+    const batch = this.#confirmed.splice(0, MAX_ROWS_AT_ONCE);
+    for (const each of batch) each.settlement.floorLsn = floorOf(each.work);
+    const candidate = this.#candidate();
+    const durable = batch.some((each) => each.settlement.outcome === 'expired');
+    const result = await this.#attempt(() =>
+      this.#store.settle(
+        batch.map((each) => each.settlement),
+        candidate,
+        durable,
+      ),
+    );
+    if (!result) {
+      this.#confirmed.unshift(...batch);
+      return;
+    }
+    for (const each of batch) {
+      if (result.missing.has(each.work.row.seq)) this.#doubtful.push(each);
+      else this.#forget(each.work);
+    }
+    this.#settledSinceCheckpoint = false;
+    if (result.checkpointLsn !== null && this.#checkpointLsn !== null) {
+      this.#checkpointLsn = maxLsn(this.#checkpointLsn, result.checkpointLsn);
+      this.#report(this.#checkpointLsn);
+    }
+  }
+
+  /** What the checkpoint may become if the batch settles: nothing that is decided but not in the batch is passed. */
+  #candidate(): Lsn | null {
+    if (this.#checkpointLsn === null) return null;
+    let candidate = this.#ledger.decidedLsn;
+    for (const list of [this.#confirmed, this.#doubtful]) {
+      for (const each of list) {
+        const floor = floorOf(each.work);
+        if (floor !== null && floor < candidate) candidate = floor;
+      }
+    }
+    return candidate;
+  }
+
+  async #resolveDoubtful(): Promise<void> {
+    if (this.#doubtful.length === 0) return;
+    const doubtful = this.#doubtful;
+    const found = await this.#store.whereabouts(
+      doubtful.map(({ work }) => ({ seq: work.row.seq, id: work.row.id, xid: work.xid })),
+    );
+    this.#doubtful = [];
+    const gone: (Settling | Holding)[] = [];
+    for (const each of doubtful) {
+      const where = found.get(each.work.row.seq) ?? 'gone';
+      if (where === 'undecided') this.#doubtful.push(each);
+      else if (where === 'gone') gone.push(each);
+      else if ('hold' in each) this.#held.push(each);
+      else this.#confirmed.push(each);
+    }
+    if (gone.length > 0) await this.#settleGone(gone);
+  }
+
+  /** The application deleted the row itself, or an earlier session has settled it: there is nothing to delete. */
+  async #settleGone(gone: (Settling | Holding)[]): Promise<void> {
+    const holds = gone.filter((each): each is Holding => 'hold' in each);
+    const settled = gone.filter((each): each is Settling => 'settlement' in each);
+    if (holds.length > 0) await this.#store.writeBack(holds.map((each) => each.hold));
+    const own = settled.filter((each) => each.work.origin === 'stream' && !each.work.replayed);
+    await this.#store.recordGone(own.map((each) => each.settlement));
+    if (own.length > 0 && !this.#insertThenDeleteNoted) {
+      await this.#store.noteInsertThenDelete();
+      this.#insertThenDeleteNoted = true;
+    }
+    this.#counters.gone += settled.length;
+    for (const each of holds) this.#kept(each);
+    for (const each of settled) this.#forget(each.work);
+    this.#settledSinceCheckpoint = true;
+  }
+
+  #forget(work: Work): void {
+    this.#works.remove(work);
+    for (const entry of work.entries) if (entry.state !== 'settled') this.#ledger.settle(entry);
+    this.#counters.settled += 1;
+    if (work.entries.length > 0) this.#settledSinceCheckpoint = true;
+    this.#onSettled();
+  }
+
+  /** A statement that only could not get a lock is tried again at the next interval; everything else ends the session. */
+  async #attempt<T>(statement: () => Promise<T>): Promise<T | undefined> {
+    try {
+      return await statement();
+    } catch (error) {
+      if (!isLockConflict(error)) throw error;
+      this.#log.warn({ error: String(error) }, 'settling waits for a lock that somebody else holds');
+      return undefined;
+    }
+  }
+}
+
+const EMPTY = Buffer.alloc(0);
+
+/** The earliest position that the row holds back. */
+function floorOf(work: Work): Lsn | null {
+  let floor: Lsn | null = null;
+  for (const entry of work.entries) {
+    if (entry.state !== 'settled' && (floor === null || entry.floorLsn < floor)) floor = entry.floorLsn;
+  }
+  return floor;
+}
+
+/** Lock timeout, deadlock or serialization failure: SQLSTATE 55P03, 40P01, 40001, also under the adapter's own error. */
+function isLockConflict(error: unknown): boolean {
+  for (let each = error; typeof each === 'object' && each !== null; each = (each as { cause?: unknown }).cause) {
+    if ('code' in each && ['55P03', '40P01', '40001'].includes(String(each.code))) return true;
+  }
+  return false;
+}

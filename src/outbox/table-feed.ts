@@ -1,0 +1,132 @@
+import type { Lsn } from '../core/lsn.js';
+import type { OutboxRow } from '../core/message.js';
+import type { Admission } from './admission.js';
+import type { RelayCounters, RelayLog, SeqAndSize, Table } from './ports.js';
+import type { Origin, Work, Works } from './work.js';
+
+/** Rows looked at in one query. */
+const LIST_ROWS = 500;
+/** Bodies read in one query, octets; one larger body goes alone. */
+const READ_BYTES = 4 * 1024 * 1024;
+/** Ids of a table pass that are remembered; beyond it a row may go out twice, under the same id. */
+const MAX_REMEMBERED_IDS = 200_000;
+
+/**
+ * Publishes rows from the table: the table pass (first start, lost slot), the sweep and due rows. The table is the
+ * truth; the stream is the way to learn of it early. Everything goes through the same admission and the same settler as
+ * the stream's rows, so that every copy of a message is the same (O7).
+ */
+export class TableFeed {
+  readonly #table: Table;
+  readonly #works: Works;
+  readonly #admission: Admission;
+  readonly #counters: RelayCounters;
+  readonly #log: RelayLog;
+  readonly #check: () => void;
+
+  constructor(options: {
+    table: Table;
+    works: Works;
+    admission: Admission;
+    counters: RelayCounters;
+    log: RelayLog;
+    check: () => void;
+  }) {
+    this.#table = options.table;
+    this.#works = options.works;
+    this.#admission = options.admission;
+    this.#counters = options.counters;
+    this.#log = options.log;
+    this.#check = options.check;
+  }
+
+  /**
+   * The table pass: every ready row up to `uptoSeq`, in seq order. Gives the ids of those past `afterSeq`, which the
+   * slot may bring as well. The caller has fenced both ends and waits for the rows to settle.
+   */
+  async pass(afterSeq: bigint, uptoSeq: bigint): Promise<Set<string>> {
+    const ids = new Set<string>();
+    let rows = 0;
+    for (let from = 0n; ;) {
+      const batch = await this.#table.readyRows(from, uptoSeq, LIST_ROWS);
+      const last = batch.at(-1);
+      if (!last) break;
+      from = BigInt(last.seq);
+      await this.#publish(batch, 'pass', (row) => {
+        if (BigInt(row.seq) > afterSeq && ids.size < MAX_REMEMBERED_IDS) ids.add(row.id);
+      });
+      rows += batch.length;
+      this.#counters.rebuilt += batch.length;
+      if (rows % (LIST_ROWS * 100) === 0) this.#log.info({ rows }, 'table pass under way');
+    }
+    if (rows > 0) this.#log.info({ rows }, 'table pass published the backlog');
+    return ids;
+  }
+
+  /**
+   * The sweep: rows that are still ready although the stream has passed them (a slot advanced by hand, a publication
+   * added late, a crash between due and published). Candidates first, then a position, and only when the stream has
+   * passed it the second look.
+   */
+  async sweep(passed: (lsn: Lsn) => Promise<void>): Promise<number> {
+    await passed(await this.#table.position());
+    const uptoSeq = await this.#table.highestSeq();
+    let swept = 0;
+    for (let from = 0n; ;) {
+      this.#check();
+      const batch = await this.#table.readyRows(from, uptoSeq, LIST_ROWS);
+      const last = batch.at(-1);
+      if (!last) break;
+      from = BigInt(last.seq);
+      const candidates = batch.filter((each) => !this.#works.has(each.seq));
+      if (candidates.length === 0) continue;
+      await passed(await this.#table.position());
+      swept += await this.#publish(candidates, 'sweep');
+    }
+    this.#counters.swept += swept;
+    if (swept > 0) this.#log.warn({ rows: swept }, 'sweep found rows that the stream had missed, and published them');
+    return swept;
+  }
+
+  /** Publishes rows whose time has come. Gives how many there were. */
+  async due(): Promise<number> {
+    const batch = await this.#table.makeDue(LIST_ROWS);
+    await this.#publish(batch, 'due');
+    return batch.length;
+  }
+
+  async #publish(batch: readonly SeqAndSize[], origin: Origin, onRow?: (row: OutboxRow) => void): Promise<number> {
+    let published = 0;
+    for (let start = 0; start < batch.length;) {
+      this.#check();
+      const seqs: string[] = [];
+      for (let bytes = 0; start < batch.length; start += 1) {
+        const each = batch[start];
+        if (!each || (seqs.length > 0 && bytes + each.bytes > READ_BYTES)) break;
+        seqs.push(each.seq);
+        bytes += each.bytes;
+      }
+      for (const row of await this.#table.readRows(seqs)) {
+        // The stream may have brought it since the list was made.
+        if (this.#works.has(row.seq)) continue;
+        onRow?.(row);
+        const work: Work = {
+          row,
+          origin,
+          xid: null,
+          replayed: false,
+          entries: [],
+          phase: 'admitted',
+          message: undefined,
+          bytes: 0,
+          nacks: 0,
+        };
+        this.#works.add(work);
+        published += 1;
+        const wait = this.#admission.admit(work);
+        if (wait) await wait;
+      }
+    }
+    return published;
+  }
+}

@@ -1,0 +1,54 @@
+import type { LedgerEntry } from '../core/ledger.js';
+import type { Message, OutboxRow } from '../core/message.js';
+
+/** Where a row came from: the log, or one of the reads of the table. */
+export type Origin = 'stream' | 'pass' | 'sweep' | 'due';
+
+/**
+ * One row between its arrival and its settling. `phase` is written by the settler and by admission only:
+ *
+ *   admitted ──publish──▶ confirmed ──settle──▶ (forgotten)
+ *       └──────────────▶ held ───────hold────▶ (forgotten)
+ */
+export interface Work {
+  readonly row: OutboxRow;
+  readonly origin: Origin;
+  /** 32 bits from the Begin message; null for a row from the table. */
+  readonly xid: number | null;
+  /** In the replay zone: may have been published and settled by an earlier session. */
+  readonly replayed: boolean;
+  /** Receipts of the ledger; more than one when the log brings a row that the table brought before. */
+  readonly entries: LedgerEntry[];
+  phase: 'admitted' | 'confirmed' | 'held';
+  message: Message | undefined;
+  /** Octets that the window counts for it. */
+  bytes: number;
+  nacks: number;
+}
+
+/** Everything unsettled, by seq. Shared by pump, table reads and settler; one relay session has one. */
+export class Works {
+  readonly #bySeq = new Map<string, Work>();
+
+  /** The unsettled work for this very row, if any. */
+  find(row: { seq: string; id: string }): Work | undefined {
+    const work = this.#bySeq.get(row.seq);
+    return work && work.row.id === row.id ? work : undefined;
+  }
+
+  has(seq: string): boolean {
+    return this.#bySeq.has(seq);
+  }
+
+  add(work: Work): void {
+    this.#bySeq.set(work.row.seq, work);
+  }
+
+  remove(work: Work): void {
+    if (this.#bySeq.get(work.row.seq) === work) this.#bySeq.delete(work.row.seq);
+  }
+
+  get size(): number {
+    return this.#bySeq.size;
+  }
+}

@@ -1,0 +1,32 @@
+import { WaybillError, type WaybillErrorCode } from '../core/errors.js';
+
+/** The AMQP reply code that amqplib puts on its errors, or undefined for a socket's error. */
+export function replyCode(error: unknown): number | undefined {
+  if (typeof error !== 'object' || error === null || !('code' in error)) return undefined;
+  return typeof error.code === 'number' ? error.code : undefined;
+}
+
+/** Turns an error of the client or the broker into ours, once; `doing` says what failed. Ours pass unchanged. */
+export function toBrokerError(error: unknown, doing: string): WaybillError {
+  if (error instanceof WaybillError) return error;
+  const text = error instanceof Error ? error.message : String(error);
+  const fail = (code: WaybillErrorCode, message: string, hint?: string): WaybillError =>
+    new WaybillError(code, `${doing}: ${message}`, { ...(hint === undefined ? {} : { hint }), cause: error });
+  if (/ACCESS_REFUSED|Handshake terminated by server: 403/.test(text)) {
+    return fail(
+      'WAYBILL_BROKER_REFUSED',
+      text,
+      'Check user and password of broker.url, and the permissions of the user on the virtual host.',
+    );
+  }
+  // The broker answers connection.open with a close, and the client names only the frame that it did not expect.
+  if (text.includes('Expected ConnectionOpenOk')) {
+    return fail(
+      'WAYBILL_BROKER_REFUSED',
+      'the virtual host does not exist, or the user may not enter it',
+      'The virtual host is the path of broker.url (`/` is written %2F). Create it with: rabbitmqctl add_vhost <name>',
+    );
+  }
+  if (replyCode(error) === 406) return fail('WAYBILL_TOPOLOGY_MISMATCH', text);
+  return fail('WAYBILL_BROKER_UNAVAILABLE', text, 'Is RabbitMQ running and reachable under broker.url?');
+}
