@@ -37,10 +37,13 @@ describe('migrateUp', () => {
     expect(lines).toEqual(['applied 0001_outbox.sql']);
   });
 
+  // Why many rounds: a stale answer about what is installed came in one of twenty.
   test('two at once: one applies, the other waits and finds it done', async () => {
-    const second = await database.connect();
-    const both = await Promise.all([client, second].map((one) => migrateUp(one, { schema: 'at_once' })));
-    expect(both.map((applied) => applied.length).sort()).toEqual([0, SCHEMA_VERSION]);
+    const pair = [client, await database.connect()];
+    for (let round = 1; round <= 15; round += 1) {
+      const both = await Promise.all(pair.map((one) => migrateUp(one, { schema: `at_once_${round}` })));
+      expect(both.map((applied) => applied.length).sort()).toEqual([0, SCHEMA_VERSION]);
+    }
   });
 
   test('schemas stand side by side in one database', async () => {
@@ -67,6 +70,17 @@ describe('migrateUp', () => {
     );
     expect(rows.length).toBeGreaterThan(5);
     expect(rows.filter(({ body }) => /\bwaybill\b/.test(body))).toEqual([]);
+  });
+
+  test('a fresh schema gives nothing to everybody', async () => {
+    const { rows } = await client.query(
+      `select proname::text as name from pg_proc
+       where pronamespace = 'waybill'::regnamespace and has_function_privilege('public', oid, 'execute')
+       union all select relname from pg_class
+       where relnamespace = 'waybill'::regnamespace and has_table_privilege('public', oid, 'select')
+       union all select 'schema' where has_schema_privilege('public', 'waybill', 'usage')`,
+    );
+    expect(rows).toEqual([]);
   });
 
   test('a failure names file and line and leaves nothing', async () => {
