@@ -60,7 +60,8 @@ async function gather(findings: Finding[], id: string, part: () => Promise<void>
   } catch (error) {
     const known = isWaybillError(error) || id === 'broker' ? error : toDatabaseError(error, 'looking at the database');
     if (!isWaybillError(known)) throw error;
-    const about = known.code.startsWith('WAYBILL_SCHEMA_') ? 'schema' : id;
+    const answered = findings.some((finding) => finding.id === id && finding.severity === 'ok');
+    const about = known.code.startsWith('WAYBILL_SCHEMA_') ? 'schema' : answered ? 'grants' : id;
     findings.push(fail(about, known.message, known.hint ?? 'see the message'));
   }
 }
@@ -75,14 +76,15 @@ async function examineDatabase(
   const asked = Date.now();
   const server = await inspectServer(client);
   const clockDifferenceMs = (asked + Date.now()) / 2 - server.clock.getTime();
-  const { version: schemaVersion } = await migrationStatus(client, { schema });
-  const relays = schemaVersion > 0 ? await readRelays(client, schema) : [];
+  findings.push(ok('database', `database ${server.database} answers`));
+  // Why: a role that may not read our tables still learns everything about the server.
+  const { schemaVersion, relays, refused } = await readOwnTables(client, schema);
   remembered.record = relays.find(({ name }) => name === config.relay.name);
   const name = remembered.record?.slot ?? slotName(server.database, schema, config.relay.name);
   const slot = await readSlot(client, name);
   const transactions = await inspectOldTransactions(client, OLD_TRANSACTION_MS);
-  findings.push(ok('database', `database ${server.database} answers`));
   findings.push(...checkServer({ server, transactions, slotName: name, slot, clockDifferenceMs }, config));
+  if (refused !== undefined) throw toDatabaseError(refused, `reading schema ${schema}`);
   await checkSchema(client, { schema });
   remembered.installation = await readInstallation(client, schema);
   const ownColumns = [...OUTBOX_COLUMNS, ...STATE_COLUMNS];
@@ -99,4 +101,14 @@ async function examineDatabase(
       config,
     ),
   );
+}
+
+async function readOwnTables(client: SqlClient, schema: string) {
+  try {
+    const { version: schemaVersion } = await migrationStatus(client, { schema });
+    const relays = schemaVersion > 0 ? await readRelays(client, schema) : [];
+    return { schemaVersion, relays, refused: undefined };
+  } catch (refused: unknown) {
+    return { schemaVersion: 0, relays: [] as RelayEntry[], refused };
+  }
 }

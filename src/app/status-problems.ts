@@ -153,7 +153,7 @@ function backlog({ backlog: rows, activity: now, schema, parkedErrors }: StatusF
     const example = commonest ? ` Most often: ${commonest.error}` : '';
     problems.push({
       id: 'parked',
-      problem: `${amount(parked)} parked: they could not be published and are kept with their error.${example}`,
+      problem: `${amount(parked)} ${parked.count === 1 ? 'is' : 'are'} parked: they could not be published and are kept with their error.${example}`,
       next: psql(`select seq, id, type, last_error from ${schema}.outbox where state = 'parked' order by seq limit 20`),
     });
   }
@@ -161,7 +161,7 @@ function backlog({ backlog: rows, activity: now, schema, parkedErrors }: StatusF
   if (blocked && config.relay.ordering === 'strict') {
     problems.push({
       id: 'blocked',
-      problem: `${amount(blocked)} blocked behind a parked row of the same key.`,
+      problem: `${amount(blocked)} ${blocked.count === 1 ? 'is' : 'are'} blocked behind a parked row of the same key.`,
       next: psql(
         `select key, count(*) from ${schema}.outbox where state = 'blocked' group by key order by 2 desc limit 20`,
       ),
