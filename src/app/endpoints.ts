@@ -9,7 +9,7 @@ import type { BrokerEndpoint } from '../rabbitmq/connection.js';
  * What node:tls needs for a configured protection, or undefined for plaintext. The files are read here, at each
  * connection, so that rotated certificates are taken up. `verify-ca` checks the authority and leaves the name.
  */
-export function tlsOptions(tls: TlsConfig): ConnectionOptions | undefined {
+function tlsOptions(tls: TlsConfig): ConnectionOptions | undefined {
   if (tls.mode === 'insecure-plaintext') return undefined;
   return {
     rejectUnauthorized: tls.mode !== 'insecure-no-verification',

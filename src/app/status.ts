@@ -21,7 +21,7 @@ import { withDatabase, type SqlClient } from './session.js';
 import { findProblems, type StatusProblem } from './status-problems.js';
 
 /** Why one side could not be looked at. */
-export interface Unavailable {
+interface Unavailable {
   code: string;
   message: string;
   hint: string | null;
@@ -144,7 +144,7 @@ function activityOf({ slot, broker }: StatusFacts, source: Config['relay']['sour
 }
 
 /** An error as a value that can be shown and serialised. */
-export function unavailable(error: unknown): Unavailable {
+function unavailable(error: unknown): Unavailable {
   if (isWaybillError(error)) return { code: error.code, message: error.message, hint: error.hint ?? null };
   throw error;
 }

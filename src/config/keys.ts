@@ -20,7 +20,7 @@ export const sectionNames: ReadonlySet<string> = new Set(
 );
 
 /** `relay.maxInFlight` as an environment variable. */
-export function environmentName(path: readonly string[]): string {
+function environmentName(path: readonly string[]): string {
   const words = path.map((part) => part.replaceAll(/(?<=[a-z0-9])(?=[A-Z])/g, '_').toUpperCase());
   return ['WAYBILL', ...words].join('_');
 }

@@ -13,7 +13,7 @@ export interface ConfigSources {
   readFile: (path: string) => string;
 }
 
-export type TlsMode = (typeof TLS_MODES)[number];
+type TlsMode = (typeof TLS_MODES)[number];
 
 /** How one connection is protected; the mode is always resolved. Files are read when connecting. */
 export interface TlsConfig {

@@ -2,7 +2,7 @@ import type { Client, QueryResultRow } from 'pg';
 import { quoteSchema } from './schema-name.js';
 
 /** Most rows that are counted one by one; a longer backlog is told as "at least". */
-export const COUNTED_ROWS = 100_000;
+const COUNTED_ROWS = 100_000;
 
 /** One row of the relay table. Ages are by the database's clock. */
 export interface RelayEntry {

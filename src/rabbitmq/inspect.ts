@@ -14,10 +14,10 @@ export interface BrokerQuestions {
 }
 
 /** `fits`: there, and as configured as far as can be seen. `differs`: there with another type or arguments. */
-export type ExchangeState = 'fits' | 'differs' | 'missing' | 'refused';
+type ExchangeState = 'fits' | 'differs' | 'missing' | 'refused';
 
 /** `held`: a relay holds it at this moment. */
-export type LockState = 'held' | 'free' | 'unknown';
+type LockState = 'held' | 'free' | 'unknown';
 
 export interface BrokerFacts {
   version: string;

@@ -4,7 +4,7 @@ import { isWaybillError } from '../core/errors.js';
 import { createRedactor } from './redact.js';
 
 /** Facts of a log line. `err` may hold an error; bodies of messages never belong here. */
-export type LogFields = Readonly<Record<string, unknown>>;
+type LogFields = Readonly<Record<string, unknown>>;
 
 /** What every room logs through: facts first, then one plain sentence. */
 export interface Logger {
@@ -66,7 +66,7 @@ interface DescribedError {
  * What is logged of an error: name, code, message, hint and the same of its causes. Why not more: PostgreSQL's `detail`
  * and `where` quote rows. The stack is kept only of errors that nobody expected.
  */
-export function describeError(error: unknown, depth = 0): DescribedError {
+function describeError(error: unknown, depth = 0): DescribedError {
   if (!(error instanceof Error))
     return { message: typeof error === 'string' ? error : `not an error: ${typeof error}` };
   const code: unknown = 'code' in error ? error.code : undefined;

@@ -72,7 +72,7 @@ describe('createLogger', () => {
     fc.assert(
       fc.property(secret, around, around, (hidden, before, after) => {
         const lines: string[] = [];
-        const text = `${before}${hidden}${after}`;
+        const text = `${before}${hidden}${after}${hidden}`;
         const err = new WaybillError('WAYBILL_BROKER_REFUSED', text, { hint: text, cause: new Error(text) });
         const fields = { text, [text]: 1, deep: { list: [text, { text }] }, err };
         logInto(lines, { secrets: [hidden] }).info(fields, text);
