@@ -22,7 +22,7 @@ import { replicationEndpoint } from './endpoints.js';
 import { withDatabase, type SqlClient } from './session.js';
 import { askBroker } from './status.js';
 
-const LIMITS = { lockTimeoutMs: 1_000, statementTimeoutMs: 10_000 };
+const LIMITS = { lockTimeoutMs: 1_000, statementTimeoutMs: 10_000, workTimeoutMs: 20_000 };
 const OLD_TRANSACTION_MS = 3_600_000;
 const STATE_COLUMNS = ['state', 'last_error', 'next_attempt_at', 'hold_no'];
 

@@ -22,7 +22,7 @@ export interface RelayDrop {
   slot: 'dropped' | 'absent' | 'left';
 }
 
-const LIMITS = { lockTimeoutMs: 5_000, statementTimeoutMs: 30_000 };
+const LIMITS = { lockTimeoutMs: 5_000, statementTimeoutMs: 30_000, workTimeoutMs: 60_000 };
 
 /** Every relay that is recorded for the schema. */
 export function listRelays(database: Database): Promise<ListedRelay[]> {

@@ -1,21 +1,35 @@
 import type { Config } from '../config/load.js';
-import { connectSql } from '../postgres/connect.js';
+import { WaybillError } from '../core/errors.js';
+import { closeQuietly, connectSql } from '../postgres/connect.js';
+import { systemClock, within } from '../runtime/clock.js';
 import { databaseEndpoint } from './endpoints.js';
 
 /** A connection as the adapter gives it. */
 export type SqlClient = Awaited<ReturnType<typeof connectSql>>;
 
-/** Connects for one short piece of work and closes again, whatever the work does. */
+interface Limits {
+  lockTimeoutMs: number;
+  statementTimeoutMs: number;
+  /** For all of the work. A server that is stopped answers nothing, not even that a statement took too long. */
+  workTimeoutMs: number;
+}
+
+/** Connects for one short piece of work and closes again, whatever the work does. Never waits longer than its limits. */
 export async function withDatabase<T>(
   database: Config['database'],
-  limits: { lockTimeoutMs?: number; statementTimeoutMs?: number },
+  limits: Limits,
   work: (client: SqlClient) => Promise<T>,
 ): Promise<T> {
   // A connection that dies fails the statement that waits for it; there is nobody else to tell.
   const client = await connectSql(databaseEndpoint(database), 'waybill', () => undefined, limits);
+  const tooLate = Symbol('too late');
   try {
-    return await work(client);
+    const result = await within(systemClock, work(client), limits.workTimeoutMs, tooLate);
+    if (result !== tooLate) return result;
+    throw new WaybillError('WAYBILL_DATABASE_UNAVAILABLE', 'PostgreSQL took the connection and then did not answer.', {
+      hint: 'The server is overloaded, stopped or cut off; look at it on its own machine.',
+    });
   } finally {
-    await client.end().catch(() => undefined);
+    closeQuietly(client);
   }
 }

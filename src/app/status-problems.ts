@@ -179,5 +179,6 @@ function psql(sql: string): string {
 }
 
 function withHint(message: string, hint: string | null): string {
-  return hint === null ? message : `${message} ${hint}`;
+  const sentence = /[.!?]$/.test(message) ? message : `${message}.`;
+  return hint === null ? sentence : `${sentence} ${hint}`;
 }

@@ -60,7 +60,7 @@ export interface Status {
 export type StatusFacts = Omit<Status, 'problems'>;
 
 /** Looking must neither wait long nor burden a database in trouble. */
-const LIMITS = { lockTimeoutMs: 1_000, statementTimeoutMs: 10_000 };
+const LIMITS = { lockTimeoutMs: 1_000, statementTimeoutMs: 10_000, workTimeoutMs: 20_000 };
 
 /** Looks at the database, then at the broker; what cannot be reached becomes a problem, never an exception. */
 export async function collectStatus(config: Config): Promise<Status> {
@@ -91,7 +91,11 @@ async function collectFacts(config: Config): Promise<StatusFacts> {
   };
   let installation: string | undefined;
   try {
-    installation = await withDatabase(config.database, LIMITS, (client) => readDatabase(client, config, facts));
+    await withDatabase(config.database, LIMITS, async (client) => {
+      await readRelayState(client, config, facts);
+      installation = await readInstallation(client, config.database.schema);
+      await readRows(client, config.database.schema, facts);
+    });
   } catch (error) {
     facts.database.error = unavailable(toDatabaseError(error, 'looking at the outbox'));
   }
@@ -105,7 +109,7 @@ async function collectFacts(config: Config): Promise<StatusFacts> {
 }
 
 /** Fills the facts step by step, so that a failure leaves what was read before it. */
-async function readDatabase(client: SqlClient, config: Config, facts: StatusFacts): Promise<string | undefined> {
+async function readRelayState(client: SqlClient, config: Config, facts: StatusFacts): Promise<void> {
   const { schema } = config.database;
   const database = await readDatabaseName(client);
   facts.database.name = database;
@@ -117,12 +121,13 @@ async function readDatabase(client: SqlClient, config: Config, facts: StatusFact
   facts.otherRelays = relays.map(({ name }) => name).filter((name) => name !== config.relay.name);
   facts.slotName = facts.record?.slot ?? slotName(database, schema, config.relay.name);
   facts.slot = (await readSlot(client, facts.slotName)) ?? null;
-  const installation = await readInstallation(client, schema);
+}
+
+async function readRows(client: SqlClient, schema: string, facts: StatusFacts): Promise<void> {
   facts.backlog = await readBacklog(client, schema);
   if (facts.backlog.states.some(({ state }) => state === 'parked')) {
     facts.parkedErrors = await readParkedErrors(client, schema);
   }
-  return installation;
 }
 
 /** What doctor and status ask the broker. */

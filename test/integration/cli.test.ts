@@ -1,3 +1,5 @@
+import { once } from 'node:events';
+import { createServer, type AddressInfo } from 'node:net';
 import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, inject, it } from 'vitest';
 import type { Finding } from '../../src/app/doctor-findings.js';
@@ -282,5 +284,38 @@ describe('after it', () => {
     expect(await waybill('relay drop default --yes')).toMatchObject({ code: 0 });
     expect(await database.query('select from waybill.relay')).toEqual([]);
     expect(await database.query('select from pg_replication_slots where database = current_database()')).toEqual([]);
+  });
+});
+
+describe('a database in trouble', () => {
+  it('status waits for no lock, and still tells what it could read', async () => {
+    const client = await database.connect();
+    await client.query('begin');
+    await client.query('lock table waybill.outbox in access exclusive mode');
+    try {
+      const { database: seen, backlog, activity, problems } = await status();
+      expect(seen.error?.message).toContain('lock timeout');
+      expect({ backlog, activity, version: seen.schemaVersion }).toEqual({
+        backlog: null,
+        activity: 'stopped',
+        version: 1,
+      });
+      expect(problems.map(({ id }) => id)).toContain('database');
+    } finally {
+      await client.end();
+    }
+  });
+
+  it('F64 status gives up on a server that is silent', async () => {
+    const silent = createServer();
+    silent.listen(0, '127.0.0.1');
+    await once(silent, 'listening');
+    const { port } = silent.address() as AddressInfo;
+    try {
+      const { problems } = await status({ WAYBILL_DATABASE_URL: `postgres://u:p@127.0.0.1:${port}/shop` });
+      expect(problems).toMatchObject([{ id: 'database', next: 'waybill doctor' }]);
+    } finally {
+      silent.close();
+    }
   });
 });
