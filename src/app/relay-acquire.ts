@@ -1,7 +1,7 @@
 import type { Config } from '../config/load.js';
 import { WaybillError, isWaybillError } from '../core/errors.js';
 import { lockQueueName, publicationName, slotName } from '../core/identity.js';
-import { closeQuietly, connectSql, type DatabaseEndpoint } from '../postgres/connect.js';
+import { closeQuietly, connectSql, relaxCommits, type DatabaseEndpoint } from '../postgres/connect.js';
 import { toDatabaseError } from '../postgres/errors.js';
 import { identifySystem, type SystemIdentity } from '../postgres/identify.js';
 import { checkSchema } from '../postgres/migrations.js';
@@ -99,6 +99,7 @@ export async function acquire(context: SessionContext, holdings: Holdings): Prom
 
   context.onPhase('connecting');
   const writer = await connectClient('settle');
+  await relaxCommits(writer);
   await checkSchema(writer, { schema: config.database.schema });
   const server = await serverFacts(writer);
   assertUsable(server);

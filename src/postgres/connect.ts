@@ -42,7 +42,7 @@ export type OnConnectionError = (error: Error) => void;
 
 /**
  * An SQL connection with pinned settings and bounded waits: lock_timeout 1 s, statement_timeout 60 s (milliseconds may be
- * given). Commits do not wait for the disk unless a transaction asks for it: see RelayStore. Rejects with a WaybillError.
+ * given). Rejects with a WaybillError.
  */
 export async function connectSql(
   endpoint: DatabaseEndpoint,
@@ -68,6 +68,15 @@ export async function connectSql(
   } catch (error) {
     closeQuietly(client);
     throw toDatabaseError(error, 'connecting to PostgreSQL');
+  }
+}
+
+/** Commits wait neither for the disk nor for a standby from here on, unless a transaction asks for it: see RelayStore. */
+export async function relaxCommits(client: pg.Client): Promise<void> {
+  try {
+    await client.query('set synchronous_commit = off');
+  } catch (error) {
+    throw toDatabaseError(error, 'setting up the database connection');
   }
 }
 

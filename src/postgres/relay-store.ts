@@ -74,7 +74,7 @@ export class RelayStore {
       rows.map((each) => each.outcome),
       candidateLsn === null ? null : formatLsn(candidateLsn),
     ];
-    const result = await this.#run('settling rows', durable, () =>
+    const result = await this.#run('settling rows', durable ? 'on' : 'off', () =>
       this.#client.query<{ fenced: boolean; checkpoint: string | null; missing: string[] | null }>(
         settleSql(this.#schema, this.#history),
         values,
@@ -88,7 +88,7 @@ export class RelayStore {
   }
 
   async hold(holds: readonly HoldRow[]): Promise<Set<string>> {
-    const result = await this.#run('holding rows', true, () =>
+    const result = await this.#run('holding rows', 'on', () =>
       this.#client.query<{ fenced: boolean; missing: string[] | null }>(holdSql(this.#schema), [
         this.#relay,
         this.#epoch,
@@ -104,7 +104,7 @@ export class RelayStore {
   }
 
   async writeBack(holds: readonly HoldRow[]): Promise<void> {
-    await this.#run('writing rows back', true, async () => {
+    await this.#run('writing rows back', 'on', async () => {
       await this.#client.query(`select 1 from ${this.#schema}.relay where name = $1 and epoch = $2 for update`, [
         this.#relay,
         this.#epoch,
@@ -124,7 +124,7 @@ export class RelayStore {
     rows: readonly { seq: string; id: string; xid: number | null }[],
   ): Promise<Map<string, 'present' | 'undecided' | 'gone'>> {
     // Two statements in this order: a transaction seen as committed by the first is visible to the second.
-    const running = await this.#run('looking up transactions', false, async () => {
+    const running = await this.#run('looking up transactions', 'off', async () => {
       const xids = [...new Set(rows.flatMap((row) => (row.xid === null ? [] : [String(row.xid)])))];
       const result = await this.#client.query<{ xid: string }>(
         // The log carries 32 bits of a transaction id; the rest comes from the newest one.
@@ -149,7 +149,7 @@ export class RelayStore {
   }
 
   async states(rows: readonly RowId[]): Promise<Map<string, string>> {
-    const result = await this.#run('looking up rows', false, () =>
+    const result = await this.#run('looking up rows', 'off', () =>
       this.#client.query<{ seq: string; state: string }>(
         `select o.seq::text as seq, o.state from ${this.#schema}.outbox o
          join unnest($1::bigint[], $2::uuid[]) as i (seq, id) on i.seq = o.seq and i.id = o.id
@@ -190,14 +190,17 @@ export class RelayStore {
     await this.#update('noting the timeline', 'timeline = $3', [String(timeline)]);
   }
 
-  /** Commits synchronously, so that everything before it in the log is flushed, also on an idle server. */
+  /**
+   * Commits with a local flush, so that everything before it in the log is on disk, also on an idle server. No standby
+   * is waited for: the stream does not wait for one either, and one that is missing must not stop the settling.
+   */
   async flush(): Promise<void> {
-    await this.#update('flushing the log', 'holder = holder', []);
+    await this.#update('flushing the log', 'holder = holder', [], 'local');
   }
 
   /** Turns scheduled rows whose time has come `ready`, oldest first. */
   async makeDue(limit: number): Promise<{ seq: string; bytes: number }[]> {
-    const result = await this.#run('making rows due', true, () =>
+    const result = await this.#run('making rows due', 'on', () =>
       this.#client.query<{ seq: string; bytes: number }>(makeDueSql(this.#schema), [this.#relay, this.#epoch, limit]),
     );
     return result.rows;
@@ -206,7 +209,7 @@ export class RelayStore {
   /** Keeps the trace of published rows that their own application had deleted; their bodies are not known any more. */
   async recordGone(rows: readonly (SettlementRow & { row: OutboxRow })[]): Promise<void> {
     if (this.#history === 'off' || rows.length === 0) return;
-    await this.#run('recording rows that are gone', false, () =>
+    await this.#run('recording rows that are gone', 'off', () =>
       this.#client.query(recordGoneSql(this.#schema), [
         rows.map((each) => each.outcome),
         rows.map((each) => each.row.id),
@@ -223,8 +226,13 @@ export class RelayStore {
     );
   }
 
-  async #update(doing: string, assignments: string, values: readonly string[]): Promise<void> {
-    const result = await this.#run(doing, true, () =>
+  async #update(
+    doing: string,
+    assignments: string,
+    values: readonly string[],
+    durability: 'on' | 'local' = 'on',
+  ): Promise<void> {
+    const result = await this.#run(doing, durability, () =>
       this.#client.query(`update ${this.#schema}.relay set ${assignments} where name = $1 and epoch = $2`, [
         this.#relay,
         this.#epoch,
@@ -241,20 +249,23 @@ export class RelayStore {
     });
   }
 
-  /** Runs statements when those before them are done; `durable` makes the commit wait for the disk. */
-  async #run<T>(doing: string, durable: boolean, work: () => Promise<T>): Promise<T> {
+  /**
+   * Runs statements when those before them are done. The commit waits for nothing (off), for the disk (local), or for
+   * the disk and the synchronous standbys, if there are any (on).
+   */
+  async #run<T>(doing: string, durability: 'off' | 'local' | 'on', work: () => Promise<T>): Promise<T> {
     // Why: several parts of the relay write here, and no statement may slip into another's transaction.
     try {
-      return await this.#turns.take(() => (durable ? this.#durably(work) : work()));
+      return await this.#turns.take(() => (durability === 'off' ? work() : this.#durably(durability, work)));
     } catch (error) {
       throw toDatabaseError(error, doing);
     }
   }
 
-  async #durably<T>(work: () => Promise<T>): Promise<T> {
+  async #durably<T>(durability: 'local' | 'on', work: () => Promise<T>): Promise<T> {
     await this.#client.query('begin');
     try {
-      await this.#client.query('set local synchronous_commit = on');
+      await this.#client.query(`set local synchronous_commit = ${durability}`);
       const result = await work();
       await this.#client.query('commit');
       return result;
