@@ -3,6 +3,7 @@ import { startRelayService, type RelayService } from '../app/relay-service.js';
 import type { Config } from '../config/load.js';
 import { WaybillError } from '../core/errors.js';
 import { pause, systemClock, type Clock } from '../runtime/clock.js';
+import { keepHeapSmall } from '../runtime/heap.js';
 import { createLogger, type Logger } from '../telemetry/log.js';
 import type { Cli } from './program.js';
 
@@ -15,6 +16,7 @@ export function registerRun(program: Command, cli: Cli): void {
     .description('Run the relay until SIGTERM or SIGINT.')
     .addOption(new Option('--only <part>', 'run one part alone').choices(['relay']))
     .action(async () => {
+      keepHeapSmall();
       const config = cli.configuration.whole();
       const logger = createLogger({
         ...config.log,

@@ -20,8 +20,9 @@ export function isReservedHeader(name: string): boolean {
  * exactly (9007199254740993, 1.10) goes as the string that PostgreSQL keeps, so nothing is rounded.
  */
 export function readHeaders(text: string): { headers: Record<string, string | number | boolean> } | Fault {
+  if (text === '{}') return { headers: {} };
+  // Why no prototype: a header may be named __proto__.
   const headers = Object.create(null) as Record<string, string | number | boolean>;
-  if (text === '{}') return { headers };
   if (Buffer.byteLength(text) > MAX_HEADERS_BYTES) {
     return { fault: 'bad_header', text: `headers have ${Buffer.byteLength(text)} bytes; at most ${MAX_HEADERS_BYTES}` };
   }

@@ -19,7 +19,7 @@ export interface UnroutablePolicy {
 const NACKED_BACKOFF: Backoff = { firstMs: 5_000, factor: 2, maxMs: 60_000, jitter: 0.2 };
 
 /** Rows unsettled at once, in windows: what is confirmed and not yet settled is small, but not free. */
-const UNSETTLED_WINDOWS = 5;
+const UNSETTLED_WINDOWS = 2;
 
 /**
  * Decides for one row at a time whether it is published, held or settled, and what its outcome means. Bad rows are set

@@ -22,7 +22,7 @@ interface Holding {
 const MAX_HOLDS_AT_ONCE = 500;
 const MAX_ROWS_AT_ONCE = 10_000;
 /** So many confirmed rows are settled at once instead of at the next interval. */
-const EAGER_ROWS = 5_000;
+const EAGER_ROWS = 1_000;
 
 /**
  * Makes the broker's word durable in the database, and only then reports it (O3, O6).

@@ -1,6 +1,9 @@
 import type { OutboxRow } from '../core/message.js';
 
-/** Every column that makes a message or is written back; read by name, so that further columns do no harm. */
+/**
+ * Every column that makes a message or is written back; without any of these a message could differ from its row. Found
+ * by name, so that further columns do no harm.
+ */
 export const OUTBOX_COLUMNS = [
   'seq',
   'id',
@@ -29,43 +32,43 @@ export const OUTBOX_COLUMNS = [
 
 export type OutboxColumn = (typeof OUTBOX_COLUMNS)[number];
 
-/** Without any of these a message could differ from its row. */
-export const REQUIRED_COLUMNS: readonly OutboxColumn[] = OUTBOX_COLUMNS;
+/** One row's values by the column's number in OUTBOX_COLUMNS, as PostgreSQL's text output. */
+export interface Columns {
+  text(slot: number): string | null;
+  /** A copy of the bytes of that text, which outlives the receive buffer. */
+  bytes(slot: number): Buffer | null;
+}
 
-/**
- * Builds a row from PostgreSQL's text output, wherever it came from. `text` gives a column as a string, `bytes` the raw
- * bytes of that text. The body is copied: it outlives the receive buffer.
- */
-export function rowFromColumns(
-  text: (name: OutboxColumn) => string | null,
-  bytes: (name: OutboxColumn) => Buffer | null,
-): OutboxRow {
-  const json = bytes('payload');
-  const hex = json ? null : text('payload_bytes');
+const SLOT = Object.fromEntries(OUTBOX_COLUMNS.map((name, slot) => [name, slot])) as Record<OutboxColumn, number>;
+
+/** Builds a row from PostgreSQL's text output, wherever it came from. */
+export function rowFromColumns(columns: Columns): OutboxRow {
+  const json = columns.bytes(SLOT.payload);
+  const hex = json ? null : columns.text(SLOT.payload_bytes);
   return {
-    seq: text('seq') ?? '',
-    id: text('id') ?? '',
-    type: text('type') ?? '',
-    key: text('key'),
-    schemaVersion: Number(text('schema_version') ?? 1),
-    body: json ? Buffer.from(json) : hex === null ? EMPTY : fromHex(hex),
+    seq: columns.text(SLOT.seq) ?? '',
+    id: columns.text(SLOT.id) ?? '',
+    type: columns.text(SLOT.type) ?? '',
+    key: columns.text(SLOT.key),
+    schemaVersion: Number(columns.text(SLOT.schema_version) ?? 1),
+    body: json ?? (hex === null ? EMPTY : fromHex(hex)),
     bodyKind: json ? 'json' : hex === null ? 'none' : 'bytes',
-    contentType: text('content_type'),
-    contentEncoding: text('content_encoding'),
-    headers: text('headers') ?? '{}',
-    exchange: text('exchange'),
-    routingKey: text('routing_key'),
-    correlationId: text('correlation_id'),
-    causationId: text('causation_id'),
-    replyTo: text('reply_to'),
-    traceparent: text('traceparent'),
-    tracestate: text('tracestate'),
-    priority: optionalNumber(text('priority')),
-    expiresAt: text('expires_at'),
-    deliverAt: text('deliver_at'),
-    occurredAt: text('occurred_at') ?? '',
-    createdAt: text('created_at') ?? '',
-    attempts: Number(text('attempts') ?? 0),
+    contentType: columns.text(SLOT.content_type),
+    contentEncoding: columns.text(SLOT.content_encoding),
+    headers: columns.text(SLOT.headers) ?? '{}',
+    exchange: columns.text(SLOT.exchange),
+    routingKey: columns.text(SLOT.routing_key),
+    correlationId: columns.text(SLOT.correlation_id),
+    causationId: columns.text(SLOT.causation_id),
+    replyTo: columns.text(SLOT.reply_to),
+    traceparent: columns.text(SLOT.traceparent),
+    tracestate: columns.text(SLOT.tracestate),
+    priority: optionalNumber(columns.text(SLOT.priority)),
+    expiresAt: columns.text(SLOT.expires_at),
+    deliverAt: columns.text(SLOT.deliver_at),
+    occurredAt: columns.text(SLOT.occurred_at) ?? '',
+    createdAt: columns.text(SLOT.created_at) ?? '',
+    attempts: Number(columns.text(SLOT.attempts) ?? 0),
   };
 }
 

@@ -1,7 +1,7 @@
 import { WaybillError } from '../core/errors.js';
 import type { Lsn } from '../core/lsn.js';
 import type { OutboxRow } from '../core/message.js';
-import { REQUIRED_COLUMNS, rowFromColumns } from './outbox-row.js';
+import { OUTBOX_COLUMNS, rowFromColumns, type OutboxColumn, type Columns } from './outbox-row.js';
 
 /** What the stream brings, in the order of arrival. Source: the manual, "Logical Replication Message Formats". */
 export type WalEvent =
@@ -11,8 +11,8 @@ export type WalEvent =
   | { kind: 'keepalive'; walEnd: Lsn; replyRequested: boolean };
 
 interface Relation {
-  /** Column positions by name; undefined when the relation is not the outbox. */
-  positions: Map<string, number> | undefined;
+  /** For each column of the stream its number among OUTBOX_COLUMNS, or -1; undefined when this is not the outbox. */
+  slots: number[] | undefined;
 }
 
 const NULL_VALUE = 'n'.charCodeAt(0);
@@ -26,6 +26,7 @@ const TEXT_VALUE = 't'.charCodeAt(0);
 export class PgoutputDecoder {
   readonly #relations = new Map<number, Relation>();
   readonly #schema: string;
+  readonly #tuple = new Tuple();
   /** Updates, deletes and truncates seen; a publication wider than `insert` sends them, and they mean nothing here. */
   ignored = 0;
 
@@ -68,17 +69,17 @@ export class PgoutputDecoder {
     const table = reader.string();
     reader.skip(1);
     const count = reader.int16();
-    const positions = new Map<string, number>();
+    const names: string[] = [];
     for (let n = 0; n < count; n += 1) {
       reader.skip(1);
-      positions.set(reader.string(), n);
+      names.push(reader.string());
       reader.skip(8);
     }
     if (schema !== this.#schema || table !== 'outbox') {
-      this.#relations.set(id, { positions: undefined });
+      this.#relations.set(id, { slots: undefined });
       return;
     }
-    const missing = REQUIRED_COLUMNS.filter((name) => !positions.has(name));
+    const missing = OUTBOX_COLUMNS.filter((name) => !names.includes(name));
     if (missing.length > 0) {
       throw new WaybillError(
         'WAYBILL_PUBLICATION_UNFIT',
@@ -88,38 +89,60 @@ export class PgoutputDecoder {
         },
       );
     }
-    this.#relations.set(id, { positions });
+    this.#relations.set(id, { slots: names.map((name) => OUTBOX_COLUMNS.indexOf(name as OutboxColumn)) });
   }
 
   #insert(message: Buffer): WalEvent | undefined {
     const reader = new Reader(message, 1);
     const relation = this.#relations.get(reader.int32());
     if (!relation) throw new WaybillError('WAYBILL_STREAM_PROTOCOL', 'an insert came before its Relation message');
-    const positions = relation.positions;
-    if (!positions) {
+    const { slots } = relation;
+    if (!slots) {
       this.ignored += 1;
       return undefined;
     }
     reader.skip(1);
     const count = reader.int16();
-    const values = new Array<Buffer | null>(count);
+    this.#tuple.begin(message);
     for (let n = 0; n < count; n += 1) {
       const kind = reader.byte();
-      if (kind === NULL_VALUE) values[n] = null;
-      else if (kind === TEXT_VALUE) values[n] = reader.bytes(reader.int32());
-      else throw new WaybillError('WAYBILL_STREAM_PROTOCOL', `column ${n} of an insert came as kind ${kind}, not text`);
+      if (kind === NULL_VALUE) continue;
+      if (kind !== TEXT_VALUE) {
+        throw new WaybillError('WAYBILL_STREAM_PROTOCOL', `column ${n} of an insert came as kind ${kind}, not text`);
+      }
+      const length = reader.int32();
+      const slot = slots[n] ?? -1;
+      if (slot >= 0) this.#tuple.set(slot, reader.offset, length);
+      reader.skip(length);
     }
-    const value = (name: string): Buffer | null => {
-      const position = positions.get(name);
-      return position === undefined ? null : (values[position] ?? null);
-    };
-    return {
-      kind: 'row',
-      row: rowFromColumns(
-        (name) => value(name)?.toString('utf8') ?? null,
-        (name) => value(name),
-      ),
-    };
+    return { kind: 'row', row: rowFromColumns(this.#tuple) };
+  }
+}
+
+/** Where the known columns of one tuple are; used again for each, so that a row costs no garbage but its own values. */
+class Tuple implements Columns {
+  #message: Buffer = Buffer.alloc(0);
+  readonly #starts = new Int32Array(OUTBOX_COLUMNS.length);
+  readonly #ends = new Int32Array(OUTBOX_COLUMNS.length);
+
+  begin(message: Buffer): void {
+    this.#message = message;
+    this.#starts.fill(-1);
+  }
+
+  set(slot: number, start: number, length: number): void {
+    this.#starts[slot] = start;
+    this.#ends[slot] = start + length;
+  }
+
+  text(slot: number): string | null {
+    const start = this.#starts[slot] ?? -1;
+    return start < 0 ? null : this.#message.toString('utf8', start, this.#ends[slot]);
+  }
+
+  bytes(slot: number): Buffer | null {
+    const start = this.#starts[slot] ?? -1;
+    return start < 0 ? null : Buffer.from(this.#message.subarray(start, this.#ends[slot]));
   }
 }
 
@@ -140,11 +163,6 @@ class Reader {
 
   int32(): number {
     return this.buffer.readInt32BE(this.#advance(4));
-  }
-
-  bytes(length: number): Buffer {
-    const start = this.#advance(length);
-    return this.buffer.subarray(start, start + length);
   }
 
   string(): string {

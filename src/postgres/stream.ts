@@ -108,7 +108,7 @@ export class ReplicationStream {
       this.#subscription = this.#service.subscribe(plugin as never, slot, formatLsn(this.#options.startLsn)).then(
         () => this.#end(new Error('the server ended the stream')),
         (error: unknown) => {
-          reject(error);
+          reject(error instanceof Error ? error : new Error('the stream could not be started', { cause: error }));
           this.#end(error);
         },
       );

@@ -95,15 +95,14 @@ export class TableReader {
       `select ${columns} from ${this.#table} where seq = any($1::bigint[]) and state = 'ready' order by outbox.seq`,
       [seqs],
     );
-    return rows.map((row) =>
-      rowFromColumns(
-        (name) => row[name],
-        (name) => {
-          const text = row[name];
-          return text === null ? null : Buffer.from(text, 'utf8');
-        },
-      ),
-    );
+    return rows.map((row) => {
+      const text = (slot: number): string | null => row[OUTBOX_COLUMNS[slot] as OutboxColumn];
+      const bytes = (slot: number): Buffer | null => {
+        const value = text(slot);
+        return value === null ? null : Buffer.from(value, 'utf8');
+      };
+      return rowFromColumns({ text, bytes });
+    });
   }
 
   /** Turns scheduled rows whose time has come `ready`, durably, so that a cancel comes first or is told "too late". */
