@@ -31,6 +31,8 @@ export interface RelayScene {
   publish(n: number, options?: { type?: string; client?: pg.Client }): Promise<string[]>;
   /** Waits until no row is left to be published. */
   settled(withinMs?: number): Promise<void>;
+  /** Changes exchanges and queues on a channel of its own. */
+  topology(work: (channel: amqp.Channel) => Promise<unknown>): Promise<void>;
   /** The relay's slot, or undefined when there is none. */
   slot(): Promise<SlotFacts | undefined>;
   /** Waits until nobody streams from the slot. */
@@ -48,30 +50,34 @@ export async function relayScene(
     options.database ?? migratedDatabase(options.server ? { server: options.server } : {}),
     freshVhost(),
   ]);
+  const topology = async (work: (channel: amqp.Channel) => Promise<unknown>): Promise<void> => {
+    const connection = await amqp.connect(vhost.url);
+    await work(await connection.createChannel());
+    await connection.close();
+  };
   // Why here: what is published before the first relay has declared the exchange must be seen, too.
-  const connection = await amqp.connect(vhost.url);
-  const channel = await connection.createChannel();
-  await channel.assertExchange(EXCHANGE, 'topic', { durable: true });
-  await connection.close();
+  await topology((channel) => channel.assertExchange(EXCHANGE, 'topic', { durable: true }));
   const probe = await startBrokerProbe({
     url: vhost.url,
     exchange: EXCHANGE,
     queue: `probe-${randomBytes(4).toString('hex')}`,
   });
   const slot = async (): Promise<SlotFacts | undefined> => {
-    const [row] = await database.query<Record<string, unknown>>(
+    const [row] = await database.query<
+      Record<'name' | 'status' | 'confirmed' | 'behind', string | null> & { active: boolean; pid: number | null }
+    >(
       `select slot_name as name, active, active_pid as pid, wal_status as status,
          (confirmed_flush_lsn - '0/0')::text as confirmed, (pg_current_wal_lsn() - confirmed_flush_lsn)::text as behind
        from pg_replication_slots where slot_name like 'waybill\\_%' and database = current_database()`,
     );
     if (!row) return undefined;
     return {
-      name: String(row['name']),
-      active: row['active'] === true,
-      pid: row['pid'] as number | null,
-      status: row['status'] as string | null,
-      confirmed: BigInt(String(row['confirmed'] ?? 0)),
-      behind: BigInt(String(row['behind'] ?? 0)),
+      name: row.name ?? '',
+      active: row.active,
+      pid: row.pid,
+      status: row.status,
+      confirmed: BigInt(row.confirmed ?? 0),
+      behind: BigInt(row.behind ?? 0),
     };
   };
   return {
@@ -79,6 +85,7 @@ export async function relayScene(
     vhost,
     probe,
     slot,
+    topology,
     start: ({ databaseUrl = database.url, brokerUrl = vhost.url, env = {} } = {}) =>
       startRelay({ databaseUrl, brokerUrl, env }),
     async publish(n, { type = 'order.paid', client } = {}) {
