@@ -109,7 +109,8 @@ export function isFault(value: object): value is Fault {
 
 /** Milliseconds since 1970 of a timestamptz printed in ISO style and UTC; infinities keep their sign. */
 export function timestampMs(text: string): number {
-  if (text === 'infinity') return Infinity;
+  // Years past 9999 are further than anybody waits, and not of the form that Date reads.
+  if (text === 'infinity' || /^\d{5}/.test(text)) return Infinity;
   if (text === '-infinity' || text.endsWith(' BC')) return -Infinity;
   return Date.parse(text.replace(' ', 'T').replace(/\+00$/, 'Z'));
 }

@@ -178,6 +178,10 @@ class Reader {
   #advance(length: number): number {
     const at = this.offset;
     this.offset += length;
+    // Why: a slice past the end is silently shorter, and would make another message of the row.
+    if (length < 0 || this.offset > this.buffer.length) {
+      throw new WaybillError('WAYBILL_STREAM_PROTOCOL', 'a pgoutput message is shorter than it says');
+    }
     return at;
   }
 }
