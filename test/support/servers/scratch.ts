@@ -6,6 +6,17 @@ import { join } from 'node:path';
 import type { Writable } from 'node:stream';
 import { fileURLToPath } from 'node:url';
 
+const scratches = new Set<Promise<Scratch>>();
+
+/** Removes every folder of this process with the servers in it, also those that are being started; for a Ctrl-C. */
+export async function removeEveryScratch(): Promise<void> {
+  while (scratches.size > 0) {
+    const open = [...scratches];
+    await Promise.allSettled(open.map(async (scratch) => (await scratch).remove()));
+    for (const scratch of open) scratches.delete(scratch);
+  }
+}
+
 /**
  * A folder for one private server, with a watchdog: when this process closes it or dies, even by SIGKILL, the watched
  * processes are stopped and the folder is removed.
@@ -21,7 +32,13 @@ export class Scratch {
   }
 
   /** Makes the folder (others may enter it, because PostgreSQL runs as somebody else under root) and its watchdog. */
-  static async open(): Promise<Scratch> {
+  static open(): Promise<Scratch> {
+    const scratch = Scratch.make();
+    scratches.add(scratch);
+    return scratch;
+  }
+
+  private static async make(): Promise<Scratch> {
     const folder = await realpath(await mkdtemp(join(tmpdir(), 'waybill-')));
     await chmod(folder, 0o711);
     const script = fileURLToPath(new URL('./watchdog.sh', import.meta.url));

@@ -1,0 +1,111 @@
+import { randomInt, randomUUID } from 'node:crypto';
+import { setTimeout as delay } from 'node:timers/promises';
+import pg from 'pg';
+
+/** What the shop remembers of a committed order, to compare what arrives with it. */
+export interface PlacedOrder {
+  body: string;
+  /** Just before COMMIT was sent, so that a message cannot seem to arrive earlier. */
+  committedAtMs: number;
+  /** Whether nothing was broken at that time. */
+  calm: boolean;
+}
+
+/** One order in this many is rolled back, after its message was written. */
+const ROLL_BACK_ONE_IN = 10;
+const CUSTOMERS = ['Ada', 'Zoë', 'Łukasz', '小林', 'Grace "G" O\'Neil', '🚢 & Sons'];
+
+/**
+ * A small order application as any service could be: it writes an order and its message in one transaction, and then
+ * commits or rolls back both. It knows PostgreSQL only.
+ */
+export class Shop {
+  /** By message id; what the database itself holds is asked at the end with `committedIds`. */
+  readonly committed = new Map<string, PlacedOrder>();
+  readonly rolledBack = new Set<string>();
+  /** Written by the story: false while something is broken. */
+  calm = true;
+  /** Written by the story; orders a second, of all writers together. */
+  rate = 0;
+  readonly #url: string;
+  #open = true;
+  #writers: Promise<unknown> = Promise.resolve();
+
+  constructor(url: string) {
+    this.#url = url;
+  }
+
+  /** Starts the writers; `close` or the rejection of its promise is their end. */
+  start(writers: number): void {
+    this.#writers = Promise.all(Array.from({ length: writers }, () => this.#write(writers)));
+    this.#writers.catch(() => undefined);
+  }
+
+  /** Rejects when a writer has failed. */
+  get ended(): Promise<unknown> {
+    return this.#writers;
+  }
+
+  /** Lets each writer end its transaction, and stops. */
+  async close(): Promise<void> {
+    this.#open = false;
+    await this.#writers;
+  }
+
+  /** Message ids of the orders that are in the database: the truth that deliveries are held against. */
+  async committedIds(): Promise<Set<string>> {
+    const client = await this.#connect();
+    const { rows } = await client.query<{ message_id: string }>('select message_id from orders');
+    await client.end();
+    return new Set(rows.map((row) => row.message_id));
+  }
+
+  async #connect(): Promise<pg.Client> {
+    const client = new pg.Client({ connectionString: this.#url });
+    // Why: an unheard error would end the process; the next query fails with it anyway.
+    client.on('error', () => undefined);
+    await client.connect();
+    return client;
+  }
+
+  async #write(writers: number): Promise<void> {
+    const client = await this.#connect();
+    let next = performance.now() + randomInt(50);
+    while (this.#open) {
+      const pauseMs = (writers * 1000) / Math.max(this.rate, 0.1);
+      next = Math.max(next + pauseMs, performance.now() - 1000);
+      await delay(Math.min(next - performance.now(), 250));
+      if (this.rate > 0 && performance.now() >= next - 5) await this.#placeOrder(client);
+      else next -= pauseMs;
+    }
+    await client.end();
+  }
+
+  async #placeOrder(client: pg.Client): Promise<void> {
+    const id = randomUUID();
+    const customer = CUSTOMERS[randomInt(CUSTOMERS.length)]!;
+    const total = `${randomInt(1, 500)}.${randomInt(10)}0`;
+    await client.query('begin');
+    const inserted = await client.query<{ number: string }>(
+      'insert into orders (message_id, customer, total) values ($1, $2, $3) returning number',
+      [id, customer, total],
+    );
+    const number = inserted.rows[0]!.number;
+    // The text is carried byte for byte, so the price keeps its last zero.
+    const body = `{"order": ${number}, "total": ${total}, "customer": ${JSON.stringify(customer)}}`;
+    await client.query('select waybill.publish($1, $2, key => $3, id => $4)', [
+      'order.placed',
+      body,
+      `order-${number}`,
+      id,
+    ]);
+    if (randomInt(ROLL_BACK_ONE_IN) === 0) {
+      this.rolledBack.add(id);
+      await client.query('rollback');
+      return;
+    }
+    const order = { body, committedAtMs: performance.now(), calm: this.calm };
+    await client.query('commit');
+    this.committed.set(id, order);
+  }
+}
