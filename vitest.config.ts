@@ -17,6 +17,7 @@ function withServers(name: string, testTimeout: number, groupOrder: number) {
 
 export default defineConfig({
   test: {
+    reporters: ['default', './test/support/closing-line.ts'],
     projects: [
       { test: { name: 'unit', include: ['test/unit/**/*.test.ts'] } },
       withServers('integration', 60_000, 1),
