@@ -3,7 +3,7 @@ import { WaybillError, isWaybillError } from '../core/errors.js';
 import { lockQueueName, publicationName, slotName } from '../core/identity.js';
 import { closeQuietly, connectSql, relaxCommits, type DatabaseEndpoint } from '../postgres/connect.js';
 import { toDatabaseError } from '../postgres/errors.js';
-import { identifySystem, type SystemIdentity } from '../postgres/identify.js';
+import { identifySystem, identifySystemBySql, type SystemIdentity } from '../postgres/identify.js';
 import { checkSchema } from '../postgres/migrations.js';
 import {
   ensurePublication,
@@ -51,7 +51,8 @@ export interface Acquired {
   reader: SqlClient;
   replication: DatabaseEndpoint;
   server: ServerFacts;
-  slot: Slot;
+  /** Undefined with `source: table`. */
+  slot: Slot | undefined;
   /** As pg_replication_slots has it; undefined when it must be made. */
   slotState: SlotState | undefined;
   publication: string;
@@ -102,8 +103,11 @@ export async function acquire(context: SessionContext, holdings: Holdings): Prom
   await relaxCommits(writer);
   await checkSchema(writer, { schema: config.database.schema });
   const server = await serverFacts(writer);
-  assertUsable(server);
-  const identity = await failure.race(identifySystem(replication, `${name} identify`));
+  const fromLog = config.relay.source === 'wal';
+  assertUsable(server, fromLog);
+  const identity = await failure.race(
+    fromLog ? identifySystem(replication, `${name} identify`) : identifySystemBySql(writer),
+  );
   const broker = await failure.race(
     BrokerConnection.open(
       brokerEndpoint(config.broker),
@@ -121,7 +125,7 @@ export async function acquire(context: SessionContext, holdings: Holdings): Prom
   const vhost = virtualHostOf(config.broker.url);
   await assertSameServers(context, writer, identity, broker.clusterName, vhost);
   const lockQueue = lockQueueName(await installationId(writer, config.database.schema), config.relay.name);
-  await waitForLock(context, broker, lockQueue);
+  await waitForLock(context, broker, lockQueue, writer);
 
   context.onPhase('waiting-for-broker');
   await failure.race(probeBroker(broker, lockQueue));
@@ -132,9 +136,11 @@ export async function acquire(context: SessionContext, holdings: Holdings): Prom
   await assertSameServers(context, writer, identity, broker.clusterName, vhost);
   const slot = new Slot(slotName(server.database, config.database.schema, config.relay.name), writer);
   const before = await findRelay(writer, config);
+  if (!fromLog) assertNothingOnlyInLog(context, before);
   await takeEpoch(writer, config.database.schema, {
     name: config.relay.name,
     slot: slot.name,
+    source: config.relay.source,
     holder: context.holder,
     systemIdentifier: identity.systemIdentifier,
     timeline: identity.timeline,
@@ -144,37 +150,50 @@ export async function acquire(context: SessionContext, holdings: Holdings): Prom
   const record = await findRelay(writer, config);
   if (!record) throw new WaybillError('WAYBILL_EPOCH_LOST', `the row of relay ${config.relay.name} was deleted`);
   const publication = publicationName(config.database.schema);
+  const fixed = { broker, writer, replication, server, publication, record, identity };
+  const timelineChanged = before?.timeline != null && before.timeline !== identity.timeline;
+  if (!fromLog) {
+    // A slot that nobody reads would only pin WAL.
+    await usableSlot(context, slot, {
+      server,
+      timelineChanged,
+      publicationMade: false,
+      replace: 'relay.source is table',
+    });
+    return { ...fixed, slot: undefined, slotState: undefined, reader: await connectClient('table') };
+  }
   const made = await ensurePublication(writer, config.database.schema);
   await assertPublication(writer, config.database.schema, publication);
   const slotState = await usableSlot(context, slot, {
     server: await serverFacts(writer),
-    timelineChanged: before?.timeline != null && before.timeline !== identity.timeline,
+    timelineChanged,
     publicationMade: made === 'created',
-    replace: context.replaceSlot,
+    replace: context.replaceSlot ? 'decoding from it fails' : undefined,
   });
-  return {
-    broker,
-    writer,
-    reader: await connectClient('table'),
-    replication,
-    server,
-    slot,
-    slotState,
-    publication,
-    record,
-    identity,
-  };
+  return { ...fixed, slot, slotState, reader: await connectClient('table') };
 }
 
-function assertUsable(server: ServerFacts): void {
+/** Rows that only the slot can bring forbid to leave it. */
+function assertNothingOnlyInLog(context: SessionContext, before: RelayRecord | undefined): void {
+  if (!before?.insertThenDeleteSeen) return;
+  throw new WaybillError(
+    'WAYBILL_ROWS_ONLY_IN_LOG',
+    'an application of this schema deletes its outbox rows itself, and `source: table` cannot see such rows',
+    {
+      hint: `Set relay.source: wal. If no application does it any more: update ${context.config.database.schema}.relay set insert_then_delete_seen = false;`,
+    },
+  );
+}
+
+function assertUsable(server: ServerFacts, fromLog: boolean): void {
   if (server.inRecovery) {
     throw new WaybillError('WAYBILL_DATABASE_UNSUITABLE', 'connected to a standby server, which cannot be written to', {
       hint: 'Point database.url at the primary.',
     });
   }
-  if (server.walLevel !== 'logical') {
+  if (fromLog && server.walLevel !== 'logical') {
     throw new WaybillError('WAYBILL_DATABASE_UNSUITABLE', `wal_level is ${server.walLevel}, not logical`, {
-      hint: 'alter system set wal_level = logical; then restart PostgreSQL.',
+      hint: 'alter system set wal_level = logical; then restart PostgreSQL. Where that cannot be, set relay.source: table.',
     });
   }
 }
@@ -214,12 +233,17 @@ async function assertSameServers(
     'WAYBILL_IDENTITY_CHANGED',
     `relay ${relay.name} worked with other servers: ${changes.join('; ')}`,
     {
-      hint: `If this is meant (an upgrade, a new broker), say so with: waybill relay adopt ${relay.name}. If this is a copy of a database, give it its own broker.url.`,
+      hint: `If this is meant (an upgrade, a new broker), say so with: waybill relay adopt. If this is a copy of a database, give it its own broker.url.`,
     },
   );
 }
 
-async function waitForLock(context: SessionContext, broker: BrokerConnection, lockQueue: string): Promise<void> {
+async function waitForLock(
+  context: SessionContext,
+  broker: BrokerConnection,
+  lockQueue: string,
+  client: SqlClient,
+): Promise<void> {
   const { clock, failure, log } = context;
   const lost = (): void =>
     failure.fail(
@@ -235,7 +259,9 @@ async function waitForLock(context: SessionContext, broker: BrokerConnection, lo
       if (!isWaybillError(error, 'WAYBILL_LOCK_TAKEN')) throw error;
       if (!standing) {
         context.onPhase('standby');
-        log.info({ lockQueue }, 'standing by: another relay of this installation holds the lock queue');
+        // The broker does not tell who; this is whom this database knows. A copy of a database knows the original's.
+        const holder = (await findRelay(client, context.config))?.holder ?? 'unknown';
+        log.info({ lockQueue, holder }, 'standing by: another relay of this installation holds the lock queue');
       }
       await pause(clock, STANDBY_POLL_MS * (1 + clock.random()), failure.signal);
       failure.check();
@@ -273,6 +299,15 @@ async function assertPublication(client: SqlClient, schema: string, publication:
   if (found.columnCount !== null && found.columnCount < OUTBOX_COLUMNS.length) unfit('has a column list');
 }
 
+/** What a slot is judged by. */
+interface SlotFacts {
+  server: ServerFacts;
+  timelineChanged: boolean;
+  publicationMade: boolean;
+  /** Why it must go, whatever its state. */
+  replace: string | undefined;
+}
+
 /**
  * The slot if it can be used, or undefined when one must be made and the table be read. What is lost, ahead of the
  * server, of another timeline or older than its publication is dropped; what another process uses is waited for, a
@@ -281,7 +316,7 @@ async function assertPublication(client: SqlClient, schema: string, publication:
 async function usableSlot(
   { clock, failure, log, onPhase }: SessionContext,
   slot: Slot,
-  facts: { server: ServerFacts; timelineChanged: boolean; publicationMade: boolean; replace: boolean },
+  facts: SlotFacts,
 ): Promise<SlotState | undefined> {
   const giveUpAtMs =
     clock.now() + Math.max(MIN_SLOT_WAIT_MS, facts.server.walSenderTimeoutMs) * (1 + clock.random() / 4);
@@ -294,7 +329,7 @@ async function usableSlot(
       if (lost === undefined) return state;
       log.error(
         { slot: slot.name, reason: lost },
-        'the replication slot is lost; making a new one and reading the table',
+        'dropping the replication slot; pending rows are read from the table',
       );
       await slot.drop();
       return undefined;
@@ -313,13 +348,10 @@ async function usableSlot(
   }
 }
 
-function whyUnusable(
-  state: SlotState,
-  facts: { server: ServerFacts; timelineChanged: boolean; publicationMade: boolean; replace: boolean },
-): string | undefined {
+function whyUnusable(state: SlotState, facts: SlotFacts): string | undefined {
   if (state.walStatus === 'lost') return 'PostgreSQL removed WAL that it needs (max_slot_wal_keep_size)';
   if (state.invalidationReason !== null) return `PostgreSQL invalidated it: ${state.invalidationReason}`;
-  if (facts.replace) return 'decoding from it fails';
+  if (facts.replace !== undefined) return facts.replace;
   if (facts.publicationMade) return 'its publication was missing, so it cannot decode what came before';
   const { insertLsn } = facts.server;
   if (state.confirmedFlushLsn !== null && insertLsn !== null && state.confirmedFlushLsn > insertLsn) {

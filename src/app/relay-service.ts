@@ -4,9 +4,10 @@ import { consequenceOf } from '../core/error-policy.js';
 import { isWaybillError, WaybillError } from '../core/errors.js';
 import { backoffMs, RECONNECT_BACKOFF } from '../core/schedule.js';
 import type { RelayCounters } from '../outbox/ports.js';
-import { pause, systemClock, type Clock } from '../runtime/clock.js';
+import { pause, systemClock, within, type Clock } from '../runtime/clock.js';
 import { Failure } from '../runtime/signal.js';
 import type { Logger } from '../telemetry/log.js';
+import { watchKeptWal } from './kept-wal-watch.js';
 import type { RelayPhase } from './relay-acquire.js';
 import { runRelaySession } from './relay-session.js';
 
@@ -21,6 +22,9 @@ export interface RelayService {
 /** How long an error that needs a person is left before another look. */
 const OPERATOR_RETRY_MS = 15_000;
 const STANDBY_RETRY_MS = 250;
+const STOP_LIMIT_MS = 2_000;
+/** In these nobody of ours reads the slot. */
+const AWAY: ReadonlySet<RelayPhase> = new Set(['connecting', 'waiting-for-broker', 'standby']);
 
 /**
  * Starts the relay. Errors that may pass are logged and tried again; `stopped` rejects when the schema does not fit the
@@ -64,13 +68,21 @@ class Supervisor implements RelayService {
   readonly #end: Promise<'drained' | 'incomplete'>;
   readonly #onPhase: (phase: RelayPhase) => void;
   #failures = 0;
+  #phase: RelayPhase = 'connecting';
 
   constructor(config: Config, log: Logger, clock: Clock, onPhase: (phase: RelayPhase) => void) {
     this.#config = config;
     this.#log = log;
     this.#clock = clock;
     this.#onPhase = onPhase;
-    this.#end = this.#run();
+    const watching = watchKeptWal(
+      () => this.#config,
+      log,
+      clock,
+      () => AWAY.has(this.#phase),
+      this.#stopping.signal,
+    );
+    this.#end = this.#run().finally(() => this.#endWatch(watching));
     this.stopped = this.#end.then(() => undefined);
     // Whoever started the service looks at one of these; the others must not end the process.
     this.stopped.catch(() => undefined);
@@ -108,14 +120,21 @@ class Supervisor implements RelayService {
           throw error;
         }
         narrow = isWaybillError(error, 'WAYBILL_BROKER_STALLED');
-        replaceSlot = isWaybillError(error, 'WAYBILL_PUBLICATION_MISSING', 'WAYBILL_SLOT_LOST');
+        // A lost slot is seen in pg_replication_slots; that decoding fails for good is seen only here.
+        replaceSlot = isWaybillError(error, 'WAYBILL_PUBLICATION_MISSING');
         await this.#afterError(error);
         if (this.#stopping.signal.aborted) return 'drained';
       }
     }
   }
 
+  async #endWatch(watching: Promise<void>): Promise<void> {
+    this.#stopping.abort();
+    await within(this.#clock, watching, STOP_LIMIT_MS, undefined);
+  }
+
   #enter(phase: RelayPhase): void {
+    this.#phase = phase;
     this.#log.debug({ phase }, 'phase');
     if (phase === 'streaming' || phase === 'standby') this.#failures = 0;
     this.#onPhase(phase);
@@ -123,6 +142,7 @@ class Supervisor implements RelayService {
 
   async #afterError(error: unknown): Promise<void> {
     this.#failures += 1;
+    this.#phase = 'connecting';
     const consequence = error instanceof WaybillError ? consequenceOf(error.code) : 'again';
     const delayMs =
       consequence === 'operator'

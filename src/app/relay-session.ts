@@ -12,6 +12,7 @@ import { TableFeed } from '../outbox/table-feed.js';
 import { Works, type Work } from '../outbox/work.js';
 import { RelayStore } from '../postgres/relay-store.js';
 import { ReplicationStream } from '../postgres/stream.js';
+import type { Slot, SlotState } from '../postgres/slot.js';
 import { TableReader } from '../postgres/table-reader.js';
 import { pause } from '../runtime/clock.js';
 import { Condition } from '../runtime/signal.js';
@@ -29,6 +30,8 @@ const DUE_INTERVAL_MS = 1_000;
 const PING_INTERVAL_MS = 100;
 const WATCH_INTERVAL_MS = 500;
 const HISTORY_INTERVAL_MS = 3_600_000;
+const MIN_POLL_MS = 10;
+const MAX_POLL_MS = 160;
 
 /**
  * One session of the relay: from taking the locks to losing or giving them back.
@@ -62,6 +65,14 @@ export async function runRelaySession(options: SessionOptions): Promise<'drained
     stopping.removeEventListener('abort', stopEarly);
     holdings.abandon();
   }
+}
+
+/** Where the stream starts, and what the table pass before it has published already. */
+interface StartingPoint {
+  startLsn: Lsn;
+  /** Ids that the stream may bring again until it has passed `fence`. */
+  ids: Set<string>;
+  fence: Lsn;
 }
 
 /** The parts of a session wired together. */
@@ -122,14 +133,18 @@ class Pipeline {
         onNackedTooOften: heard((work) => this.#admission.nackedTooOften(work)),
         onFailed: (error) => failure.fail(error),
         onChannelDied: (error, unconfirmed) =>
-          options.log.warn(
-            { err: error, unconfirmed },
-            'a channel closed; what it had not confirmed is sent again one by one',
-          ),
+          // Why later: when the connection ends, its channels close first, and then nothing is sent again here.
+          queueMicrotask(() => {
+            if (failure.error) return;
+            options.log.warn(
+              { err: error, unconfirmed },
+              'a channel closed; what it had not confirmed is sent again one by one',
+            );
+          }),
       },
     });
     [this.#settler, this.#admission] = this.#settling(null);
-    failure.signal.addEventListener('abort', () => this.#wakeAll(), { once: true });
+    failure.signal.addEventListener('abort', () => this.#cutOff(), { once: true });
     options.stopping.addEventListener('abort', () => this.#wakeAll(), { once: true });
   }
 
@@ -139,11 +154,10 @@ class Pipeline {
     await this.#readClock();
     await this.#keepHistory();
     try {
-      const { startLsn, ids, fence } = await this.#position();
-      await this.#startStream(startLsn, ids, fence);
+      const intake = await this.#startIntake();
       this.#options.onPhase('streaming');
       await Promise.race([
-        this.#guard(this.#pump?.run() ?? Promise.resolve()),
+        this.#guard(intake()),
         this.#guard(this.#every(config.relay.sweepIntervalMs, () => this.#sweep())),
         this.#guard(this.#every(DUE_INTERVAL_MS, () => this.#due())),
         this.#guard(this.#every(HISTORY_INTERVAL_MS, () => this.#keepHistory())),
@@ -180,6 +194,12 @@ class Pipeline {
     }
   }
 
+  /** O8: whatever failed, nothing is published from this moment on, not even by work that is under way. */
+  #cutOff(): void {
+    this.#acquired.broker.abort();
+    this.#wakeAll();
+  }
+
   #wakeAll(): void {
     this.#room.notify();
     this.#pump?.wake();
@@ -195,6 +215,7 @@ class Pipeline {
       counters,
       log,
       intervalMs: config.relay.checkpointIntervalMs,
+      logsAll: config.log.messages === 'all',
       checkpointLsn,
       report: (lsn) => this.#pump?.report(lsn),
       onSettled: () => this.#room.notify(),
@@ -228,27 +249,36 @@ class Pipeline {
     });
   }
 
+  /** Brings the session to where rows flow; what is returned makes them flow until the session ends. */
+  async #startIntake(): Promise<() => Promise<never>> {
+    const { slot, slotState } = this.#acquired;
+    if (!slot) return () => this.#polling();
+    const { startLsn, ids, fence } = await this.#position(slot, slotState);
+    const pump = await this.#startStream(slot, startLsn, ids, fence);
+    return () => pump.run();
+  }
+
   /**
    * Where to start: at the stored checkpoint, or after a table pass when there is none. The pass is noted before its slot
    * is made and again when it is done, so that a crash in between makes it run again (F8, F10).
    */
-  async #position(): Promise<{ startLsn: Lsn; ids: Set<string>; fence: Lsn }> {
-    const { record, slotState, identity } = this.#acquired;
+  async #position(slot: Slot, slotState: SlotState | undefined): Promise<StartingPoint> {
+    const { record, identity } = this.#acquired;
     if (slotState && record.checkpointLsn !== null) {
       if (record.timeline !== identity.timeline) await this.#store.noteTimeline(identity.timeline);
       return { startLsn: record.checkpointLsn, ids: new Set(), fence: LSN_ZERO };
     }
-    return this.#tablePass();
+    return this.#tablePass(slot, slotState);
   }
 
-  async #tablePass(): Promise<{ startLsn: Lsn; ids: Set<string>; fence: Lsn }> {
+  async #tablePass(slot: Slot, slotState: SlotState | undefined): Promise<StartingPoint> {
     const { failure, log, clock, stopping } = this.#options;
-    const { record, slot, identity, replication, server } = this.#acquired;
+    const { record, identity, replication, server } = this.#acquired;
     this.#options.onPhase('table-pass');
     const ending = AbortSignal.any([failure.signal, stopping]);
     const waiting = (what: string) => (waitingFor: string) =>
       log.warn({ waitingFor }, `${what} waits for transactions that were open before it`);
-    let afterSeq = this.#acquired.slotState ? (record.passAfterSeq ?? 0n) : undefined;
+    let afterSeq = slotState ? (record.passAfterSeq ?? 0n) : undefined;
     if (afterSeq === undefined) {
       // No transaction that drew a seq up to this one can come from the slot that is made afterwards.
       afterSeq = (await this.#table.fence(waiting('the table pass'), ending)).uptoSeq;
@@ -265,7 +295,7 @@ class Pipeline {
     this.#check();
     const fence = await this.#table.fence(waiting('the table pass'), ending);
     this.#check();
-    const uptoSeq = record.passUptoSeq !== null && this.#acquired.slotState ? record.passUptoSeq : fence.uptoSeq;
+    const uptoSeq = record.passUptoSeq !== null && slotState ? record.passUptoSeq : fence.uptoSeq;
     await this.#store.limitPass(uptoSeq);
     const ids = await this.#feed().pass(afterSeq, uptoSeq);
     await this.#allSettled();
@@ -288,9 +318,9 @@ class Pipeline {
     this.#check();
   }
 
-  async #startStream(startLsn: Lsn, ids: Set<string>, fence: Lsn): Promise<void> {
+  async #startStream(slot: Slot, startLsn: Lsn, ids: Set<string>, fence: Lsn): Promise<Pump> {
     const { config, clock, failure, counters, log } = this.#options;
-    const { slot, publication, replication, server } = this.#acquired;
+    const { publication, replication, server } = this.#acquired;
     await this.#settler.stop();
     this.#ledger = new Ledger(startLsn);
     [this.#settler, this.#admission] = this.#settling(startLsn);
@@ -324,6 +354,7 @@ class Pipeline {
     );
     pump.attach(this.#stream);
     log.info({ slot: slot.name, from: formatLsn(startLsn) }, 'streaming');
+    return pump;
   }
 
   /** Runs now and then at each interval until the session ends. */
@@ -338,7 +369,21 @@ class Pipeline {
   }
 
   async #sweep(): Promise<void> {
-    await this.#feed().sweep((lsn) => this.#passed(lsn));
+    const passed = (lsn: Lsn): Promise<void> => this.#passed(lsn);
+    if (this.#pump) await this.#feed().sweep(passed);
+    await this.#feed().removeWithdrawn(this.#settler, passed);
+  }
+
+  /** The intake of `source: table`: polls, soon again while there is work, slower when there is none. */
+  async #polling(): Promise<never> {
+    const { clock, failure, stopping, log } = this.#options;
+    const ending = AbortSignal.any([failure.signal, stopping]);
+    log.info({}, 'polling the table');
+    for (let waitMs = MIN_POLL_MS; ;) {
+      this.#check();
+      waitMs = (await this.#feed().poll()) > 0 ? MIN_POLL_MS : Math.min(waitMs * 2, MAX_POLL_MS);
+      await pause(clock, waitMs, ending);
+    }
   }
 
   /** Resolves when the pump has handled everything up to `lsn`; pings so that an idle server says where it is. */

@@ -17,6 +17,7 @@ export const ERROR_CODES = {
   WAYBILL_SLOT_LOST: 'The replication slot is gone, invalidated or ahead of the server.',
   WAYBILL_PUBLICATION_MISSING: 'The publication does not exist at the position that is decoded.',
   WAYBILL_PUBLICATION_UNFIT: 'The publication does not send every insert of the outbox whole.',
+  WAYBILL_ROWS_ONLY_IN_LOG: 'Rows that an application deletes itself are only in the log, and what was asked for would lose them.',
   WAYBILL_STREAM_PROTOCOL: 'The replication stream sent something this program does not understand.',
   WAYBILL_BROKER_UNAVAILABLE: 'RabbitMQ cannot be reached or went away.',
   WAYBILL_BROKER_REFUSED: 'RabbitMQ refused the credentials, the virtual host or a permission.',

@@ -23,7 +23,7 @@ export interface Settlement {
   row: OutboxRow;
   exchange: string;
   routingKey: string;
-  outcome: 'published' | 'accepted' | 'expired';
+  outcome: 'published' | 'accepted' | 'expired' | 'cancelled' | 'discarded';
   /** What may be reported while this row stays; null for a row that came from the table. */
   floorLsn: Lsn | null;
 }
@@ -91,6 +91,8 @@ export interface Table {
   readRows(seqs: readonly string[]): Promise<OutboxRow[]>;
   /** Turns due rows `ready` in a committed transaction. */
   makeDue(limit: number): Promise<SeqAndSize[]>;
+  /** Rows that were cancelled or discarded, without their bodies, after `afterSeq` in seq order. */
+  withdrawnRows(afterSeq: bigint, limit: number): Promise<{ row: OutboxRow; state: 'cancelled' | 'discarded' }[]>;
 }
 
 /** A channel in confirm mode. After `onClosed` nothing else is called. */

@@ -48,6 +48,7 @@ export class Settler {
   readonly #counters: RelayCounters;
   readonly #log: RelayLog;
   readonly #intervalMs: number;
+  readonly #logsAll: boolean;
   readonly #report: (checkpoint: Lsn) => void;
   readonly #onSettled: () => void;
   readonly #onFailed: (error: Error) => void;
@@ -72,6 +73,8 @@ export class Settler {
     counters: RelayCounters;
     log: RelayLog;
     intervalMs: number;
+    /** Whether every settled message gets a log line, not only those with a problem. */
+    logsAll: boolean;
     /** What is stored; null while a table pass runs, when no position may be stored. */
     checkpointLsn: Lsn | null;
     /** Called with each stored checkpoint. */
@@ -87,6 +90,7 @@ export class Settler {
     this.#counters = options.counters;
     this.#log = options.log;
     this.#intervalMs = options.intervalMs;
+    this.#logsAll = options.logsAll;
     this.#checkpointLsn = options.checkpointLsn;
     this.#report = options.report;
     this.#onSettled = options.onSettled;
@@ -213,6 +217,17 @@ export class Settler {
     }
   }
 
+  #settled({ work, settlement }: Settling): void {
+    if (settlement.outcome === 'accepted') this.#counters.accepted += 1;
+    if (settlement.outcome === 'expired') this.#counters.expired += 1;
+    if (this.#logsAll) {
+      const { row } = work;
+      const fields = { messageId: row.id, key: row.key, type: row.type, attempt: row.attempts + 1 };
+      this.#log.info({ ...fields, result: settlement.outcome }, 'message');
+    }
+    this.#forget(work);
+  }
+
   #kept(each: Holding): void {
     if (each.hold.state === 'parked') this.#counters.parked += 1;
     else this.#counters.scheduled += 1;
@@ -243,7 +258,7 @@ export class Settler {
     }
     for (const each of batch) {
       if (result.missing.has(each.work.row.seq)) this.#doubtful.push(each);
-      else this.#forget(each.work);
+      else this.#settled(each);
     }
     this.#settledSinceCheckpoint = false;
     if (result.checkpointLsn !== null && this.#checkpointLsn !== null) {
@@ -296,7 +311,7 @@ export class Settler {
     }
     this.#counters.gone += settled.length;
     for (const each of holds) this.#kept(each);
-    for (const each of settled) this.#forget(each.work);
+    for (const each of settled) this.#settled(each);
     this.#settledSinceCheckpoint = true;
   }
 

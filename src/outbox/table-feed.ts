@@ -1,8 +1,9 @@
 import type { Lsn } from '../core/lsn.js';
 import type { OutboxRow } from '../core/message.js';
 import type { Admission } from './admission.js';
+import type { Settler } from './settler.js';
 import type { RelayCounters, RelayLog, SeqAndSize, Table } from './ports.js';
-import type { Origin, Work, Works } from './work.js';
+import { tableWork, type Origin, type Works } from './work.js';
 
 /** Rows looked at in one query. */
 const LIST_ROWS = 500;
@@ -88,6 +89,44 @@ export class TableFeed {
     return swept;
   }
 
+  /**
+   * Moves cancelled and discarded rows to the history. Not before the stream has passed them: a row that vanishes while
+   * the slot is behind its insert would come again and look new.
+   */
+  async removeWithdrawn(settler: Settler, passed: (lsn: Lsn) => Promise<void>): Promise<void> {
+    for (let from = 0n; ;) {
+      this.#check();
+      const batch = await this.#table.withdrawnRows(from, LIST_ROWS);
+      const last = batch.at(-1);
+      if (!last) return;
+      from = BigInt(last.row.seq);
+      await passed(await this.#table.position());
+      for (const { row, state } of batch) {
+        if (this.#works.has(row.seq)) continue;
+        const work = tableWork(row, 'sweep');
+        this.#works.add(work);
+        settler.settle(work, state);
+      }
+    }
+  }
+
+  /** `source: table`: publishes every ready row that is not in flight, in seq order. Gives how many there were. */
+  async poll(): Promise<number> {
+    const uptoSeq = await this.#table.highestSeq();
+    let published = 0;
+    for (let from = 0n; ;) {
+      this.#check();
+      const batch = await this.#table.readyRows(from, uptoSeq, LIST_ROWS);
+      const last = batch.at(-1);
+      if (!last) return published;
+      from = BigInt(last.seq);
+      published += await this.#publish(
+        batch.filter((each) => !this.#works.has(each.seq)),
+        'poll',
+      );
+    }
+  }
+
   /** Publishes rows whose time has come. Gives how many there were. */
   async due(): Promise<number> {
     const batch = await this.#table.makeDue(LIST_ROWS);
@@ -95,7 +134,11 @@ export class TableFeed {
     return batch.length;
   }
 
-  async #publish(batch: readonly SeqAndSize[], origin: Origin, onRow?: (row: OutboxRow) => void): Promise<number> {
+  async #publish(
+    batch: readonly SeqAndSize[],
+    origin: Exclude<Origin, 'stream'>,
+    onRow?: (row: OutboxRow) => void,
+  ): Promise<number> {
     let published = 0;
     for (let start = 0; start < batch.length;) {
       this.#check();
@@ -110,17 +153,7 @@ export class TableFeed {
         // The stream may have brought it since the list was made.
         if (this.#works.has(row.seq)) continue;
         onRow?.(row);
-        const work: Work = {
-          row,
-          origin,
-          xid: null,
-          replayed: false,
-          entries: [],
-          phase: 'admitted',
-          message: undefined,
-          bytes: 0,
-          nacks: 0,
-        };
+        const work = tableWork(row, origin);
         this.#works.add(work);
         published += 1;
         const wait = this.#admission.admit(work);

@@ -2,7 +2,7 @@ import type { LedgerEntry } from '../core/ledger.js';
 import type { Message, OutboxRow } from '../core/message.js';
 
 /** Where a row came from: the log, or one of the reads of the table. */
-export type Origin = 'stream' | 'pass' | 'sweep' | 'due';
+export type Origin = 'stream' | 'pass' | 'sweep' | 'due' | 'poll';
 
 /**
  * One row between its arrival and its settling. `phase` is written by the settler and by admission only:
@@ -24,6 +24,21 @@ export interface Work {
   /** Octets that the window counts for it. */
   bytes: number;
   nacks: number;
+}
+
+/** The work for a row that was read from the table. */
+export function tableWork(row: OutboxRow, origin: Exclude<Origin, 'stream'>): Work {
+  return {
+    row,
+    origin,
+    xid: null,
+    replayed: false,
+    entries: [],
+    phase: 'admitted',
+    message: undefined,
+    bytes: 0,
+    nacks: 0,
+  };
 }
 
 /** Everything unsettled, by seq. Shared by pump, table reads and settler; one relay session has one. */

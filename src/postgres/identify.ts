@@ -45,3 +45,17 @@ export async function identifySystem(endpoint: DatabaseEndpoint, applicationName
     closeQuietly(client);
   }
 }
+
+/** The same by SQL, for a relay that does not replicate. */
+export async function identifySystemBySql(client: pg.Client): Promise<SystemIdentity> {
+  try {
+    const result = await client.query<{ system: string; timeline: number }>(
+      `select (select system_identifier::text from pg_control_system()) as system,
+         (select timeline_id from pg_control_checkpoint()) as timeline`,
+    );
+    const row = result.rows[0];
+    return { systemIdentifier: row?.system ?? '', timeline: row?.timeline ?? 0 };
+  } catch (error) {
+    throw toDatabaseError(error, 'identifying the server');
+  }
+}

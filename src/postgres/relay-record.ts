@@ -97,7 +97,8 @@ export async function loadRelays(client: pg.Client, schema: string): Promise<Rel
 
 /**
  * Takes the relay over: the epoch grows, so that whoever held it settles nothing more. Stores who holds it and which
- * servers it works with; another timeline is stored only when the slot has followed it. Gives the new epoch.
+ * servers it works with; another timeline is stored only when the slot has followed it. Without
+ * replication there is no position to keep. Gives the new epoch.
  */
 export async function takeEpoch(
   client: pg.Client,
@@ -105,6 +106,7 @@ export async function takeEpoch(
   relay: {
     name: string;
     slot: string;
+    source: 'wal' | 'table';
     holder: string;
     systemIdentifier: string;
     timeline: number;
@@ -116,9 +118,10 @@ export async function takeEpoch(
     client,
     'taking over the relay',
     `insert into ${quoteIdentifier(schema)}.relay as r
-       (name, slot, epoch, holder, holder_since, system_identifier, timeline, broker_cluster, broker_vhost)
-     values ($1, $2, 1, $3, clock_timestamp(), $4, $5, $6, $7)
-     on conflict (name) do update set slot = excluded.slot, epoch = r.epoch + 1, holder = excluded.holder,
+       (name, slot, epoch, holder, holder_since, system_identifier, timeline, broker_cluster, broker_vhost, source)
+     values ($1, $2, 1, $3, clock_timestamp(), $4, $5, $6, $7, $8)
+     on conflict (name) do update set slot = excluded.slot, epoch = r.epoch + 1, source = excluded.source,
+       checkpoint_lsn = case when excluded.source = 'wal' then r.checkpoint_lsn end, holder = excluded.holder,
        holder_since = excluded.holder_since, system_identifier = excluded.system_identifier,
        timeline = coalesce(r.timeline, excluded.timeline), broker_cluster = excluded.broker_cluster, broker_vhost = excluded.broker_vhost
      returning epoch::text as epoch`,
@@ -130,6 +133,7 @@ export async function takeEpoch(
       relay.timeline,
       relay.brokerCluster,
       relay.brokerVhost,
+      relay.source,
     ],
   );
   return row?.epoch ?? '';

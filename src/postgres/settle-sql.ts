@@ -62,7 +62,7 @@ export function holdSql(schema: string): string {
     set state = i.state, attempts = i.attempts, last_error = i.error,
       next_attempt_at = case when i.state <> 'scheduled' then null
         else coalesce(clock_timestamp() + i.delay_ms * interval '1 millisecond', o.deliver_at, clock_timestamp()) end,
-      hold_no = case when i.state = 'parked' then nextval('${schema.replaceAll("'", "''")}.outbox_hold_no') end
+      hold_no = case when i.state in ('parked', 'blocked') then nextval('${schema.replaceAll("'", "''")}.outbox_hold_no') end
     from input i
     where o.ctid = any(array(select place from found)) and i.seq = o.seq and i.id = o.id and o.state = 'ready')
   select exists (select from fence) as fenced,
@@ -132,7 +132,7 @@ export function writeBackSql(schema: string): string {
     select ${parameters.join(', ')},
       case when ${state} = 'scheduled'
         then coalesce(clock_timestamp() + ${delay} * interval '1 millisecond', ${deliverAt}, clock_timestamp()) end,
-      case when ${state} = 'parked' then nextval('${schema.replaceAll("'", "''")}.outbox_hold_no') end
+      case when ${state} in ('parked', 'blocked') then nextval('${schema.replaceAll("'", "''")}.outbox_hold_no') end
     where exists (select from fence)
     on conflict (id) do nothing)
   select exists (select from fence) as fenced`;

@@ -95,14 +95,24 @@ export class TableReader {
       `select ${columns} from ${this.#table} where seq = any($1::bigint[]) and state = 'ready' order by outbox.seq`,
       [seqs],
     );
-    return rows.map((row) => {
-      const text = (slot: number): string | null => row[OUTBOX_COLUMNS[slot] as OutboxColumn];
-      const bytes = (slot: number): Buffer | null => {
-        const value = text(slot);
-        return value === null ? null : Buffer.from(value, 'utf8');
-      };
-      return rowFromColumns({ text, bytes });
-    });
+    return rows.map(toRow);
+  }
+
+  /** Rows that were cancelled or discarded, without their bodies, in seq order. */
+  async withdrawnRows(
+    afterSeq: bigint,
+    limit: number,
+  ): Promise<{ row: OutboxRow; state: 'cancelled' | 'discarded' }[]> {
+    const columns = OUTBOX_COLUMNS.map((name) =>
+      name.startsWith('payload') ? `null as ${name}` : `${name}::text as ${name}`,
+    ).join(', ');
+    const rows = await this.#query<Record<OutboxColumn, string | null> & { state: 'cancelled' | 'discarded' }>(
+      'reading withdrawn rows',
+      `select ${columns}, state from ${this.#table}
+       where state in ('cancelled', 'discarded') and seq > $1 order by outbox.seq limit $2`,
+      [String(afterSeq), limit],
+    );
+    return rows.map((row) => ({ row: toRow(row), state: row.state }));
   }
 
   /** Turns scheduled rows whose time has come `ready`, durably, so that a cancel comes first or is told "too late". */
@@ -168,4 +178,13 @@ export class TableReader {
       throw toDatabaseError(error, doing);
     }
   }
+}
+
+function toRow(values: Record<OutboxColumn, string | null>): OutboxRow {
+  const text = (slot: number): string | null => values[OUTBOX_COLUMNS[slot] as OutboxColumn];
+  const bytes = (slot: number): Buffer | null => {
+    const value = text(slot);
+    return value === null ? null : Buffer.from(value, 'utf8');
+  };
+  return rowFromColumns({ text, bytes });
 }

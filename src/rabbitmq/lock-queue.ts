@@ -10,7 +10,9 @@ import { replyCode, toBrokerError } from './errors.js';
  */
 export async function takeLockQueue(connection: BrokerConnection, queue: string, onLost: () => void): Promise<void> {
   const channel = await connection.plainChannel();
-  channel.on('close', onLost);
+  // Why not at once: when the connection ends, its channels close first, and that is not a lost lock (F86, F92).
+  const onChannelClosed = (): void => queueMicrotask(onLost);
+  channel.on('close', onChannelClosed);
   try {
     await channel.assertQueue(queue, { exclusive: true, autoDelete: false, durable: false });
     await channel.consume(
@@ -23,7 +25,7 @@ export async function takeLockQueue(connection: BrokerConnection, queue: string,
       { exclusive: true },
     );
   } catch (error) {
-    channel.removeListener('close', onLost);
+    channel.removeListener('close', onChannelClosed);
     if (replyCode(error) === 405 || replyCode(error) === 403) {
       throw new WaybillError('WAYBILL_LOCK_TAKEN', `another process holds ${queue}`, {
         hint: 'Standing by until it is gone. If nobody else should run, look for a copy of the database with this broker.url.',
