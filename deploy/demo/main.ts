@@ -12,11 +12,14 @@ const INTERRUPTED = 130;
 const keep = readArguments();
 const screen = new Screen();
 const leave = new AbortController();
+let leftAtMs = 0;
 const interrupted = new Promise<void>((resolve) => {
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
     process.on(signal, () => {
-      // A second signal ends it at once; the servers' watchdogs clean up then, too.
-      if (leave.signal.aborted) process.exit(INTERRUPTED);
+      // A second signal ends it at once, and the servers' watchdogs clean up; but npm repeats a Ctrl-C within moments.
+      if (leave.signal.aborted && performance.now() - leftAtMs > 500) process.exit(INTERRUPTED);
+      if (leave.signal.aborted) return;
+      leftAtMs = performance.now();
       leave.abort();
       resolve();
     });

@@ -1,4 +1,4 @@
-// `npm run demo`: set-up and demo in one process, so that a signal to it reaches the one that must clean up.
+// `npm run demo`: set-up and demo in one process, and no shell above it, so that a signal reaches whoever must clean up.
 import '../setup.mjs';
 
 const { register } = await import('tsx/esm/api');
