@@ -7,7 +7,6 @@ import { identifySystem, identifySystemBySql, type SystemIdentity } from '../pos
 import { checkSchema } from '../postgres/migrations.js';
 import {
   ensurePublication,
-  inspectPublication,
   installationId,
   loadRelays,
   serverFacts,
@@ -15,7 +14,6 @@ import {
   type RelayRecord,
   type ServerFacts,
 } from '../postgres/relay-record.js';
-import { OUTBOX_COLUMNS } from '../postgres/outbox-row.js';
 import { Slot, type SlotState } from '../postgres/slot.js';
 import { BrokerConnection } from '../rabbitmq/connection.js';
 import { probeBroker, takeLockQueue } from '../rabbitmq/lock-queue.js';
@@ -23,6 +21,7 @@ import { pause, type Clock } from '../runtime/clock.js';
 import type { Failure } from '../runtime/signal.js';
 import type { Logger } from '../telemetry/log.js';
 import { brokerEndpoint, databaseEndpoint, replicationEndpoint } from './endpoints.js';
+import { assertPublication, usableSlot, type SlotFacts } from './relay-slot.js';
 import type { SqlClient } from './session.js';
 
 /** What a relay session shows of itself to the outside. */
@@ -61,8 +60,6 @@ export interface Acquired {
 }
 
 const STANDBY_POLL_MS = 500;
-const SLOT_POLL_MS = 500;
-const MIN_SLOT_WAIT_MS = 60_000;
 
 /** Opens connections as they are needed and knows how to let go of them. */
 export class Holdings {
@@ -151,22 +148,22 @@ export async function acquire(context: SessionContext, holdings: Holdings): Prom
   if (!record) throw new WaybillError('WAYBILL_EPOCH_LOST', `the row of relay ${config.relay.name} was deleted`);
   const publication = publicationName(config.database.schema);
   const fixed = { broker, writer, replication, server, publication, record, identity };
-  const timelineChanged = before?.timeline != null && before.timeline !== identity.timeline;
+  const facts: SlotFacts = {
+    database: server.database,
+    walSenderTimeoutMs: server.walSenderTimeoutMs,
+    timelineChanged: before?.timeline != null && before.timeline !== identity.timeline,
+    publicationMade: false,
+    replace: undefined,
+  };
   if (!fromLog) {
     // A slot that nobody reads would only pin WAL.
-    await usableSlot(context, slot, {
-      server,
-      timelineChanged,
-      publicationMade: false,
-      replace: 'relay.source is table',
-    });
+    await usableSlot(context, slot, { ...facts, replace: 'relay.source is table' });
     return { ...fixed, slot: undefined, slotState: undefined, reader: await connectClient('table') };
   }
   const made = await ensurePublication(writer, config.database.schema);
   await assertPublication(writer, config.database.schema, publication);
   const slotState = await usableSlot(context, slot, {
-    server: await serverFacts(writer),
-    timelineChanged,
+    ...facts,
     publicationMade: made === 'created',
     replace: context.replaceSlot ? 'decoding from it fails' : undefined,
   });
@@ -283,83 +280,6 @@ async function declareTopology({ config, failure, log }: SessionContext, broker:
       hint: 'Declare it, set relay.exchange to one that exists, or let Waybill declare it with relay.topology: assert.',
     });
   }
-}
-
-async function assertPublication(client: SqlClient, schema: string, publication: string): Promise<void> {
-  const found = await inspectPublication(client, schema, publication);
-  const unfit = (what: string): never => {
-    throw new WaybillError('WAYBILL_PUBLICATION_UNFIT', `publication ${publication} ${what}`, {
-      hint: `drop publication ${publication}; the relay makes it anew and reads the table, so nothing is lost.`,
-    });
-  };
-  if (!found) throw new WaybillError('WAYBILL_PUBLICATION_MISSING', `there is no publication ${publication}`);
-  if (!found.hasOutbox) unfit(`does not contain ${schema}.outbox`);
-  if (!found.sendsInserts) unfit('does not send inserts');
-  if (found.rowFilter !== null) unfit('has a row filter, which would hide rows');
-  if (found.columnCount !== null && found.columnCount < OUTBOX_COLUMNS.length) unfit('has a column list');
-}
-
-/** What a slot is judged by. */
-interface SlotFacts {
-  server: ServerFacts;
-  timelineChanged: boolean;
-  publicationMade: boolean;
-  /** Why it must go, whatever its state. */
-  replace: string | undefined;
-}
-
-/**
- * The slot if it can be used, or undefined when one must be made and the table be read. What is lost, ahead of the
- * server, of another timeline or older than its publication is dropped; what another process uses is waited for, a
- * while; what belongs to another database is never touched.
- */
-async function usableSlot(
-  { clock, failure, log, onPhase }: SessionContext,
-  slot: Slot,
-  facts: SlotFacts,
-): Promise<SlotState | undefined> {
-  const giveUpAtMs =
-    clock.now() + Math.max(MIN_SLOT_WAIT_MS, facts.server.walSenderTimeoutMs) * (1 + clock.random() / 4);
-  for (let waiting = false; ; waiting = true) {
-    const state = await slot.inspect();
-    if (!state) return undefined;
-    slot.assertOurs(state, facts.server.database);
-    const lost = whyUnusable(state, facts);
-    if (!state.active) {
-      if (lost === undefined) return state;
-      log.error(
-        { slot: slot.name, reason: lost },
-        'dropping the replication slot; pending rows are read from the table',
-      );
-      await slot.drop();
-      return undefined;
-    }
-    if (clock.now() > giveUpAtMs) {
-      throw new WaybillError('WAYBILL_SLOT_TAKEN', `slot ${slot.name} is in use by pid ${String(state.activePid)}`, {
-        hint: 'If nothing runs there, PostgreSQL lets go after wal_sender_timeout.',
-      });
-    }
-    if (!waiting) {
-      onPhase('standby');
-      log.info({ slot: slot.name, pid: state.activePid }, 'the slot is in use by another connection; waiting for it');
-    }
-    await pause(clock, SLOT_POLL_MS, failure.signal);
-    failure.check();
-  }
-}
-
-function whyUnusable(state: SlotState, facts: SlotFacts): string | undefined {
-  if (state.walStatus === 'lost') return 'PostgreSQL removed WAL that it needs (max_slot_wal_keep_size)';
-  if (state.invalidationReason !== null) return `PostgreSQL invalidated it: ${state.invalidationReason}`;
-  if (facts.replace !== undefined) return facts.replace;
-  if (facts.publicationMade) return 'its publication was missing, so it cannot decode what came before';
-  const { insertLsn } = facts.server;
-  if (state.confirmedFlushLsn !== null && insertLsn !== null && state.confirmedFlushLsn > insertLsn) {
-    return 'it is ahead of the server, which was restored or failed over';
-  }
-  if (facts.timelineChanged && !state.failover)
-    return 'the server was promoted, and the slot did not follow the failover';
-  return undefined;
 }
 
 function virtualHostOf(url: string): string {

@@ -102,7 +102,7 @@ async function withSlot(client: SqlClient, record: RelayEntry): Promise<ListedRe
 function assertStopped({ record, slot }: ListedRelay): void {
   if (slot?.active !== true) return;
   throw new WaybillError(
-    'WAYBILL_SLOT_TAKEN',
+    'WAYBILL_SLOT_BUSY',
     `Relay ${record.name} is running: slot ${slot.name} is read by server process ${slot.activePid ?? '?'}.`,
     { hint: `Stop it first; it was started as ${record.holder ?? 'an unknown process'}.` },
   );

@@ -14,7 +14,7 @@ import { RelayStore } from '../postgres/relay-store.js';
 import { ReplicationStream } from '../postgres/stream.js';
 import type { Slot, SlotState } from '../postgres/slot.js';
 import { TableReader } from '../postgres/table-reader.js';
-import { pause } from '../runtime/clock.js';
+import { pause, within } from '../runtime/clock.js';
 import { Condition } from '../runtime/signal.js';
 import { acquire, Holdings, type Acquired, type SessionContext } from './relay-acquire.js';
 
@@ -29,6 +29,7 @@ export interface SessionOptions extends SessionContext {
 const DUE_INTERVAL_MS = 1_000;
 const PING_INTERVAL_MS = 100;
 const WATCH_INTERVAL_MS = 500;
+const CLOCK_INTERVAL_MS = 30_000;
 const HISTORY_INTERVAL_MS = 3_600_000;
 const MIN_POLL_MS = 10;
 const MAX_POLL_MS = 160;
@@ -59,6 +60,8 @@ export async function runRelaySession(options: SessionOptions): Promise<'drained
       await holdings.close();
       return end;
     } finally {
+      // First the sockets: a statement that a silent server never answers ends only with its connection.
+      holdings.abandon();
       await pipeline.abandon();
     }
   } finally {
@@ -152,27 +155,28 @@ class Pipeline {
     const { failure, config } = this.#options;
     await failure.race(this.#publishing.open());
     await this.#readClock();
-    await this.#keepHistory();
+    let parts: Promise<void>[] = [];
     try {
       const intake = await this.#startIntake();
       this.#options.onPhase('streaming');
-      await Promise.race([
+      parts = [
         this.#guard(intake()),
         this.#guard(this.#every(config.relay.sweepIntervalMs, () => this.#sweep())),
         this.#guard(this.#every(DUE_INTERVAL_MS, () => this.#due())),
         this.#guard(this.#every(HISTORY_INTERVAL_MS, () => this.#keepHistory())),
+        this.#guard(this.#every(CLOCK_INTERVAL_MS, () => this.#readClock())),
         this.#guard(this.#every(WATCH_INTERVAL_MS, () => this.#watch())),
-      ]);
+      ];
+      await Promise.race(parts);
       throw new Error('a part of the relay ended without a reason');
     } catch (error) {
       if (!this.#options.stopping.aborted || failure.error) throw failure.error ?? error;
-      return await this.#drain();
+      return await this.#drain(Promise.allSettled(parts));
     }
   }
 
-  /** Ends what is still open after a failure; nothing that is queued reaches the broker any more. */
+  /** Ends what is still open when the connections are gone. */
   async abandon(): Promise<void> {
-    this.#acquired.broker.abort();
     await this.#stream?.abort();
     await this.#publishing.close();
     await this.#settler.stop();
@@ -264,7 +268,7 @@ class Pipeline {
    */
   async #position(slot: Slot, slotState: SlotState | undefined): Promise<StartingPoint> {
     const { record, identity } = this.#acquired;
-    if (slotState && record.checkpointLsn !== null) {
+    if (slotState && record.checkpointLsn !== null && record.checkpointLsn <= (await slot.insertLsn())) {
       if (record.timeline !== identity.timeline) await this.#store.noteTimeline(identity.timeline);
       return { startLsn: record.checkpointLsn, ids: new Set(), fence: LSN_ZERO };
     }
@@ -406,13 +410,18 @@ class Pipeline {
   async #keepHistory(): Promise<void> {
     const { config, log } = this.#options;
     if (config.relay.history === 'off') return;
-    for (const done of await this.#table.keepHistory(config.relay.historyRetentionMs)) {
-      log.info(done, 'history partition');
+    try {
+      for (const done of await this.#table.keepHistory(config.relay.historyRetentionMs)) {
+        log.info(done, 'history partition');
+      }
+    } catch (error) {
+      // Why not the session's failure: rows of a day without a partition go to the default one, and settling goes on.
+      log.warn({ err: error }, 'the history partitions could not be kept; trying again in an hour');
     }
   }
 
   /** 3.8: rows wait for the broker's word and none comes: let go of the server, so that it can shut down. */
-  async #watch(): Promise<void> {
+  #watch(): void {
     const { clock, config, failure } = this.#options;
     const stalledMs = clock.now() - this.#lastWordMs;
     if (this.#publishing.outstanding === 0) this.#lastWordMs = clock.now();
@@ -423,7 +432,6 @@ class Pipeline {
         }),
       );
     }
-    await this.#readClock();
   }
 
   async #readClock(): Promise<void> {
@@ -431,7 +439,7 @@ class Pipeline {
   }
 
   /** Graceful end: nothing new, wait for the broker's word, settle, report, and only then let go (F112). */
-  async #drain(): Promise<'drained' | 'incomplete'> {
+  async #drain(parts: Promise<unknown>): Promise<'drained' | 'incomplete'> {
     const { clock, config, failure } = this.#options;
     this.#options.onPhase('draining');
     this.#stream?.pause();
@@ -441,6 +449,8 @@ class Pipeline {
       this.#room.notify();
     });
     try {
+      // Every part is told to stop; the last rows that they publish are waited for like the others.
+      await failure.race(within(clock, parts, config.relay.drainTimeoutMs, undefined));
       while (this.#publishing.outstanding > 0 && !deadline.signal.aborted) {
         failure.check();
         await this.#room.wait();

@@ -16,6 +16,7 @@ const CONSEQUENCES: Partial<Record<WaybillErrorCode, Consequence>> = {
   WAYBILL_SLOT_LOST: 'again',
   WAYBILL_PUBLICATION_MISSING: 'again',
   WAYBILL_STREAM_PROTOCOL: 'operator',
+  WAYBILL_SLOT_BUSY: 'wait',
   WAYBILL_LOCK_TAKEN: 'wait',
   WAYBILL_LOCK_LOST: 'wait',
   WAYBILL_EPOCH_LOST: 'wait',

@@ -12,12 +12,13 @@ export const ERROR_CODES = {
   WAYBILL_DATABASE_FAILED: 'PostgreSQL answered a statement with an error that was not expected.',
   WAYBILL_DATABASE_REFUSED: 'PostgreSQL refused the credentials, the role or a grant.',
   WAYBILL_DATABASE_UNSUITABLE: 'A PostgreSQL setting makes the work impossible (wal_level, standby, slots used up).',
-  WAYBILL_SLOT_TAKEN:
-    'The replication slot name belongs to another database or plugin, or another process streams from it.',
+  WAYBILL_SLOT_TAKEN: 'The replication slot name belongs to another database or plugin.',
+  WAYBILL_SLOT_BUSY: 'Another process streams from the replication slot.',
   WAYBILL_SLOT_LOST: 'The replication slot is gone, invalidated or ahead of the server.',
   WAYBILL_PUBLICATION_MISSING: 'The publication does not exist at the position that is decoded.',
   WAYBILL_PUBLICATION_UNFIT: 'The publication does not send every insert of the outbox whole.',
-  WAYBILL_ROWS_ONLY_IN_LOG: 'Rows that an application deletes itself are only in the log, and what was asked for would lose them.',
+  WAYBILL_ROWS_ONLY_IN_LOG:
+    'Rows that an application deletes itself are only in the log, and what was asked for would lose them.',
   WAYBILL_STREAM_PROTOCOL: 'The replication stream sent something this program does not understand.',
   WAYBILL_BROKER_UNAVAILABLE: 'RabbitMQ cannot be reached or went away.',
   WAYBILL_BROKER_REFUSED: 'RabbitMQ refused the credentials, the virtual host or a permission.',

@@ -21,6 +21,8 @@ const PINNED_SETTINGS: Readonly<Record<string, string>> = {
 };
 
 const CONNECT_TIMEOUT_MS = 10_000;
+/** How long after statement_timeout the server may stay silent. */
+const SILENCE_MS = 10_000;
 
 /** The options for a client, with the pinned settings as startup options where the server must know them at once. */
 export function clientConfig(endpoint: DatabaseEndpoint, applicationName: string, startup: boolean): pg.ClientConfig {
@@ -50,15 +52,20 @@ export async function connectSql(
   onError: OnConnectionError,
   limits: { lockTimeoutMs?: number; statementTimeoutMs?: number } = {},
 ): Promise<pg.Client> {
-  const client = new pg.Client(clientConfig(endpoint, applicationName, false));
+  const { lockTimeoutMs = 1_000, statementTimeoutMs = 60_000 } = limits;
+  const client = new pg.Client({
+    ...clientConfig(endpoint, applicationName, false),
+    // Why on our side too: a server that was cut off without a word never tells that its time is over.
+    ...(statementTimeoutMs > 0 ? { query_timeout: statementTimeoutMs + SILENCE_MS } : {}),
+  });
   client.on('error', onError);
   try {
     await client.connect();
     await client.query(
       [
         ...Object.entries(PINNED_SETTINGS).map(([name, value]) => `set ${name} = '${value}'`),
-        `set lock_timeout = ${limits.lockTimeoutMs ?? 1_000}`,
-        `set statement_timeout = ${limits.statementTimeoutMs ?? 60_000}`,
+        `set lock_timeout = ${lockTimeoutMs}`,
+        `set statement_timeout = ${statementTimeoutMs}`,
         `set idle_in_transaction_session_timeout = 60000`,
       ].join('; '),
     );

@@ -44,7 +44,7 @@ const MEANINGS: readonly (readonly [prefix: string, meaning: Meaning])[] = [
   ['53', { code: 'WAYBILL_DATABASE_UNAVAILABLE' }],
   ['57P', { code: 'WAYBILL_DATABASE_UNAVAILABLE' }],
   ['08', { code: 'WAYBILL_DATABASE_UNAVAILABLE' }],
-  ['55006', { code: 'WAYBILL_SLOT_TAKEN' }],
+  ['55006', { code: 'WAYBILL_SLOT_BUSY' }],
 ];
 
 const NETWORK_CODES = new Set([

@@ -27,8 +27,6 @@ export interface ServerFacts {
   walLevel: string;
   inRecovery: boolean;
   walSenderTimeoutMs: number;
-  /** As of the question; a slot beyond it is ahead of the server. */
-  insertLsn: Lsn | null;
 }
 
 export async function serverFacts(client: pg.Client): Promise<ServerFacts> {
@@ -37,8 +35,7 @@ export async function serverFacts(client: pg.Client): Promise<ServerFacts> {
     'reading server settings',
     `select current_database() as database, current_setting('server_version_num') as version,
        current_setting('wal_level') as wal_level, pg_is_in_recovery() as in_recovery,
-       (select setting from pg_settings where name = 'wal_sender_timeout') as wal_sender_timeout,
-       case when not pg_is_in_recovery() then pg_current_wal_insert_lsn()::text end as insert_lsn`,
+       (select setting from pg_settings where name = 'wal_sender_timeout') as wal_sender_timeout`,
     [],
   );
   return {
@@ -47,7 +44,6 @@ export async function serverFacts(client: pg.Client): Promise<ServerFacts> {
     walLevel: String(row?.['wal_level']),
     inRecovery: row?.['in_recovery'] === true,
     walSenderTimeoutMs: Number(row?.['wal_sender_timeout'] ?? 60_000),
-    insertLsn: typeof row?.['insert_lsn'] === 'string' ? parseLsn(row['insert_lsn']) : null,
   };
 }
 

@@ -50,6 +50,16 @@ export class Slot {
     };
   }
 
+  /** How far the server has written. A slot beyond that is ahead of the server. */
+  async insertLsn(): Promise<Lsn> {
+    const rows = await this.#query<{ lsn: string }>(
+      'reading the log position',
+      'select pg_current_wal_insert_lsn()::text as lsn',
+      [],
+    );
+    return parseLsn(rows[0]?.lsn ?? '0/0');
+  }
+
   /** Throws WAYBILL_SLOT_TAKEN when the name is not ours to use. */
   assertOurs(slot: SlotState, database: string): void {
     if (slot.database === database && slot.plugin === 'pgoutput') return;

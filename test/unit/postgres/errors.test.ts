@@ -19,7 +19,7 @@ test.each([
   ['fact 58: shutting down', '57P01', 'WAYBILL_DATABASE_UNAVAILABLE'],
   ['fact 58: not accepting', '57P03', 'WAYBILL_DATABASE_UNAVAILABLE'],
   ['F20: connection lost', '08006', 'WAYBILL_DATABASE_UNAVAILABLE'],
-  ['F29: slot in use', '55006', 'WAYBILL_SLOT_TAKEN'],
+  ['F29: slot in use', '55006', 'WAYBILL_SLOT_BUSY'],
   ['a statement cancelled by its timeout', '57014', 'WAYBILL_DATABASE_FAILED'],
   ['anything else', 'XX000', 'WAYBILL_DATABASE_FAILED'],
 ])('%s (%s) becomes %s', (_what, state, code) => {
