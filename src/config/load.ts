@@ -129,6 +129,13 @@ function checkTogether(given: Settings, origins: Origins): ConfigProblem[] {
       mend: 'take one of them back',
     });
   }
+  if (given.relay.ordering === 'strict') {
+    problems.push({
+      at: place('relay.ordering', origins),
+      problem: 'is strict, which this version does not do yet',
+      mend: 'take it out: pipelined keeps commit order unless a message is refused or returned',
+    });
+  }
   if (given.relay.maxInFlightBytes < given.relay.maxBodyBytes) {
     problems.push({
       at: place('relay.maxInFlightBytes', origins),
