@@ -10,9 +10,10 @@ import { replyCode, toBrokerError } from './errors.js';
  */
 export async function takeLockQueue(connection: BrokerConnection, queue: string, onLost: () => void): Promise<void> {
   const channel = await connection.plainChannel();
-  // Why not at once: when the connection ends, its channels close first, and that is not a lost lock (F86, F92).
-  const onChannelClosed = (): void => queueMicrotask(onLost);
-  channel.on('close', onChannelClosed);
+  let held = false;
+  // A refusal closes the channel, too. Why not at once: when the connection ends, its channels close first, and that is
+  // not a lost lock (F86, F92).
+  channel.on('close', () => queueMicrotask(() => held && onLost()));
   try {
     await channel.assertQueue(queue, { exclusive: true, autoDelete: false, durable: false });
     await channel.consume(
@@ -24,8 +25,8 @@ export async function takeLockQueue(connection: BrokerConnection, queue: string,
       },
       { exclusive: true },
     );
+    held = true;
   } catch (error) {
-    channel.removeListener('close', onChannelClosed);
     if (replyCode(error) === 405 || replyCode(error) === 403) {
       throw new WaybillError('WAYBILL_LOCK_TAKEN', `another process holds ${queue}`, {
         hint: 'Standing by until it is gone. If nobody else should run, look for a copy of the database with this broker.url.',

@@ -1,0 +1,50 @@
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { runProgram } from '../integration/built-program.js';
+import { freshVhost, type FreshVhost } from '../support/broker.js';
+import { outboxStage, type OutboxStage } from '../support/outbox-stage.js';
+import { startBrokerProbe } from '../support/broker-probe.js';
+import { killRelays, startRelay } from '../support/relay.js';
+
+describe('the servers that a relay works with', () => {
+  let stage: OutboxStage;
+  let other: FreshVhost;
+
+  beforeEach(async () => {
+    [stage, other] = await Promise.all([outboxStage(), freshVhost()]);
+  });
+  afterEach(async () => {
+    await killRelays();
+    await Promise.all([stage.drop(), other.drop()]);
+  });
+
+  it('F56 another virtual host: it halts and publishes nothing, and the command of its hint mends that', async () => {
+    const first = startRelay({ databaseUrl: stage.database.url, brokerUrl: stage.vhost.url });
+    await first.waitForPhase('streaming');
+    expect(await first.stop()).toBe(0);
+    const [row] = await stage.write(1);
+
+    const moved = startRelay({ databaseUrl: stage.database.url, brokerUrl: other.url });
+    const line = await moved.waitForLog((each) => each.level === 'error', 'the reason why it halts');
+    const { code, message, hint } = line['err'] as { code: string; message: string; hint: string };
+    expect(code).toBe('WAYBILL_IDENTITY_CHANGED');
+    expect(message).toContain(stage.vhost.name);
+    expect(message).toContain(other.name);
+    expect(moved.phase()).not.toBe('streaming');
+    expect(await moved.stop()).toBe(0);
+    expect(await stage.pending()).toBe(1);
+
+    const command = /waybill (relay adopt[^.]*)\./.exec(hint)?.[1] ?? '';
+    const environment = { WAYBILL_DATABASE_URL: stage.database.url, WAYBILL_BROKER_URL: other.url };
+    const adopted = await runProgram([...command.trim().split(' '), '--yes'], environment);
+    expect(adopted).toMatchObject({ code: 0, out: expect.stringContaining('adopted') as unknown });
+
+    const again = startRelay({ databaseUrl: stage.database.url, brokerUrl: other.url });
+    // The exchange is made by the relay; a row from before may find no queue and waits its second.
+    await again.waitForPhase('streaming');
+    const probe = await startBrokerProbe({ url: other.url, exchange: 'waybill.events' });
+    await stage.emptied();
+    expect(probe.ids()).toEqual([row?.id]);
+    await probe.close();
+    expect(await again.stop()).toBe(0);
+  });
+});
