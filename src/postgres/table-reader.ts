@@ -79,10 +79,11 @@ export class TableReader {
   }
 
   async readyRows(afterSeq: bigint, uptoSeq: bigint, limit: number): Promise<SeqAndSize[]> {
+    // Why outbox.seq: a bare seq is the text of the result, and sorts as text.
     return this.#query<SeqAndSize>(
       'reading the backlog',
       `select seq::text as seq, coalesce(octet_length(payload::text), octet_length(payload_bytes), 0) as bytes
-       from ${this.#table} where state = 'ready' and seq > $1 and seq <= $2 order by seq limit $3`,
+       from ${this.#table} where state = 'ready' and seq > $1 and seq <= $2 order by outbox.seq limit $3`,
       [String(afterSeq), String(uptoSeq), limit],
     );
   }
