@@ -12,11 +12,12 @@ import { TableFeed } from '../outbox/table-feed.js';
 import { Works, type Work } from '../outbox/work.js';
 import { RelayStore } from '../postgres/relay-store.js';
 import { ReplicationStream } from '../postgres/stream.js';
-import type { Slot, SlotState } from '../postgres/slot.js';
+import type { Slot } from '../postgres/slot.js';
 import { TableReader } from '../postgres/table-reader.js';
 import { pause, within } from '../runtime/clock.js';
 import { Condition } from '../runtime/signal.js';
 import { acquire, Holdings, type Acquired, type SessionContext } from './relay-acquire.js';
+import { findStartingPoint, type StartingPoint } from './starting-point.js';
 
 export interface SessionOptions extends SessionContext {
   counters: RelayCounters;
@@ -68,14 +69,6 @@ export async function runRelaySession(options: SessionOptions): Promise<'drained
     stopping.removeEventListener('abort', stopEarly);
     holdings.abandon();
   }
-}
-
-/** Where the stream starts, and what the table pass before it has published already. */
-interface StartingPoint {
-  startLsn: Lsn;
-  /** Ids that the stream may bring again until it has passed `fence`. */
-  ids: Set<string>;
-  fence: Lsn;
 }
 
 /** The parts of a session wired together. */
@@ -257,60 +250,15 @@ class Pipeline {
   async #startIntake(): Promise<() => Promise<never>> {
     const { slot, slotState } = this.#acquired;
     if (!slot) return () => this.#polling();
-    const { startLsn, ids, fence } = await this.#position(slot, slotState);
-    const pump = await this.#startStream(slot, startLsn, ids, fence);
+    const point = await findStartingPoint(this.#options, this.#acquired, slot, slotState, {
+      store: this.#store,
+      table: this.#table,
+      feed: this.#feed(),
+      allSettled: () => this.#allSettled(),
+      check: this.#check,
+    });
+    const pump = await this.#startStream(slot, point);
     return () => pump.run();
-  }
-
-  /**
-   * Where to start: at the stored checkpoint, or after a table pass when there is none. The pass is noted before its slot
-   * is made and again when it is done, so that a crash in between makes it run again (F8, F10).
-   */
-  async #position(slot: Slot, slotState: SlotState | undefined): Promise<StartingPoint> {
-    const { record, identity } = this.#acquired;
-    if (slotState && record.checkpointLsn !== null && record.checkpointLsn <= (await slot.insertLsn())) {
-      if (record.timeline !== identity.timeline) await this.#store.noteTimeline(identity.timeline);
-      return { startLsn: record.checkpointLsn, ids: new Set(), fence: LSN_ZERO };
-    }
-    return this.#tablePass(slot, slotState);
-  }
-
-  async #tablePass(slot: Slot, slotState: SlotState | undefined): Promise<StartingPoint> {
-    const { failure, log, clock, stopping } = this.#options;
-    const { record, identity, replication, server } = this.#acquired;
-    this.#options.onPhase('table-pass');
-    const ending = AbortSignal.any([failure.signal, stopping]);
-    const waiting = (what: string) => (waitingFor: string) =>
-      log.warn({ waitingFor }, `${what} waits for transactions that were open before it`);
-    let afterSeq = slotState ? (record.passAfterSeq ?? 0n) : undefined;
-    if (afterSeq === undefined) {
-      // No transaction that drew a seq up to this one can come from the slot that is made afterwards.
-      afterSeq = (await this.#table.fence(waiting('the table pass'), ending)).uptoSeq;
-      this.#check();
-      await this.#store.beginPass(afterSeq);
-      await slot.create(replication, {
-        serverVersion: server.version,
-        clock,
-        signal: ending,
-        log: waiting('creating the replication slot'),
-      });
-      log.info({ slot: slot.name }, 'made the replication slot');
-    }
-    this.#check();
-    const fence = await this.#table.fence(waiting('the table pass'), ending);
-    this.#check();
-    const uptoSeq = record.passUptoSeq !== null && slotState ? record.passUptoSeq : fence.uptoSeq;
-    await this.#store.limitPass(uptoSeq);
-    const ids = await this.#feed().pass(afterSeq, uptoSeq);
-    await this.#allSettled();
-    const state = await slot.inspect();
-    const startLsn = state?.confirmedFlushLsn;
-    if (startLsn == null) {
-      throw new WaybillError('WAYBILL_SLOT_LOST', `slot ${slot.name} vanished during the table pass`);
-    }
-    await this.#store.endPass(startLsn);
-    await this.#store.noteTimeline(identity.timeline);
-    return { startLsn, ids, fence: fence.lsn };
   }
 
   /** Waits until everything published so far is settled. */
@@ -322,7 +270,7 @@ class Pipeline {
     this.#check();
   }
 
-  async #startStream(slot: Slot, startLsn: Lsn, ids: Set<string>, fence: Lsn): Promise<Pump> {
+  async #startStream(slot: Slot, { startLsn, ids, fence }: StartingPoint): Promise<Pump> {
     const { config, clock, failure, counters, log } = this.#options;
     const { publication, replication, server } = this.#acquired;
     await this.#settler.stop();
