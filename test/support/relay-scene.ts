@@ -35,6 +35,8 @@ export interface RelayScene {
   topology(work: (channel: amqp.Channel) => Promise<unknown>): Promise<void>;
   /** The relay's slot, or undefined when there is none. */
   slot(): Promise<SlotFacts | undefined>;
+  /** Fails unless exactly these ids have arrived, with at most so many further copies (default 0). */
+  expectIds(committed: readonly string[], options?: { copies?: number }): void;
   /** Waits until nobody streams from the slot. */
   slotReleased(): Promise<void>;
   drop(): Promise<void>;
@@ -102,6 +104,18 @@ export async function relayScene(
           withinMs,
           what: 'the outbox to be empty',
         },
+      );
+    },
+    expectIds(committed, { copies = 0 } = {}) {
+      const arrived = new Set(probe.ids());
+      const due = new Set(committed);
+      const lost = committed.filter((id) => !arrived.has(id));
+      const phantoms = [...arrived].filter((id) => id === undefined || !due.has(id));
+      const extra = probe.messages.length - arrived.size;
+      if (lost.length + phantoms.length === 0 && extra <= copies) return;
+      throw new Error(
+        `of ${committed.length} committed rows ${lost.length} did not arrive (${lost.slice(0, 3).join(', ')}); ` +
+          `${phantoms.length} arrived that were not committed (${phantoms.slice(0, 3).join(', ')}); ${extra} copies, at most ${copies} allowed`,
       );
     },
     async slotReleased() {
