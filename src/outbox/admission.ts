@@ -97,6 +97,8 @@ export class Admission {
 
   async #admitLater(work: Work, exchange: string): Promise<void> {
     const fault = await this.#exchanges.check(exchange);
+    // Why: a failure in the meantime has woken everybody already, and nobody would wake this one.
+    this.#check();
     if (fault) {
       this.refused(work, fault);
       return;

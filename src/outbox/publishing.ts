@@ -87,6 +87,7 @@ export class Publishing<T extends Publishable> {
   /** Opens the first channel. */
   async open(): Promise<void> {
     await this.#openChannel();
+    if ((this.#mode as string) === 'closed') return;
     this.#mode = 'flowing';
     this.#watch();
   }
@@ -114,12 +115,19 @@ export class Publishing<T extends Publishable> {
   async #openChannel(): Promise<void> {
     const tracker = new ConfirmTracker<T>();
     const decide = (item: T, outcome: Outcome): void => this.#decided(item, outcome);
-    this.#channel = await this.#connection.openChannel({
+    let early: Error | undefined;
+    const channel = await this.#connection.openChannel({
       onAck: (tag, multiple) => tracker.ack(tag, multiple, decide),
       onNack: (tag, multiple) => tracker.nack(tag, multiple, decide),
       onReturn: (messageId, reason) => void tracker.returned(messageId, reason),
-      onClosed: (error) => this.#channelDied(tracker, error),
+      onClosed: (error) => {
+        if (this.#tracker === tracker) this.#channelDied(tracker, error);
+        else early = error;
+      },
     });
+    // Why: whoever waits for this channel would wait for a word that never comes.
+    if (early) throw new WaybillError('WAYBILL_BROKER_UNAVAILABLE', 'a new channel closed at once', { cause: early });
+    this.#channel = channel;
     this.#tracker = tracker;
   }
 

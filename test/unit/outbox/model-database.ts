@@ -1,0 +1,243 @@
+import { WaybillError } from '../../../src/core/errors.js';
+import type { Lsn } from '../../../src/core/lsn.js';
+import { timestampMs, type OutboxRow } from '../../../src/core/message.js';
+import type {
+  Hold,
+  SeqAndSize,
+  SettleResult,
+  Settlement,
+  Store,
+  Table,
+  Whereabouts,
+} from '../../../src/outbox/ports.js';
+import type { ManualClock } from '../../support/manual-clock.js';
+import type { Calls } from './model-calls.js';
+
+export interface WalTransaction {
+  xid: number;
+  /** Where the commit record begins; a slot that has passed it will not send the transaction again. */
+  commitLsn: Lsn;
+  endLsn: Lsn;
+  rows: OutboxRow[];
+}
+
+interface TableRow {
+  row: OutboxRow;
+  state: 'ready' | 'scheduled' | 'parked';
+  attempts: number;
+  dueAtMs: number;
+  xid: number;
+}
+
+/** A row as it is read: the pipeline may change its copy. */
+const copyOf = (row: OutboxRow): OutboxRow => ({ ...row, body: Buffer.from(row.body) });
+
+/**
+ * What the relay sees of PostgreSQL, for the property tests only: the outbox, the relay's row, the log and the slot.
+ * Asynchronous commits are lost in a crash unless something was flushed after them.
+ */
+export class ModelDatabase {
+  readonly wal: WalTransaction[] = [];
+  readonly #clock: ManualClock;
+  #table = new Map<string, TableRow>();
+  checkpointLsn: Lsn;
+  insertLsn: Lsn;
+  slotLsn: Lsn;
+  epoch = 0;
+  #durable: { table: Map<string, TableRow>; checkpointLsn: Lsn };
+  #nextSeq = 1;
+  /** Transactions that are decoded and not yet visible: they wait for a synchronous standby. */
+  readonly waitingForStandby = new Set<number>();
+  readonly locked = new Set<string>();
+  /** The next statement that takes row locks fails with a lock timeout. */
+  lockTimeoutNext = false;
+  /** Ids that were durably held at some time. */
+  readonly held = new Set<string>();
+  readonly expired = new Set<string>();
+  /** Whether the broker has confirmed the id without returning it; asked when a row is deleted. */
+  isConfirmed: (id: string) => boolean = () => false;
+  readonly violations: string[] = [];
+
+  constructor(clock: ManualClock, startLsn: Lsn) {
+    this.#clock = clock;
+    this.checkpointLsn = this.insertLsn = this.slotLsn = startLsn;
+    this.#durable = { table: new Map(), checkpointLsn: startLsn };
+  }
+
+  /** A writer commits. With `gap` 0 the commit record begins where the one before it ended (fact 2). */
+  commit(rows: { row: OutboxRow; deleted: boolean }[], gap: number, standby: boolean): WalTransaction {
+    const xid = this.wal.length + 100;
+    const commitLsn = this.insertLsn + BigInt(gap);
+    this.insertLsn = commitLsn + 8n;
+    const own = rows.map(({ row }) => ({ ...row, seq: String(this.#nextSeq++) }));
+    const transaction = { xid, commitLsn, endLsn: this.insertLsn, rows: own };
+    this.wal.push(transaction);
+    for (const [n, row] of own.entries()) {
+      if (!rows[n]?.deleted) this.#table.set(row.seq, { row, state: 'ready', attempts: 0, dueAtMs: 0, xid });
+    }
+    if (standby) this.waitingForStandby.add(xid);
+    this.#flush();
+    return transaction;
+  }
+
+  /** Power fails: what was not flushed is lost, locks are gone, and the slot may be back where it was. */
+  crash(slotLsn: Lsn): void {
+    this.#table = new Map([...this.#durable.table].map(([seq, each]) => [seq, { ...each }]));
+    this.checkpointLsn = this.#durable.checkpointLsn;
+    this.waitingForStandby.clear();
+    this.locked.clear();
+    this.slotLsn = slotLsn;
+  }
+
+  find(id: string): TableRow | undefined {
+    return [...this.#table.values()].find((each) => each.row.id === id);
+  }
+
+  get rows(): TableRow[] {
+    return [...this.#table.values()];
+  }
+
+  connect(calls: Calls, epoch: number): Store & Table {
+    const fenced = <T>(work: () => T): Promise<T> =>
+      calls.make(() => {
+        if (epoch !== this.epoch) throw new WaybillError('WAYBILL_EPOCH_LOST', 'another epoch');
+        return work();
+      });
+    const read = <T>(work: () => T): Promise<T> => calls.make(work);
+    const nothing = (): Promise<void> => fenced(() => undefined);
+    return {
+      settle: (rows, candidate, durable) => fenced(() => this.#settle(rows, candidate, durable)),
+      hold: (holds) => fenced(() => this.#hold(holds)),
+      writeBack: (holds) => fenced(() => this.#writeBack(holds)),
+      whereabouts: (rows) => read(() => this.#whereabouts(rows)),
+      states: (rows) => read(() => this.#states(rows)),
+      makeDue: () => fenced(() => this.#makeDue()),
+      highestSeq: () => read(() => BigInt(this.#nextSeq - 1)),
+      position: () => read(() => this.#position()),
+      readyRows: (after, upto) => read(() => this.#readyRows(after, upto)),
+      readRows: (seqs) => read(() => this.#readRows(seqs)),
+      withdrawnRows: () => Promise.resolve([]),
+      fence: () => Promise.reject(new Error('no table pass here')),
+      recordGone: nothing,
+      noteInsertThenDelete: nothing,
+      beginPass: nothing,
+      limitPass: nothing,
+      endPass: nothing,
+    };
+  }
+
+  #flush(): void {
+    const table = new Map([...this.#table].map(([seq, each]) => [seq, { ...each }]));
+    this.#durable = { table, checkpointLsn: this.checkpointLsn };
+  }
+
+  #visible(seq: string, id: string): TableRow | undefined {
+    const found = this.#table.get(seq);
+    return found?.row.id === id && !this.waitingForStandby.has(found.xid) ? found : undefined;
+  }
+
+  #lockable(seq: string, id: string): TableRow | undefined {
+    return this.locked.has(seq) ? undefined : this.#visible(seq, id);
+  }
+
+  #assertLocks(): void {
+    if (!this.lockTimeoutNext) return;
+    this.lockTimeoutNext = false;
+    throw Object.assign(new Error('canceling statement due to lock timeout'), { code: '55P03' });
+  }
+
+  #settle(rows: readonly Settlement[], candidate: Lsn | null, durable: boolean): SettleResult {
+    this.#assertLocks();
+    const missing = new Set<string>();
+    let mark = candidate;
+    for (const { row, outcome, floorLsn } of rows) {
+      if (!this.#lockable(row.seq, row.id)) {
+        missing.add(row.seq);
+        if (floorLsn !== null && mark !== null && floorLsn < mark) mark = floorLsn;
+        continue;
+      }
+      if (outcome === 'expired') this.expired.add(row.id);
+      else if (!this.isConfirmed(row.id)) this.violations.push(`O3: row ${row.seq} deleted without a confirm`);
+      this.#table.delete(row.seq);
+    }
+    if (mark !== null && mark > this.checkpointLsn) this.checkpointLsn = mark;
+    if (durable) this.#flush();
+    return { checkpointLsn: this.checkpointLsn, missing };
+  }
+
+  #hold(holds: readonly Hold[]): Set<string> {
+    this.#assertLocks();
+    const missing = new Set<string>();
+    for (const hold of holds) {
+      const found = this.#lockable(hold.row.seq, hold.row.id);
+      if (!found) missing.add(hold.row.seq);
+      else if (found.state === 'ready') this.#keep(found, hold);
+    }
+    this.#flush();
+    return missing;
+  }
+
+  #keep(found: TableRow, { state, attempts, delayMs, row }: Hold): void {
+    Object.assign(found, { state, attempts });
+    found.dueAtMs = delayMs === null ? timestampMs(row.deliverAt ?? '') || 0 : this.#clock.now() + delayMs;
+    this.held.add(row.id);
+  }
+
+  #writeBack(holds: readonly Hold[]): void {
+    for (const hold of holds) {
+      if (this.find(hold.row.id)) continue;
+      const seq = String(this.#nextSeq++);
+      const kept: TableRow = { row: { ...copyOf(hold.row), seq }, state: 'ready', attempts: 0, dueAtMs: 0, xid: 0 };
+      this.#table.set(seq, kept);
+      this.#keep(kept, hold);
+    }
+    this.#flush();
+  }
+
+  #states(rows: readonly { seq: string; id: string }[]): Map<string, string> {
+    const states = rows.map(({ seq, id }) => [seq, this.#visible(seq, id)?.state] as const);
+    return new Map(states.filter((each): each is [string, TableRow['state']] => each[1] !== undefined));
+  }
+
+  #whereabouts(rows: readonly { seq: string; id: string; xid: number | null }[]): Map<string, Whereabouts> {
+    const states = this.#states(rows);
+    return new Map(
+      rows.map(({ seq, xid }) => [
+        seq,
+        states.has(seq) ? 'present' : this.waitingForStandby.has(xid ?? 0) ? 'undecided' : 'gone',
+      ]),
+    );
+  }
+
+  #makeDue(): SeqAndSize[] {
+    const due = this.rows.filter(
+      (each) =>
+        each.state === 'scheduled' && each.dueAtMs <= this.#clock.now() && this.#lockable(each.row.seq, each.row.id),
+    );
+    for (const each of due) each.state = 'ready';
+    this.#flush();
+    return due.map(({ row }) => ({ seq: row.seq, bytes: row.body.length }));
+  }
+
+  #position(): Lsn {
+    this.#flush();
+    return this.insertLsn;
+  }
+
+  #readyRows(after: bigint, upto: bigint): SeqAndSize[] {
+    return this.rows
+      .filter(({ row, state }) => state === 'ready' && this.#visible(row.seq, row.id))
+      .filter(({ row }) => BigInt(row.seq) > after && BigInt(row.seq) <= upto)
+      .sort((a, b) => Number(a.row.seq) - Number(b.row.seq))
+      .map(({ row }) => ({ seq: row.seq, bytes: row.body.length }));
+  }
+
+  #readRows(seqs: readonly string[]): OutboxRow[] {
+    return seqs.flatMap((seq) => {
+      const found = this.#table.get(seq);
+      return found?.state === 'ready' && this.#visible(seq, found.row.id)
+        ? [{ ...copyOf(found.row), attempts: found.attempts }]
+        : [];
+    });
+  }
+}

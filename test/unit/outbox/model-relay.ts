@@ -1,0 +1,222 @@
+import { WaybillError } from '../../../src/core/errors.js';
+import { Ledger } from '../../../src/core/ledger.js';
+import { LSN_ZERO, maxLsn, type Lsn } from '../../../src/core/lsn.js';
+import { Window } from '../../../src/core/window.js';
+import { Admission } from '../../../src/outbox/admission.js';
+import { ExchangeChecks } from '../../../src/outbox/exchange-checks.js';
+import type { RelayCounters } from '../../../src/outbox/ports.js';
+import { Publishing } from '../../../src/outbox/publishing.js';
+import { Pump } from '../../../src/outbox/pump.js';
+import { Settler } from '../../../src/outbox/settler.js';
+import { TableFeed } from '../../../src/outbox/table-feed.js';
+import { Works, type Work } from '../../../src/outbox/work.js';
+import { Condition, Failure } from '../../../src/runtime/signal.js';
+import { turn, type ManualClock } from '../../support/manual-clock.js';
+import { ModelConnection, type ModelBroker } from './model-broker.js';
+import { Calls } from './model-calls.js';
+import type { ModelDatabase } from './model-database.js';
+
+export const MAX_MESSAGES = 3;
+export const MAX_BYTES = 40;
+
+const silent = { debug: () => undefined, info: () => undefined, warn: () => undefined, error: () => undefined };
+
+export function noCounts(): RelayCounters {
+  const names =
+    'published confirmed returned nacked resent accepted expired parked scheduled settled gone rebuilt swept';
+  return Object.fromEntries(
+    `${names} duplicatesSkipped`.split(' ').map((name) => [name, 0]),
+  ) as unknown as RelayCounters;
+}
+
+/** One session of the real pipeline, wired as the relay wires it, between the model servers. */
+export class ModelRelay {
+  readonly failure = new Failure();
+  readonly databaseCalls = new Calls();
+  readonly brokerCalls = new Calls();
+  readonly works = new Works();
+  readonly window = new Window(MAX_MESSAGES, MAX_BYTES);
+  readonly connection: ModelConnection;
+  readonly pump: Pump;
+  readonly settler: Settler;
+  readonly publishing: Publishing<Work>;
+  readonly feed: TableFeed;
+  /** Where the server starts to send. */
+  readonly startLsn: Lsn;
+  /** The newest position that the stream has spoken of. */
+  handedLsn: Lsn;
+  reportedLsn: Lsn = LSN_ZERO;
+  paused = false;
+  /** The next event to send: which transaction, and begin, rows, commit within it. */
+  #cursor: { transaction: number; event: number };
+  readonly #database: ModelDatabase;
+  #tasks: Promise<unknown>[] = [];
+  #feeding = false;
+
+  constructor(
+    database: ModelDatabase,
+    broker: ModelBroker,
+    clock: ManualClock,
+    counters: RelayCounters,
+    watch: { onPublish(relay: ModelRelay, messageId: string): void; onReport(relay: ModelRelay, settled: Lsn): void },
+  ) {
+    this.#database = database;
+    database.epoch += 1;
+    const ports = database.connect(this.databaseCalls, database.epoch);
+    this.connection = new ModelConnection(broker, this.brokerCalls, (message) =>
+      watch.onPublish(this, message.messageId),
+    );
+    const room = new Condition();
+    const ledger = new Ledger(database.checkpointLsn);
+    const exchanges = new ExchangeChecks(this.connection, clock);
+    const check = (): void => this.failure.check();
+    const heard =
+      <A extends unknown[]>(handle: (...args: A) => void) =>
+      (...args: A): void => {
+        handle(...args);
+        room.notify();
+      };
+    this.publishing = new Publishing<Work>({
+      connection: this.connection,
+      exchanges,
+      window: this.window,
+      clock,
+      confirmTimeoutMs: 1e12,
+      counters,
+      events: {
+        onConfirmed: heard((work) => admission.confirmed(work)),
+        onReturned: heard((work, reason) => admission.returned(work, reason)),
+        onRefused: heard((work, fault) => admission.refused(work, fault)),
+        onNackedTooOften: heard((work) => admission.nackedTooOften(work)),
+        onFailed: (error) => this.failure.fail(error),
+        onChannelDied: () => undefined,
+      },
+    });
+    this.settler = new Settler({
+      store: ports,
+      ledger,
+      works: this.works,
+      clock,
+      counters,
+      log: silent,
+      logsAll: true,
+      intervalMs: 200,
+      checkpointLsn: database.checkpointLsn,
+      report: (lsn) => this.pump.report(lsn),
+      onSettled: () => room.notify(),
+      onFailed: (error) => this.failure.fail(error),
+    });
+    const admission: Admission = new Admission({
+      defaults: { exchange: 'events', routingKey: '{type}', maxBodyBytes: 1_000 },
+      policy: { retryForMs: 600_000, then: 'park' },
+      works: this.works,
+      window: this.window,
+      room,
+      publishing: this.publishing,
+      exchanges,
+      settler: this.settler,
+      databaseNow: () => clock.now(),
+      random: () => clock.random(),
+      check,
+    });
+    this.feed = new TableFeed({ table: ports, works: this.works, admission, counters, log: silent, check });
+    const startLsn = maxLsn(database.checkpointLsn, database.slotLsn);
+    this.startLsn = this.handedLsn = startLsn;
+    this.#cursor = { transaction: database.wal.findIndex(({ commitLsn }) => commitLsn >= startLsn), event: 0 };
+    if (this.#cursor.transaction < 0) this.#cursor.transaction = database.wal.length;
+    this.pump = new Pump({
+      ledger,
+      works: this.works,
+      admission,
+      settler: this.settler,
+      store: ports,
+      counters,
+      startLsn: database.checkpointLsn,
+      replayEnd: database.insertLsn,
+      passIds: new Set(),
+      passFence: LSN_ZERO,
+      check,
+    });
+    this.pump.attach({
+      pause: () => (this.paused = true),
+      resume: () => (this.paused = false),
+      report: (_received, settled) => {
+        watch.onReport(this, settled);
+        this.reportedLsn = settled;
+        if (settled > database.slotLsn) database.slotLsn = settled;
+      },
+    });
+    this.failure.signal.addEventListener('abort', () => {
+      room.notify();
+      this.pump.wake();
+    });
+  }
+
+  async start(): Promise<void> {
+    const opened = this.publishing.open();
+    this.brokerCalls.step();
+    this.brokerCalls.step();
+    await opened;
+    this.#own(this.pump.run());
+  }
+
+  /** Whether the server has sent the whole transaction in this session, or not had to. */
+  hasSent(transaction: number): boolean {
+    return transaction < this.#cursor.transaction;
+  }
+
+  /** The server sends its next event; false when there is none, or when the socket rests. */
+  send(): boolean {
+    const transaction = this.#database.wal[this.#cursor.transaction];
+    if (!transaction || this.paused) return false;
+    const { commitLsn, endLsn, xid, rows } = transaction;
+    const n = this.#cursor.event;
+    this.#cursor.event += 1;
+    const row = rows[n - 1];
+    if (n === 0) this.pump.push({ kind: 'begin', commitLsn, xid });
+    else if (row) this.pump.push({ kind: 'row', row: { ...row, body: Buffer.from(row.body) } });
+    else {
+      this.#cursor = { transaction: this.#cursor.transaction + 1, event: 0 };
+      this.handedLsn = maxLsn(this.handedLsn, endLsn);
+      this.pump.push({ kind: 'commit', endLsn });
+    }
+    return true;
+  }
+
+  /** The server says how far it has read: up to the commit record that it has not sent yet, or to the end. */
+  keepalive(): void {
+    const walEnd = this.#database.wal[this.#cursor.transaction]?.commitLsn ?? this.#database.insertLsn;
+    this.handedLsn = maxLsn(this.handedLsn, walEnd);
+    this.pump.push({ kind: 'keepalive', walEnd, replyRequested: false });
+  }
+
+  /** Due rows and the sweep, one at a time, as the relay's timers start them. */
+  feedFrom(what: 'due' | 'sweep'): void {
+    if (this.#feeding) return;
+    this.#feeding = true;
+    const work = what === 'due' ? this.feed.due() : this.feed.sweep((lsn) => this.pump.passed(lsn));
+    this.#own(work.finally(() => (this.#feeding = false)));
+  }
+
+  get isFeeding(): boolean {
+    return this.#feeding;
+  }
+
+  /** The session is lost with everything it held in memory. */
+  async lose(late: boolean): Promise<void> {
+    const error = new WaybillError('WAYBILL_DATABASE_UNAVAILABLE', 'lost');
+    this.failure.fail(error);
+    this.databaseCalls.lose(error, late);
+    this.brokerCalls.lose(error, late);
+    this.connection.channel?.die();
+    await this.publishing.close();
+    await this.settler.stop();
+    await Promise.all(this.#tasks);
+    await turn();
+  }
+
+  /** Its failure ends the session, as in the relay. */
+  #own(task: Promise<unknown>): void {
+    this.#tasks.push(task.catch((error: unknown) => this.failure.fail(error as Error)));
+  }
+}
