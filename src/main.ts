@@ -12,12 +12,10 @@ function endWith(code: number): never {
   process.exit(code);
 }
 
-let secrets: readonly string[] = [];
-
 // What nobody caught is a defect: say it and end, so that the supervisor starts a clean process (F122).
 for (const event of ['uncaughtException', 'unhandledRejection'] as const) {
   process.on(event, (error: unknown) => {
-    const text = formatFailure(error, { secrets, verbose: true });
+    const text = formatFailure(error, { verbose: true });
     process.stderr.write(text, () => endWith(EXIT.failed));
   });
 }
@@ -50,7 +48,6 @@ const code = await runCli(process.argv.slice(2), version, {
   err: (text) => process.stderr.write(text),
   outIsTerminal: process.stdout.isTTY,
   ask: process.stdin.isTTY ? ask : undefined,
-  onSecrets: (found) => (secrets = found),
   onSignal: (listener) => {
     for (const name of HANDLED_SIGNALS) process.on(name, listener);
   },

@@ -1,5 +1,5 @@
 import type { Config } from '../config/load.js';
-import { staysLocal } from '../config/urls.js';
+import { staysLocal } from '../config/hosts.js';
 import type { RelayEntry } from '../postgres/inspect.js';
 import type { BrokerFacts } from '../rabbitmq/inspect.js';
 import { fail, ok, warn, type Finding } from './doctor-findings.js';

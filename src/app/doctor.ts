@@ -1,8 +1,9 @@
 import type { Config } from '../config/load.js';
 import { publicationName, slotName } from '../core/identity.js';
 import { isWaybillError } from '../core/errors.js';
+import type { Unusable } from '../core/usable-host.js';
 import { toDatabaseError } from '../postgres/errors.js';
-import { identifySystem } from '../postgres/identify.js';
+import type { DatabaseEndpoint } from '../postgres/connect.js';
 import {
   inspectOldTransactions,
   inspectServer,
@@ -10,15 +11,16 @@ import {
   readSystemIdentifier,
 } from '../postgres/inspect-server.js';
 import { readInstallation, readRelays, readSlot, type RelayEntry } from '../postgres/inspect.js';
+import { identifyPrimary } from '../postgres/primary.js';
 import { checkSchema, migrationStatus } from '../postgres/migrations.js';
 import { OUTBOX_COLUMNS } from '../postgres/outbox-row.js';
 import { inspectPublication } from '../postgres/relay-record.js';
 import { checkBroker, checkEncryption } from './doctor-broker.js';
 import { checkCertificates } from './doctor-certificates.js';
-import { fail, ok, type Finding } from './doctor-findings.js';
+import { fail, ok, warn, type Finding } from './doctor-findings.js';
 import { checkSchemaObjects } from './doctor-schema.js';
 import { checkServer } from './doctor-server.js';
-import { replicationEndpoint } from './endpoints.js';
+import { replicationEndpoints } from './endpoints.js';
 import { withDatabase, type SqlClient } from './session.js';
 import { askBroker } from './status.js';
 
@@ -28,6 +30,7 @@ const STATE_COLUMNS = ['state', 'last_error', 'next_attempt_at', 'hold_no'];
 
 /** What the database side tells the broker's checks. */
 interface Remembered {
+  server: DatabaseEndpoint | undefined;
   installation: string | undefined;
   record: RelayEntry | undefined;
 }
@@ -35,22 +38,34 @@ interface Remembered {
 /** Looks at everything that can be seen beforehand; changes nothing. What cannot be reached is a finding, not an error. */
 export async function examine(config: Config): Promise<Finding[]> {
   const findings: Finding[] = [];
-  const remembered: Remembered = { installation: undefined, record: undefined };
+  const remembered: Remembered = { server: undefined, installation: undefined, record: undefined };
   await gather(findings, 'database', async () => {
-    await withDatabase(config.database, LIMITS, (client) => examineDatabase(client, config, findings, remembered));
+    const examined = (client: SqlClient, server: DatabaseEndpoint): Promise<void> => {
+      remembered.server = server;
+      return examineDatabase(client, config, findings, remembered);
+    };
+    await withDatabase(config.database, LIMITS, examined, (host) => findings.push(passedOver('database-hosts', host)));
   });
   if (config.relay.source === 'wal') {
     await gather(findings, 'replication-connection', async () => {
-      await identifySystem(replicationEndpoint(config.database), 'waybill inspection');
+      await identifyPrimary(replicationEndpoints(config.database, remembered.server), 'waybill inspection');
       findings.push(ok('replication-connection', 'a replication connection can be opened'));
     });
   }
   await gather(findings, 'broker', async () => {
-    const facts = await askBroker(config, remembered.installation);
+    const facts = await askBroker(config, remembered.installation, (host) =>
+      findings.push(passedOver('broker-hosts', host)),
+    );
     findings.push(...checkBroker(facts, remembered.record, config));
   });
   findings.push(...checkEncryption(config), ...checkCertificates(config, new Date()));
   return findings;
+}
+
+/** A standby among the hosts is as it should be; a host that cannot be reached is missed when it is needed. */
+function passedOver(id: string, { host, error }: Unusable): Finding {
+  if (error.code === 'WAYBILL_DATABASE_UNSUITABLE') return ok(id, `${host} is passed over: ${error.message}`);
+  return warn(id, `${host} cannot be used: ${error.message}`, error.hint ?? 'see the message');
 }
 
 /** Runs one part; its failure becomes a finding with the hint as the mend. */

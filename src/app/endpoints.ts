@@ -1,9 +1,12 @@
 import { readFileSync } from 'node:fs';
 import { checkServerIdentity, type ConnectionOptions } from 'node:tls';
+import { hostUrls } from '../config/hosts.js';
 import type { Config, TlsConfig } from '../config/load.js';
 import { WaybillError } from '../core/errors.js';
-import type { DatabaseEndpoint } from '../postgres/connect.js';
-import type { BrokerEndpoint } from '../rabbitmq/connection.js';
+import { POSTGRES_PORT, type DatabaseEndpoint } from '../postgres/connect.js';
+import { sameServer, type DatabaseEndpoints } from '../postgres/primary.js';
+import { AMQP_PORT, AMQPS_PORT, type BrokerEndpoints } from '../rabbitmq/connection.js';
+import { passwordFrom } from './password-command.js';
 
 /**
  * What node:tls needs for a configured protection, or undefined for plaintext. The files are read here, at each
@@ -20,23 +23,50 @@ function tlsOptions(tls: TlsConfig): ConnectionOptions | undefined {
   };
 }
 
-/** The database as the adapters take it. */
-export function databaseEndpoint(database: Config['database']): DatabaseEndpoint {
-  const ssl = tlsOptions(database.tls);
-  return { url: database.url, ...(ssl === undefined ? {} : { ssl }) };
+/** The servers of database.url as the adapters take them. */
+export function databaseEndpoints(database: Config['database']): DatabaseEndpoints {
+  return endpointsOf(database.url, database.tls, database.passwordCommand);
 }
 
-/** The same for the replication connection, which may go past a pooler. */
-export function replicationEndpoint(database: Config['database']): DatabaseEndpoint {
-  const ssl = tlsOptions(database.replicationTls);
-  return { url: database.replicationUrl, ...(ssl === undefined ? {} : { ssl }) };
+/**
+ * The same for the replication connection, which may go past a pooler. Where it has no URL of its own it goes to the
+ * server that the SQL connection has found.
+ */
+export function replicationEndpoints(
+  database: Config['database'],
+  found: DatabaseEndpoint | undefined,
+): DatabaseEndpoints {
+  const servers = endpointsOf(database.replicationUrl, database.replicationTls, database.passwordCommand);
+  const same = found && database.replicationUrl === database.url ? sameServer(servers, found) : undefined;
+  return same ? [same] : servers;
 }
 
-/** The broker as the adapter takes it. */
-export function brokerEndpoint({ url, tls, heartbeatMs, connectTimeoutMs }: Config['broker']): BrokerEndpoint {
-  const options = url.startsWith('amqps:') ? tlsOptions(tls) : undefined;
-  const heartbeatSeconds = Math.max(1, Math.round(heartbeatMs / 1000));
-  return { url, heartbeatSeconds, connectTimeoutMs, ...(options === undefined ? {} : { tls: options }) };
+function endpointsOf(urls: string, tls: TlsConfig, command: Config['database']['passwordCommand']): DatabaseEndpoints {
+  const ssl = tlsOptions(tls);
+  return each(hostUrls(urls), (url) => ({
+    url,
+    ...(ssl === undefined ? {} : { ssl }),
+    ...(command === undefined ? {} : { password: passwordFrom(command, 'database', url, POSTGRES_PORT) }),
+  }));
+}
+
+/** The nodes of broker.url as the adapter takes them. */
+export function brokerEndpoints(broker: Config['broker']): BrokerEndpoints {
+  const { passwordCommand: command, heartbeatMs, connectTimeoutMs } = broker;
+  const encrypted = broker.url.startsWith('amqps:');
+  const tls = encrypted ? tlsOptions(broker.tls) : undefined;
+  const port = encrypted ? AMQPS_PORT : AMQP_PORT;
+  return each(hostUrls(broker.url), (url) => ({
+    url,
+    heartbeatSeconds: Math.max(1, Math.round(heartbeatMs / 1000)),
+    connectTimeoutMs,
+    ...(tls === undefined ? {} : { tls }),
+    ...(command === undefined ? {} : { password: passwordFrom(command, 'broker', url, port) }),
+  }));
+}
+
+function each<T, U>([first, ...others]: readonly [T, ...T[]], make: (item: T) => U): [U, ...U[]] {
+  return [make(first), ...others.map(make)];
 }
 
 function readTlsFile(path: string): string {

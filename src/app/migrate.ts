@@ -1,10 +1,12 @@
-import { connectSql, closeQuietly, type DatabaseEndpoint } from '../postgres/connect.js';
+import { closeQuietly, type connectSql } from '../postgres/connect.js';
 import { loadMigrations, migrateUp, migrationStatus, renderMigration } from '../postgres/migrations.js';
 import type { MigrationStatus } from '../postgres/migrations.js';
+import { connectToPrimary, type DatabaseEndpoints } from '../postgres/primary.js';
 import { rolesSql, type RoleNames } from '../postgres/roles.js';
 
 /** Which database and which schema in it. */
-export interface MigrateTarget extends DatabaseEndpoint {
+export interface MigrateTarget {
+  readonly servers: DatabaseEndpoints;
   readonly schema: string;
 }
 
@@ -38,8 +40,11 @@ async function withClient<T>(
   target: MigrateTarget,
   work: (client: Awaited<ReturnType<typeof connectSql>>) => Promise<T>,
 ): Promise<T> {
-  // An error outside a statement makes the next statement fail, which says it.
-  const client = await connectSql(target, 'waybill migrate', () => undefined);
+  const { client } = await connectToPrimary(target.servers, {
+    applicationName: 'waybill migrate',
+    // An error outside a statement makes the next statement fail, which says it.
+    onError: () => undefined,
+  });
   try {
     return await work(client);
   } finally {

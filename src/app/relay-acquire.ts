@@ -1,9 +1,8 @@
 import type { Config } from '../config/load.js';
 import { WaybillError, isWaybillError } from '../core/errors.js';
 import { lockQueueName, publicationName, slotName } from '../core/identity.js';
-import { closeQuietly, connectSql, relaxCommits, type DatabaseEndpoint } from '../postgres/connect.js';
-import { toDatabaseError } from '../postgres/errors.js';
-import { identifySystem, identifySystemBySql, type SystemIdentity } from '../postgres/identify.js';
+import { closeQuietly, relaxCommits, type DatabaseEndpoint } from '../postgres/connect.js';
+import { identifySystemBySql, type SystemIdentity } from '../postgres/identify.js';
 import { checkSchema } from '../postgres/migrations.js';
 import {
   ensurePublication,
@@ -15,12 +14,12 @@ import {
   type ServerFacts,
 } from '../postgres/relay-record.js';
 import { Slot, type SlotState } from '../postgres/slot.js';
-import { BrokerConnection } from '../rabbitmq/connection.js';
+import type { BrokerConnection } from '../rabbitmq/connection.js';
 import { probeBroker, takeLockQueue } from '../rabbitmq/lock-queue.js';
 import { pause, type Clock } from '../runtime/clock.js';
 import type { Failure } from '../runtime/signal.js';
 import type { Logger } from '../telemetry/log.js';
-import { brokerEndpoint, databaseEndpoint, replicationEndpoint } from './endpoints.js';
+import { RelayConnections } from './relay-connections.js';
 import { assertPublication, usableSlot, type SlotFacts } from './relay-slot.js';
 import type { SqlClient } from './session.js';
 
@@ -30,6 +29,8 @@ export type RelayPhase =
 
 export interface SessionContext {
   config: Config;
+  /** The connection settings as they are now. Never fails: what cannot be read anew is as it was. */
+  connectionSettings: () => Pick<Config, 'database' | 'broker'>;
   log: Logger;
   clock: Clock;
   /** host:pid, for the database and for people. */
@@ -84,42 +85,19 @@ export class Holdings {
  * Standing by for the lock is a phase, not an error. Rejects with the first failure; the caller abandons the holdings.
  */
 export async function acquire(context: SessionContext, holdings: Holdings): Promise<Acquired> {
-  const { config, clock, failure, log } = context;
-  const database = databaseEndpoint(config.database);
-  const replication = replicationEndpoint(config.database);
-  const name = `waybill ${config.relay.name}`;
-  const onDatabaseError = (error: Error): void => failure.fail(toDatabaseError(error, 'the database connection'));
-  const connectClient = async (purpose: string): Promise<SqlClient> => {
-    const client = await failure.race(connectSql(database, `${name} ${purpose}`, onDatabaseError));
-    holdings.clients.push(client);
-    return client;
-  };
+  const { config, failure } = context;
+  const connections = new RelayConnections(context, holdings);
 
   context.onPhase('connecting');
-  const writer = await connectClient('settle');
+  const writer = await connections.sql('settle');
   await relaxCommits(writer);
   await checkSchema(writer, { schema: config.database.schema });
   const server = await serverFacts(writer);
   const fromLog = config.relay.source === 'wal';
   assertUsable(server, fromLog);
-  const identity = await failure.race(
-    fromLog ? identifySystem(replication, `${name} identify`) : identifySystemBySql(writer),
-  );
-  const broker = await failure.race(
-    BrokerConnection.open(
-      brokerEndpoint(config.broker),
-      name,
-      {
-        onClosed: (error) => failure.fail(error),
-        onBlocked: (reason) =>
-          log.warn({ reason }, 'RabbitMQ blocks publishing (memory or disk alarm); waiting for it'),
-        onUnblocked: () => log.info({}, 'RabbitMQ takes messages again'),
-      },
-      clock,
-    ),
-  );
-  holdings.broker = broker;
-  const vhost = virtualHostOf(config.broker.url);
+  const identity = fromLog ? await connections.identify() : await failure.race(identifySystemBySql(writer));
+  const broker = await connections.broker();
+  const { vhost } = broker;
   await assertSameServers(context, writer, identity, broker.clusterName, vhost);
   const lockQueue = lockQueueName(await installationId(writer, config.database.schema), config.relay.name);
   await waitForLock(context, broker, lockQueue, writer);
@@ -147,7 +125,7 @@ export async function acquire(context: SessionContext, holdings: Holdings): Prom
   const record = await findRelay(writer, config);
   if (!record) throw new WaybillError('WAYBILL_EPOCH_LOST', `the row of relay ${config.relay.name} was deleted`);
   const publication = publicationName(config.database.schema);
-  const fixed = { broker, writer, replication, server, publication, record, identity };
+  const fixed = { broker, writer, replication: connections.replication(), server, publication, record, identity };
   const facts: SlotFacts = {
     database: server.database,
     walSenderTimeoutMs: server.walSenderTimeoutMs,
@@ -158,7 +136,7 @@ export async function acquire(context: SessionContext, holdings: Holdings): Prom
   if (!fromLog) {
     // A slot that nobody reads would only pin WAL.
     await usableSlot(context, slot, { ...facts, replace: 'relay.source is table' });
-    return { ...fixed, slot: undefined, slotState: undefined, reader: await connectClient('table') };
+    return { ...fixed, slot: undefined, slotState: undefined, reader: await connections.sql('table') };
   }
   const made = await ensurePublication(writer, config.database.schema);
   await assertPublication(writer, config.database.schema, publication);
@@ -167,7 +145,7 @@ export async function acquire(context: SessionContext, holdings: Holdings): Prom
     publicationMade: made === 'created',
     replace: context.replaceSlot ? 'decoding from it fails' : undefined,
   });
-  return { ...fixed, slot, slotState, reader: await connectClient('table') };
+  return { ...fixed, slot, slotState, reader: await connections.sql('table') };
 }
 
 /** Rows that only the slot can bring forbid to leave it. */
@@ -280,9 +258,4 @@ async function declareTopology({ config, failure, log }: SessionContext, broker:
       hint: 'Declare it, set relay.exchange to one that exists, or let Waybill declare it with relay.topology: assert.',
     });
   }
-}
-
-function virtualHostOf(url: string): string {
-  const path = new URL(url).pathname.slice(1);
-  return path === '' ? '/' : decodeURIComponent(path);
 }

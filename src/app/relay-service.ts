@@ -19,6 +19,13 @@ export interface RelayService {
   stop(): Promise<'drained' | 'incomplete'>;
 }
 
+export interface RelayServiceOptions {
+  /** Reads the configuration again, for each connection; throws as loadConfig does. Without it nothing is read anew. */
+  reload?: () => Config;
+  clock?: Clock;
+  onPhase?: (phase: RelayPhase) => void;
+}
+
 /** How long an error that needs a person is left before another look. */
 const OPERATOR_RETRY_MS = 15_000;
 const STANDBY_RETRY_MS = 250;
@@ -30,13 +37,8 @@ const AWAY: ReadonlySet<RelayPhase> = new Set(['connecting', 'waiting-for-broker
  * Starts the relay. Errors that may pass are logged and tried again; `stopped` rejects when the schema does not fit the
  * program at the start: that must not look like a relay that runs.
  */
-export function startRelayService(
-  config: Config,
-  log: Logger,
-  clock: Clock = systemClock,
-  onPhase: (phase: RelayPhase) => void = () => undefined,
-): RelayService {
-  return new Supervisor(config, log, clock, onPhase);
+export function startRelayService(config: Config, log: Logger, options: RelayServiceOptions = {}): RelayService {
+  return new Supervisor(config, log, options);
 }
 
 /**
@@ -61,7 +63,11 @@ class Supervisor implements RelayService {
     swept: 0,
     duplicatesSkipped: 0,
   };
-  readonly #config: Config;
+  /** What connects is read anew for each connection; the rest is as it was at the start. */
+  #config: Config;
+  readonly #reload: () => Config;
+  /** Why the last reading failed. */
+  #unreadable: string | undefined;
   readonly #log: Logger;
   readonly #clock: Clock;
   readonly #stopping = new AbortController();
@@ -70,13 +76,15 @@ class Supervisor implements RelayService {
   #failures = 0;
   #phase: RelayPhase = 'connecting';
 
-  constructor(config: Config, log: Logger, clock: Clock, onPhase: (phase: RelayPhase) => void) {
+  constructor(config: Config, log: Logger, options: RelayServiceOptions) {
+    const { reload = () => config, clock = systemClock, onPhase = () => undefined } = options;
     this.#config = config;
+    this.#reload = reload;
     this.#log = log;
     this.#clock = clock;
     this.#onPhase = onPhase;
     const watching = watchKeptWal(
-      () => this.#config,
+      () => this.#freshConfig(),
       log,
       clock,
       () => AWAY.has(this.#phase),
@@ -101,6 +109,7 @@ class Supervisor implements RelayService {
       try {
         return await runRelaySession({
           config: this.#config,
+          connectionSettings: () => this.#freshConfig(),
           log: this.#log,
           clock: this.#clock,
           counters: this.counters,
@@ -126,6 +135,22 @@ class Supervisor implements RelayService {
         if (this.#stopping.signal.aborted) return 'drained';
       }
     }
+  }
+
+  /** F38, F83: a rotated password is seen at the next connection. A configuration that went wrong leaves the old one. */
+  #freshConfig(): Config {
+    try {
+      const { database, broker } = this.#reload();
+      this.#config = { ...this.#config, database: { ...database, schema: this.#config.database.schema }, broker };
+      this.#unreadable = undefined;
+    } catch (error) {
+      if (!(error instanceof WaybillError)) throw error;
+      if (error.message !== this.#unreadable) {
+        this.#log.error({ err: error }, 'the configuration cannot be read again; connecting with what was read before');
+      }
+      this.#unreadable = error.message;
+    }
+    return this.#config;
   }
 
   async #endWatch(watching: Promise<void>): Promise<void> {

@@ -1,8 +1,10 @@
 import type { Config } from '../config/load.js';
 import { WaybillError } from '../core/errors.js';
-import { closeQuietly, connectSql } from '../postgres/connect.js';
+import type { Unusable } from '../core/usable-host.js';
+import { closeQuietly, type connectSql, type DatabaseEndpoint } from '../postgres/connect.js';
+import { connectToPrimary } from '../postgres/primary.js';
 import { systemClock, within } from '../runtime/clock.js';
-import { databaseEndpoint } from './endpoints.js';
+import { databaseEndpoints } from './endpoints.js';
 
 /** A connection as the adapter gives it. */
 export type SqlClient = Awaited<ReturnType<typeof connectSql>>;
@@ -18,13 +20,19 @@ interface Limits {
 export async function withDatabase<T>(
   database: Config['database'],
   limits: Limits,
-  work: (client: SqlClient) => Promise<T>,
+  work: (client: SqlClient, server: DatabaseEndpoint) => Promise<T>,
+  onUnusable: (unusable: Unusable) => void = () => undefined,
 ): Promise<T> {
-  // A connection that dies fails the statement that waits for it; there is nobody else to tell.
-  const client = await connectSql(databaseEndpoint(database), 'waybill', () => undefined, limits);
+  const { client, server } = await connectToPrimary(databaseEndpoints(database), {
+    applicationName: 'waybill',
+    // A connection that dies fails the statement that waits for it; there is nobody else to tell.
+    onError: () => undefined,
+    limits,
+    onUnusable,
+  });
   const tooLate = Symbol('too late');
   try {
-    const result = await within(systemClock, work(client), limits.workTimeoutMs, tooLate);
+    const result = await within(systemClock, work(client, server), limits.workTimeoutMs, tooLate);
     if (result !== tooLate) return result;
     throw new WaybillError('WAYBILL_DATABASE_UNAVAILABLE', 'PostgreSQL took the connection and then did not answer.', {
       hint: 'The server is overloaded, stopped or cut off; look at it on its own machine.',

@@ -1,6 +1,7 @@
 import type { Config } from '../config/load.js';
 import { lockQueueName, slotName } from '../core/identity.js';
 import { isWaybillError } from '../core/errors.js';
+import type { Unusable } from '../core/usable-host.js';
 import { toDatabaseError } from '../postgres/errors.js';
 import { readDatabaseName, readSystemIdentifier } from '../postgres/inspect-server.js';
 import {
@@ -16,7 +17,7 @@ import {
 } from '../postgres/inspect.js';
 import { checkSchema, migrationStatus, SCHEMA_VERSION } from '../postgres/migrations.js';
 import { inspectBroker, type BrokerFacts } from '../rabbitmq/inspect.js';
-import { brokerEndpoint } from './endpoints.js';
+import { brokerEndpoints } from './endpoints.js';
 import { withDatabase, type SqlClient } from './session.js';
 import { findProblems, type StatusProblem } from './status-problems.js';
 
@@ -131,14 +132,19 @@ async function readRows(client: SqlClient, schema: string, facts: StatusFacts): 
 }
 
 /** What doctor and status ask the broker. */
-export function askBroker(config: Config, installation: string | undefined): Promise<BrokerFacts> {
+export function askBroker(
+  config: Config,
+  installation: string | undefined,
+  onUnusable?: (unusable: Unusable) => void,
+): Promise<BrokerFacts> {
   const { name, exchange, exchangeType, topology } = config.relay;
-  return inspectBroker(brokerEndpoint(config.broker), {
+  const questions = {
     exchange,
     exchangeType,
     declares: topology === 'assert',
     lockQueue: installation === undefined ? undefined : lockQueueName(installation, name),
-  });
+  };
+  return inspectBroker(brokerEndpoints(config.broker), questions, onUnusable);
 }
 
 function activityOf({ slot, broker }: StatusFacts, source: Config['relay']['source']): Activity {

@@ -6,8 +6,9 @@ import {
   type Config,
   type ConfigSources,
 } from '../config/load.js';
-import { passwordsIn } from '../config/urls.js';
 import { ConfigInvalid } from '../config/problems.js';
+import { passwordsIn } from '../config/urls.js';
+import { knownSecrets } from '../telemetry/redact.js';
 import type { CliContext } from './context.js';
 
 /** Options that every command takes. */
@@ -16,7 +17,7 @@ export interface GlobalOptions {
   verbose?: boolean;
 }
 
-/** The configuration as a command needs it, and the secrets that its messages must not repeat. */
+/** The configuration as a command needs it, read anew by each call; its secrets become known ones. */
 export interface Configuration {
   /** Everything, checked. */
   whole(): Config;
@@ -24,16 +25,10 @@ export interface Configuration {
   database(): Config['database'];
   /** The schema name alone, for commands that need no connection. */
   schemaName(): string;
-  secrets(): readonly string[];
 }
 
 /** Reads the file of --config or WAYBILL_CONFIG, and the environment over it, when a command asks for it. */
 export function configuration(context: CliContext, options: () => GlobalOptions): Configuration {
-  let secrets: readonly string[] = [];
-  const keepSecret = (found: readonly string[]): void => {
-    secrets = found;
-    context.onSecrets(found);
-  };
   const sources = (): ConfigSources => ({
     file: readConfigFile(context, options().config),
     environment: context.environment,
@@ -42,16 +37,15 @@ export function configuration(context: CliContext, options: () => GlobalOptions)
   return {
     whole() {
       const config = loadConfig(sources());
-      keepSecret(secretsOf(config));
+      knownSecrets.add(secretsOf(config));
       return config;
     },
     database() {
       const database = loadDatabaseConfig(sources());
-      keepSecret(passwordsIn(database.url));
+      knownSecrets.add([database.url, database.replicationUrl].flatMap(passwordsIn));
       return database;
     },
     schemaName: () => loadSchemaName(sources()),
-    secrets: () => secrets,
   };
 }
 

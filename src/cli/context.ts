@@ -10,8 +10,6 @@ export interface CliContext {
   outIsTerminal: boolean;
   /** Asks on the terminal; undefined where nobody can answer. */
   ask: ((question: string) => Promise<string>) | undefined;
-  /** Told which texts must not be printed, once they are known. */
-  onSecrets: (secrets: readonly string[]) => void;
   /** Calls the listener for each SIGTERM, SIGINT and SIGHUP from now on. */
   onSignal: (listener: (name: NodeJS.Signals) => void) => void;
 }

@@ -16,7 +16,7 @@ export function registerDoctor(program: Command, cli: Cli): void {
       const findings = await examine(cli.configuration.whole());
       const counts = countBySeverity(findings);
       const passed = counts.fail === 0 && (!strict || counts.warn === 0);
-      const redact = createTextRedactor(cli.configuration.secrets());
+      const redact = createTextRedactor();
       const text = json
         ? redact(JSON.stringify({ passed, counts, findings }, null, 2))
         : printable(redact(formatFindings(findings)));

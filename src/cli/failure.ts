@@ -13,8 +13,8 @@ export function exitCodeOf(error: unknown): ExitCode {
 }
 
 /** An error as a person reads it: what, which code, what to do. The stack only when asked for, secrets never. */
-export function formatFailure(error: unknown, { secrets, verbose }: { secrets: readonly string[]; verbose: boolean }) {
-  const redact = createTextRedactor(secrets);
+export function formatFailure(error: unknown, { verbose }: { verbose: boolean }) {
+  const redact = createTextRedactor();
   const lines: string[] = [];
   if (isWaybillError(error)) {
     lines.push(`waybill: ${error.message}`, `  code: ${error.code}`);

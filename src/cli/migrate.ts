@@ -1,5 +1,5 @@
 import { InvalidArgumentError, type Command } from 'commander';
-import { databaseEndpoint } from '../app/endpoints.js';
+import { databaseEndpoints } from '../app/endpoints.js';
 import { applyMigrations, printMigrations, printRoles, readMigrationStatus } from '../app/migrate.js';
 import { checkSchemaName } from '../config/names.js';
 import { EXIT } from './context.js';
@@ -10,7 +10,7 @@ export function registerMigrate(program: Command, cli: Cli): void {
   const migrate = program.command('migrate').description('Install and update the Waybill tables.');
   const target = (schema: string | undefined) => {
     const configured = cli.configuration.database();
-    return { ...databaseEndpoint(configured), schema: schema ?? configured.schema };
+    return { servers: databaseEndpoints(configured), schema: schema ?? configured.schema };
   };
 
   migrate

@@ -59,5 +59,5 @@ function report(cli: Cli, error: unknown, verbose: boolean): void {
     const facts = isWaybillError(error) ? { code: error.code, hint: error.hint } : {};
     cli.logger.error({ ...facts, err: error }, 'Stopped by an error.');
   }
-  cli.context.err(formatFailure(error, { secrets: cli.configuration.secrets(), verbose }));
+  cli.context.err(formatFailure(error, { verbose }));
 }

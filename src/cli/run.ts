@@ -4,7 +4,7 @@ import type { Config } from '../config/load.js';
 import { WaybillError } from '../core/errors.js';
 import { pause, systemClock, type Clock } from '../runtime/clock.js';
 import { keepHeapSmall } from '../runtime/heap.js';
-import { createLogger, type Logger } from '../telemetry/log.js';
+import { createLogger, type AdjustableLogger, type Logger } from '../telemetry/log.js';
 import type { Cli } from './program.js';
 
 /** How much longer than its own drain timeout a service may take to close everything. */
@@ -20,7 +20,6 @@ export function registerRun(program: Command, cli: Cli): void {
       const config = cli.configuration.whole();
       const logger = createLogger({
         ...config.log,
-        secrets: cli.configuration.secrets(),
         write: cli.context.out,
         isTerminal: cli.context.outIsTerminal,
       });
@@ -28,7 +27,8 @@ export function registerRun(program: Command, cli: Cli): void {
       await runUntilStopped(config, logger, {
         onSignal: cli.context.onSignal,
         clock: systemClock,
-        start: (given, log) => startRelayService(given, log),
+        start: (given, log) => startRelayService(given, log, { reload: () => cli.configuration.whole() }),
+        reload: () => cli.configuration.whole(),
       });
     });
 }
@@ -38,17 +38,23 @@ export interface RunSurroundings {
   onSignal: (listener: (name: NodeJS.Signals) => void) => void;
   clock: Clock;
   start: (config: Config, logger: Logger) => RelayService;
+  /** Reads the configuration again; throws as loadConfig does. */
+  reload: () => Config;
 }
 
 /**
  * Runs the service until it ends by itself or a signal asks it to. The first SIGTERM or SIGINT drains; a second one, or
  * the deadline, gives up at once with WAYBILL_DRAIN_INCOMPLETE (safe: what was unconfirmed is published again).
  */
-export async function runUntilStopped(config: Config, logger: Logger, around: RunSurroundings): Promise<void> {
+export async function runUntilStopped(
+  config: Config,
+  logger: AdjustableLogger,
+  around: RunSurroundings,
+): Promise<void> {
   const asked = deferred<NodeJS.Signals>();
   const insisted = deferred<NodeJS.Signals>();
   around.onSignal((name) => {
-    if (name === 'SIGHUP') logger.warn({}, 'SIGHUP is ignored; restart to read the configuration again.');
+    if (name === 'SIGHUP') takeUp(config, logger, around.reload);
     else if (asked.settled()) insisted.resolve(name);
     else asked.resolve(name);
   });
@@ -82,6 +88,33 @@ export async function runUntilStopped(config: Config, logger: Logger, around: Ru
     case 'insisted':
       throw incomplete('a second signal came');
   }
+}
+
+/**
+ * F113: what SIGHUP does. Secrets are known from here on and used at the next connection, the log level holds at once;
+ * of what needs a restart only the section is told. A configuration that is wrong changes nothing.
+ */
+function takeUp(running: Config, logger: AdjustableLogger, reload: () => Config): void {
+  let next: Config;
+  try {
+    next = reload();
+  } catch (error) {
+    logger.error({ err: error }, 'SIGHUP: the new configuration is wrong; the old one stays.');
+    return;
+  }
+  logger.setLevel(next.log.level);
+  const needsRestart = (['database.schema', 'relay', 'log.format', 'log.messages'] as const).filter(
+    (name) => JSON.stringify(restarting(running)[name]) !== JSON.stringify(restarting(next)[name]),
+  );
+  logger.info(
+    { logLevel: next.log.level, needsRestart },
+    'SIGHUP: read the configuration again; connections use it when they are made anew.',
+  );
+}
+
+/** What is taken up by a restart only. */
+function restarting({ database, relay, log }: Config) {
+  return { 'database.schema': database.schema, relay, 'log.format': log.format, 'log.messages': log.messages };
 }
 
 function incomplete(why: string): WaybillError {

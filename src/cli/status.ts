@@ -14,7 +14,7 @@ export function registerStatus(program: Command, cli: Cli): void {
     .action(async ({ json, check }: { json?: boolean; check?: boolean }) => {
       const status = await collectStatus(cli.configuration.whole());
       const text = json ? JSON.stringify(status, null, 2) : formatStatus(status);
-      const redact = createTextRedactor(cli.configuration.secrets());
+      const redact = createTextRedactor();
       cli.context.out(`${json ? redact(text) : printable(redact(text))}\n`);
       if (check && status.problems.length > 0) cli.exitCode = EXIT.check;
     });

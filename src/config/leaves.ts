@@ -4,7 +4,7 @@ import { formatDuration, formatSize, parseDuration, parseSize, type Parsed } fro
 /** What the reference, the environment reader and the problem texts know of one key. */
 export interface KeyDocs {
   doc: string;
-  kind: 'url' | 'text' | 'name' | 'file' | 'choice' | 'integer' | 'duration' | 'size';
+  kind: 'url' | 'text' | 'name' | 'file' | 'command' | 'choice' | 'integer' | 'duration' | 'size';
   values: string;
   /** As a person would write it; undefined when the key has no default. */
   default: string | undefined;
@@ -140,6 +140,25 @@ export function filePath(doc: string) {
     default: undefined,
     required: false,
     secret: false,
+  });
+}
+
+/** A program and its arguments, which is run without a shell; in the environment a JSON array. */
+export function command(doc: string) {
+  const example = '["program", "argument"]';
+  const parse: Parse<readonly [string, ...string[]] | undefined> = (raw) => {
+    const [program, ...rest] = (Array.isArray(raw) ? raw : []) as unknown[];
+    const isText = (part: unknown): part is string => typeof part === 'string' && !part.includes('\0');
+    if (isText(program) && program.trim() !== '' && rest.every(isText)) return { value: [program, ...rest] };
+    return { problem: 'is not a list of a program and its arguments', mend: `write it like ${example}` };
+  };
+  return leaf(orDefault<readonly [string, ...string[]] | undefined>(undefined, parse), {
+    doc,
+    kind: 'command',
+    values: example,
+    default: undefined,
+    required: false,
+    secret: true,
   });
 }
 

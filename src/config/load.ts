@@ -1,4 +1,5 @@
-import { passwordsIn, staysLocal } from './urls.js';
+import { staysLocal } from './hosts.js';
+import { passwordsIn } from './urls.js';
 import { ConfigInvalid, type ConfigProblem } from './problems.js';
 import { keyByName } from './keys.js';
 import { settings, type Settings, type TLS_MODES } from './schema.js';

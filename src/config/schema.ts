@@ -1,5 +1,16 @@
 import { z } from 'zod';
-import { choice, duration, filePath, integer, optionalChoice, optionalUrl, size, text, url } from './leaves.js';
+import {
+  choice,
+  command,
+  duration,
+  filePath,
+  integer,
+  optionalChoice,
+  optionalUrl,
+  size,
+  text,
+  url,
+} from './leaves.js';
 import { checkExchangeName, checkExchangeType, checkRelayName, checkRoutingKey, checkSchemaName } from './names.js';
 import { checkBrokerUrl, checkDatabaseUrl } from './urls.js';
 
@@ -20,7 +31,7 @@ const tls = z.strictObject({
 const database = z.strictObject({
   url: url(checkDatabaseUrl, {
     values: 'postgres://user:password@host:5432/database',
-    doc: 'The database with the outbox. Point it at the primary, not at a pooler in transaction mode.',
+    doc: 'The database with the outbox. Point it at the primary, not at a pooler in transaction mode. Several hosts (`h1:5432,h2:5432`) are tried in order; the first that takes writes is used.',
   }),
   replicationUrl: optionalUrl(
     checkDatabaseUrl,
@@ -29,6 +40,9 @@ const database = z.strictObject({
       doc: 'For the replication connection, where `url` goes through a pooler. The same database.',
     },
     'database.url',
+  ),
+  passwordCommand: command(
+    'Run at each connection; what it prints replaces the password of the URL, for tokens that expire. No shell; `{host}`, `{port}` and `{user}` stand for those of the connection; 10 s at most.',
   ),
   schema: text('waybill', checkSchemaName, {
     kind: 'name',
@@ -41,8 +55,11 @@ const database = z.strictObject({
 const broker = z.strictObject({
   url: url(checkBrokerUrl, {
     values: 'amqps://user:password@host:5671/vhost',
-    doc: 'The RabbitMQ broker. Off this machine it must be amqps://, or `tls.mode: insecure-plaintext`.',
+    doc: 'The RabbitMQ broker. Off this machine it must be amqps://, or `tls.mode: insecure-plaintext`. Several hosts of one cluster (`h1:5671,h2:5671`) are tried in order.',
   }),
+  passwordCommand: command(
+    'Run at each connection; what it prints replaces the password of the URL, as for `database.passwordCommand`.',
+  ),
   tls: tls.prefault({}),
   heartbeat: duration(
     '10s',

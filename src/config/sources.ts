@@ -134,7 +134,18 @@ function place(tree: RawTree, key: Key, text: string, variable: string, problems
     }
     section = next;
   }
-  section[key.path.at(-1) ?? ''] = key.kind === 'integer' && /^\d+$/.test(text.trim()) ? Number(text) : text;
+  section[key.path.at(-1) ?? ''] = valueOf(key, text);
+}
+
+/** What a text stands for; what it cannot stand for is left to the schema's check. */
+function valueOf(key: Key, text: string): unknown {
+  if (key.kind === 'integer' && /^\d+$/.test(text.trim())) return Number(text);
+  if (key.kind !== 'command') return text;
+  try {
+    return JSON.parse(text) as unknown;
+  } catch {
+    return text;
+  }
 }
 
 /**

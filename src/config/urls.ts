@@ -1,18 +1,33 @@
+import { hostUrls } from './hosts.js';
 import type { Parsed } from './quantities.js';
 
 const ENCODE_MEND = 'percent-encode special characters of the password (@ is %40, # is %23, / is %2F, ? is %3F)';
 
-const SEVERAL_HOSTS = { problem: 'lists several hosts', mend: 'give one host; several are not supported yet' };
+const TARGETS = new Set(['read-write', 'primary']);
 
 /** Checks a PostgreSQL URL; encryption is never taken from it, because sslmode words change their meaning. */
 export function checkDatabaseUrl(raw: unknown): Parsed<string> {
   const example = 'postgres://user:password@host:5432/database';
-  const parsed = parseUrl(raw, ['postgres:', 'postgresql:'], example);
+  const parsed = parseUrls(raw, ['postgres:', 'postgresql:'], example);
   if (!('value' in parsed)) return parsed;
-  for (const name of parsed.value.searchParams.keys()) {
+  const { searchParams } = parsed.value;
+  for (const name of searchParams.keys()) {
     if (name === 'ssl' || name.startsWith('ssl') || name === 'uselibpqcompat') {
       return { problem: `carries the parameter "${name}"`, mend: 'take it out and set database.tls.mode instead' };
     }
+  }
+  if (searchParams.get('host')?.includes(',')) {
+    return {
+      problem: 'lists hosts in a parameter',
+      mend: 'write them like postgres://user:password@h1:5432,h2:5432/database',
+    };
+  }
+  const target = searchParams.get('target_session_attrs');
+  if (target !== null && !TARGETS.has(target)) {
+    return {
+      problem: 'carries target_session_attrs',
+      mend: 'take it out; the host that takes writes is always chosen',
+    };
   }
   if (databaseName(parsed.value) === '') return { problem: 'names no database', mend: `write it like ${example}` };
   return { value: raw as string };
@@ -20,7 +35,7 @@ export function checkDatabaseUrl(raw: unknown): Parsed<string> {
 
 /** Checks a RabbitMQ URL; heartbeat and the rest have keys of their own, so it takes no parameters. */
 export function checkBrokerUrl(raw: unknown): Parsed<string> {
-  const parsed = parseUrl(raw, ['amqp:', 'amqps:'], 'amqps://user:password@host:5671/vhost');
+  const parsed = parseUrls(raw, ['amqp:', 'amqps:'], 'amqps://user:password@host:5671/vhost');
   if (!('value' in parsed)) return parsed;
   const [parameter] = parsed.value.searchParams.keys();
   if (parameter !== undefined) {
@@ -33,24 +48,11 @@ export function checkBrokerUrl(raw: unknown): Parsed<string> {
   return { value: raw as string };
 }
 
-/** Whether the connection stays on this machine: a loopback address or a Unix socket. */
-export function staysLocal(urlText: string): boolean {
-  const parsed = new URL(urlText);
-  const host = decodeURIComponent(parsed.searchParams.get('host') ?? parsed.hostname);
-  return (
-    host === '' ||
-    host.startsWith('/') ||
-    host === 'localhost' ||
-    host === '[::1]' ||
-    host === '::1' ||
-    /^127(\.\d{1,3}){3}$/.test(host)
-  );
-}
-
 /** Every form in which the password of a URL may turn up in a text: as written and decoded. */
 export function passwordsIn(urlText: string): string[] {
-  if (!URL.canParse(urlText)) return [];
-  const parsed = new URL(urlText);
+  const [first] = hostUrls(urlText);
+  if (!URL.canParse(first)) return [];
+  const parsed = new URL(first);
   const written = [parsed.password, parsed.searchParams.get('password') ?? ''];
   const raw = /^[^:]+:\/\/[^:@/]*:([^@]*)@/.exec(urlText)?.[1];
   if (raw !== undefined) written.push(raw);
@@ -59,11 +61,25 @@ export function passwordsIn(urlText: string): string[] {
   return [...forms];
 }
 
-function parseUrl(raw: unknown, schemes: string[], example: string): Parsed<URL> {
+/** Checks the URL of every host and gives the first. */
+function parseUrls(raw: unknown, schemes: string[], example: string): Parsed<URL> {
   if (typeof raw !== 'string') return { problem: 'is not a text', mend: `write it like ${example}` };
+  const [first, ...others] = hostUrls(raw);
+  const parsed = parseUrl(first, schemes, example);
+  if (!('value' in parsed)) return parsed;
+  for (const url of others) {
+    const other = parseUrl(url, schemes, example);
+    if (!('value' in other)) return other;
+    if (other.value.host === '' || parsed.value.host === '') {
+      return { problem: 'has a comma without a host', mend: 'separate the hosts by one comma each' };
+    }
+  }
+  return parsed;
+}
+
+function parseUrl(raw: string, schemes: string[], example: string): Parsed<URL> {
   // Why: the error of new URL() holds the whole string, password included, so it is never made.
   if (!URL.canParse(raw.trim())) {
-    if (/@[^/]*,/.test(raw)) return SEVERAL_HOSTS;
     return { problem: 'is not a valid URL', mend: `write it like ${example}, and ${ENCODE_MEND}` };
   }
   const parsed = new URL(raw.trim());
@@ -72,7 +88,6 @@ function parseUrl(raw: unknown, schemes: string[], example: string): Parsed<URL>
     const names = schemes.map((scheme) => `${scheme}//`).join(' or ');
     return { problem: `does not begin with ${names}`, mend: `write it like ${example}` };
   }
-  if (parsed.hostname.includes(',')) return SEVERAL_HOSTS;
   const straySign = parsed.username === '' && /@/.test(parsed.pathname + parsed.search);
   if (parsed.hash !== '' || straySign || parsed.pathname.includes('@')) {
     return { problem: 'is cut at a special character', mend: ENCODE_MEND };

@@ -1,10 +1,12 @@
 import pg from 'pg';
 import { toDatabaseError } from './errors.js';
 
-/** Where and as whom to connect. `ssl` is what node's tls takes; undefined means plaintext. */
+/** One server: where and as whom to connect. `ssl` is what node's tls takes; undefined means plaintext. */
 export interface DatabaseEndpoint {
   url: string;
   ssl?: pg.ClientConfig['ssl'];
+  /** Asked at each connection; what it gives replaces the password of the URL. Rejects with a WaybillError. */
+  password?: () => Promise<string>;
 }
 
 /**
@@ -24,19 +26,40 @@ const CONNECT_TIMEOUT_MS = 10_000;
 /** How long after statement_timeout the server may stay silent. */
 const SILENCE_MS = 10_000;
 
-/** The options for a client, with the pinned settings as startup options where the server must know them at once. */
-export function clientConfig(endpoint: DatabaseEndpoint, applicationName: string, startup: boolean): pg.ClientConfig {
+export const POSTGRES_PORT = 5432;
+
+/**
+ * The options for a client, with the pinned settings as startup options where the server must know them at once. Made
+ * anew for each connection, because a password may be good for one only.
+ */
+export async function clientConfig(
+  endpoint: DatabaseEndpoint,
+  applicationName: string,
+  startup: boolean,
+): Promise<pg.ClientConfig> {
   const options = Object.entries(PINNED_SETTINGS)
     .map(([name, value]) => `-c ${name}=${value.replaceAll(' ', '\\ ')}`)
     .join(' ');
+  const password = await endpoint.password?.();
   return {
-    connectionString: endpoint.url,
+    connectionString: password === undefined ? endpoint.url : withPassword(endpoint.url, password),
     ...(endpoint.ssl === undefined ? {} : { ssl: endpoint.ssl }),
     application_name: applicationName,
     connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
     keepAlive: true,
     ...(startup ? { options } : {}),
   };
+}
+
+/** Why into the URL: pg lets the connection string, even one without a password, go before the option. */
+function withPassword(urlText: string, password: string): string {
+  const url = new URL(urlText);
+  if (url.hostname === '') url.searchParams.set('password', password);
+  else {
+    url.searchParams.delete('password');
+    url.password = encodeURIComponent(password);
+  }
+  return url.href;
 }
 
 /** What a connection that dies outside a statement is told to. */
@@ -54,7 +77,7 @@ export async function connectSql(
 ): Promise<pg.Client> {
   const { lockTimeoutMs = 1_000, statementTimeoutMs = 60_000 } = limits;
   const client = new pg.Client({
-    ...clientConfig(endpoint, applicationName, false),
+    ...(await clientConfig(endpoint, applicationName, false)),
     // Why on our side too: a server that was cut off without a word never tells that its time is over.
     ...(statementTimeoutMs > 0 ? { query_timeout: statementTimeoutMs + SILENCE_MS } : {}),
   });

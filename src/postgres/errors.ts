@@ -77,6 +77,13 @@ export function toDatabaseError(error: unknown, doing: string): WaybillError {
   });
 }
 
+/** A server that answers and takes no writes; `why` says what it is instead. */
+export function notWritable(why: string): WaybillError {
+  return new WaybillError('WAYBILL_DATABASE_UNSUITABLE', why, {
+    hint: 'Put the primary among the hosts of database.url.',
+  });
+}
+
 /** The five-character SQLSTATE of a server's error, or undefined for anything else. */
 export function sqlState(error: unknown): string | undefined {
   if (error instanceof WaybillError) return sqlState(error.cause);

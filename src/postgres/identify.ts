@@ -1,7 +1,7 @@
 import pg from 'pg';
 import { WaybillError } from '../core/errors.js';
 import { clientConfig, closeQuietly, type DatabaseEndpoint } from './connect.js';
-import { sqlState, toDatabaseError } from './errors.js';
+import { notWritable, sqlState, toDatabaseError } from './errors.js';
 
 export interface SystemIdentity {
   /** 64 bits as text; a copy by pg_basebackup keeps it, pg_upgrade changes it. */
@@ -12,17 +12,25 @@ export interface SystemIdentity {
 
 /**
  * IDENTIFY_SYSTEM over a replication connection: also proves, before anything is touched, that this role may replicate
- * and that no pooler stands between.
+ * and that no pooler stands between. With `primaryOnly` a standby is refused.
  */
-export async function identifySystem(endpoint: DatabaseEndpoint, applicationName: string): Promise<SystemIdentity> {
+export async function identifySystem(
+  endpoint: DatabaseEndpoint,
+  applicationName: string,
+  primaryOnly = false,
+): Promise<SystemIdentity> {
   const config: pg.ClientConfig & { replication: string } = {
-    ...clientConfig(endpoint, applicationName, true),
+    ...(await clientConfig(endpoint, applicationName, true)),
     replication: 'database',
   };
   const client = new pg.Client(config);
   client.on('error', () => undefined);
   try {
     await client.connect();
+    if (primaryOnly) {
+      const { rows } = await client.query<{ standby: boolean }>('select pg_is_in_recovery() as standby');
+      if (rows[0]?.standby) throw notWritable('it is a standby');
+    }
     const result = await client.query<{ systemid: string; timeline: number | string }>('IDENTIFY_SYSTEM');
     const row = result.rows[0];
     if (!row) throw new Error('IDENTIFY_SYSTEM gave no row');

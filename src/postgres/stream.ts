@@ -58,12 +58,12 @@ export class ReplicationStream {
   #receivedLsn: Lsn;
   #settledLsn: Lsn = LSN_ZERO;
 
-  private constructor(options: StreamOptions) {
+  private constructor(options: StreamOptions, config: pg.ClientConfig) {
     this.#options = options;
     this.#decoder = new PgoutputDecoder(options.schema);
     this.#receivedLsn = options.startLsn;
     this.#lastHeardMs = options.clock.now();
-    this.#service = new LogicalReplicationService(clientConfig(options.endpoint, options.applicationName, true), {
+    this.#service = new LogicalReplicationService(config, {
       acknowledge: { auto: false, timeoutSeconds: 0 },
       flowControl: { enabled: false },
     });
@@ -71,7 +71,8 @@ export class ReplicationStream {
 
   /** Resolves when the server has accepted START_REPLICATION; the connection is closed if it does not. */
   static async open(options: StreamOptions): Promise<ReplicationStream> {
-    const stream = new ReplicationStream(options);
+    const config = await clientConfig(options.endpoint, options.applicationName, true);
+    const stream = new ReplicationStream(options, config);
     try {
       await stream.#start();
       return stream;

@@ -1,8 +1,9 @@
 import type { Socket } from 'node:net';
 import type { ConnectionOptions } from 'node:tls';
-import { connect, type Channel, type ChannelModel } from 'amqplib';
+import { connect, credentials, type Channel, type ChannelModel } from 'amqplib';
 import { WaybillError } from '../core/errors.js';
 import type { Fault } from '../core/fault.js';
+import { firstUsable, type Unusable } from '../core/usable-host.js';
 import { within, type Clock } from '../runtime/clock.js';
 import { replyCode, toBrokerError } from './errors.js';
 import { PublishChannel, type PublishChannelEvents } from './publish-channel.js';
@@ -13,7 +14,12 @@ export interface BrokerEndpoint {
   tls?: ConnectionOptions;
   heartbeatSeconds: number;
   connectTimeoutMs: number;
+  /** Asked at each connection; what it gives replaces the password of the URL. Rejects with a WaybillError. */
+  password?: () => Promise<string>;
 }
+
+/** The nodes of one cluster, in the order in which they are tried. */
+export type BrokerEndpoints = readonly [BrokerEndpoint, ...BrokerEndpoint[]];
 
 export interface BrokerConnectionEvents {
   /** Once, when the connection has ended for any reason but `close` or `abort`. */
@@ -21,6 +27,9 @@ export interface BrokerConnectionEvents {
   onBlocked(reason: string): void;
   onUnblocked(): void;
 }
+
+export const AMQP_PORT = 5672;
+export const AMQPS_PORT = 5671;
 
 const CLOSE_LIMIT_MS = 2_000;
 
@@ -31,27 +40,53 @@ const CLOSE_LIMIT_MS = 2_000;
 export class BrokerConnection {
   readonly #model: ChannelModel;
   readonly #clock: Clock;
+  /** The virtual host that was entered. */
+  readonly vhost: string;
   #ended = false;
   #blocked = false;
   #lastError: Error | undefined;
 
-  private constructor(model: ChannelModel, clock: Clock) {
+  private constructor(model: ChannelModel, vhost: string, clock: Clock) {
     this.#model = model;
+    this.vhost = vhost;
     this.#clock = clock;
   }
 
-  static async open(
+  /** Opens a connection to the first node that can be used; `onUnusable` is told of those before it. */
+  static async openFirst(
+    endpoints: BrokerEndpoints,
+    name: string,
+    events: BrokerConnectionEvents,
+    clock: Clock,
+    onUnusable?: (unusable: Unusable) => void,
+  ): Promise<BrokerConnection> {
+    return firstUsable({
+      hosts: endpoints,
+      defaultPort: endpoints[0].url.startsWith('amqps:') ? AMQPS_PORT : AMQP_PORT,
+      // A password that is wrong on one node is wrong on all, and time does not mend it.
+      gravest: ['WAYBILL_BROKER_REFUSED', 'WAYBILL_BROKER_UNAVAILABLE'],
+      open: (endpoint) => BrokerConnection.#open(endpoint, name, events, clock),
+      onUnusable,
+    });
+  }
+
+  static async #open(
     endpoint: BrokerEndpoint,
     name: string,
     events: BrokerConnectionEvents,
     clock: Clock,
   ): Promise<BrokerConnection> {
     const url = new URL(endpoint.url);
+    const [user, password] = [url.username, url.password].map(decodeURIComponent);
+    url.username = url.password = '';
     url.searchParams.set('heartbeat', String(endpoint.heartbeatSeconds));
     let model: ChannelModel;
     try {
+      const known = endpoint.password ? await endpoint.password() : password;
       model = await connect(url.toString(), {
         ...endpoint.tls,
+        // Why not in the URL: the client decodes it as Latin-1.
+        credentials: user || known ? credentials.plain(user ?? '', known ?? '') : credentials.plain('guest', 'guest'),
         noDelay: true,
         keepAlive: true,
         timeout: endpoint.connectTimeoutMs,
@@ -60,7 +95,7 @@ export class BrokerConnection {
     } catch (error) {
       throw toBrokerError(error, 'connecting to RabbitMQ');
     }
-    const connection = new BrokerConnection(model, clock);
+    const connection = new BrokerConnection(model, virtualHostOf(url), clock);
     connection.#listen(events);
     return connection;
   }
@@ -170,4 +205,8 @@ export class BrokerConnection {
     const { stream } = this.#model.connection as unknown as { stream: Socket };
     stream.destroy();
   }
+}
+
+function virtualHostOf(url: URL): string {
+  return decodeURIComponent(url.pathname.slice(1)) || '/';
 }

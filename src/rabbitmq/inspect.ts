@@ -1,6 +1,7 @@
 import type { Channel } from 'amqplib';
 import { systemClock } from '../runtime/clock.js';
-import { BrokerConnection, type BrokerEndpoint } from './connection.js';
+import type { Unusable } from '../core/usable-host.js';
+import { BrokerConnection, type BrokerEndpoints } from './connection.js';
 import { replyCode, toBrokerError } from './errors.js';
 
 /** What is asked of the broker. */
@@ -33,19 +34,24 @@ const RESOURCE_LOCKED = 405;
 const PRECONDITION_FAILED = 406;
 
 /** Connects, looks and closes; changes nothing. Rejects with WAYBILL_BROKER_UNAVAILABLE or WAYBILL_BROKER_REFUSED. */
-export async function inspectBroker(endpoint: BrokerEndpoint, questions: BrokerQuestions): Promise<BrokerFacts> {
-  const connection = await BrokerConnection.open(
-    endpoint,
+export async function inspectBroker(
+  endpoints: BrokerEndpoints,
+  questions: BrokerQuestions,
+  onUnusable?: (unusable: Unusable) => void,
+): Promise<BrokerFacts> {
+  const connection = await BrokerConnection.openFirst(
+    endpoints,
     'waybill inspection',
     // What the connection dies of is told by the call that then fails.
     { onClosed: () => undefined, onBlocked: () => undefined, onUnblocked: () => undefined },
     systemClock,
+    onUnusable,
   );
   try {
     return {
       version: connection.version,
       cluster: connection.clusterName,
-      vhost: decodeURIComponent(new URL(endpoint.url).pathname.slice(1)) || '/',
+      vhost: connection.vhost,
       exchange: await lookAtExchange(connection, questions),
       lock: await lookAtLock(connection, questions.lockQueue),
     };

@@ -1,7 +1,7 @@
 import { pino } from 'pino';
 import { prettyFactory } from 'pino-pretty';
 import { isWaybillError } from '../core/errors.js';
-import { createRedactor } from './redact.js';
+import { createRedactor, type Secrets } from './redact.js';
 
 /** Facts of a log line. `err` may hold an error; bodies of messages never belong here. */
 type LogFields = Readonly<Record<string, unknown>>;
@@ -14,18 +14,25 @@ export interface Logger {
   error(fields: LogFields, message: string): void;
 }
 
+/** A logger whose least level can be changed while it is used. */
+export interface AdjustableLogger extends Logger {
+  setLevel(level: LogLevel): void;
+}
+
+export type LogLevel = 'debug' | 'info' | 'warn' | 'error';
+
 export interface LogOptions {
-  level: 'debug' | 'info' | 'warn' | 'error';
+  level: LogLevel;
   format: 'auto' | 'json' | 'pretty';
-  /** Texts that must never be written, such as the passwords of the URLs. */
-  secrets: readonly string[];
+  /** Texts that must never be written; without it, all that the process knows. */
+  secrets?: Secrets;
   /** Takes one whole line with its line end. The only way out. */
   write: (line: string) => void;
   isTerminal: boolean;
 }
 
 /** The one log sink: JSON lines, or readable ones for a terminal; secrets are taken out by value before they leave. */
-export function createLogger({ level, format, secrets, write, isTerminal }: LogOptions): Logger {
+export function createLogger({ level, format, secrets, write, isTerminal }: LogOptions): AdjustableLogger {
   const redact = createRedactor(secrets);
   const pretty = format === 'pretty' || (format === 'auto' && isTerminal);
   const show = pretty
@@ -47,11 +54,18 @@ export function createLogger({ level, format, secrets, write, isTerminal }: LogO
     info: (fields, message) => out.info(fields, message),
     warn: (fields, message) => out.warn(fields, message),
     error: (fields, message) => out.error(fields, message),
+    setLevel: (least) => (out.level = least),
   };
 }
 
 /** A logger that writes nothing. */
-export const silentLogger: Logger = { debug: nothing, info: nothing, warn: nothing, error: nothing };
+export const silentLogger: AdjustableLogger = {
+  debug: nothing,
+  info: nothing,
+  warn: nothing,
+  error: nothing,
+  setLevel: nothing,
+};
 
 interface DescribedError {
   name?: string;

@@ -7,22 +7,55 @@ export const SHORTEST_SECRET = 4;
 /** The word "password" stands in our own examples. */
 const PASSWORD_IN_URL = /([a-z][a-z0-9+.-]*:\/\/[^\s:@/?#"]*:)(?!password@)[^\s@/"]+@/gi;
 
+/** More than a configuration holds, with room for the newest passwords of commands. */
+const MOST_SECRETS = 100;
+
+/** Texts that must not be written. New ones may be learned at any time; the oldest is forgotten past a hundred. */
+export class Secrets {
+  readonly #known = new Set<string>();
+  #longestFirst: readonly string[] = [];
+
+  constructor(known: Iterable<string> = []) {
+    this.add(known);
+  }
+
+  /** What was known before stays known, because a late error may still hold it. */
+  add(found: Iterable<string>): void {
+    for (const secret of found) {
+      if (secret.length < SHORTEST_SECRET) continue;
+      this.#known.delete(secret);
+      this.#known.add(secret);
+    }
+    for (const oldest of this.#known) {
+      if (this.#known.size <= MOST_SECRETS) break;
+      this.#known.delete(oldest);
+    }
+    // Why longest first: one secret may be a part of another, and its rest would stay.
+    this.#longestFirst = [...this.#known].sort((a, b) => b.length - a.length);
+  }
+
+  /** The text with every known secret taken out. */
+  takenOutOf(text: string): string {
+    return this.#longestFirst.reduce((rest, secret) => rest.replaceAll(secret, REDACTED), text);
+  }
+}
+
+/**
+ * What this process has learned. One for all of it, because a secret must be taken out wherever it turns up, whoever
+ * learned it: the configuration, a file that was read again, a password command.
+ */
+export const knownSecrets = new Secrets();
+
 /** Takes secrets out of one line of JSON, wherever they stand in its names and values; the line stays valid JSON. */
 export type Redact = (line: string) => string;
 
 /**
- * A redactor for these secrets. A secret is taken out by its value, so it does not matter by which way it came into a
- * line: a message, a field, the text of a foreign error, a URL. Passwords inside of any URL go as well.
+ * A redactor for these secrets and those learned later. A secret is taken out by its value, so it does not matter by
+ * which way it came into a line: a message, a field, the text of a foreign error, a URL. Passwords inside of any URL go
+ * as well.
  */
-export function createRedactor(secrets: readonly string[]): Redact {
-  // Why longest first: one secret may be a part of another, and its rest would stay.
-  const known = [...new Set(secrets)]
-    .filter((secret) => secret.length >= SHORTEST_SECRET)
-    .sort((a, b) => b.length - a.length);
-  const clean = (text: string) =>
-    known
-      .reduce((rest, secret) => rest.replaceAll(secret, REDACTED), text)
-      .replaceAll(PASSWORD_IN_URL, `$1${REDACTED}@`);
+export function createRedactor(secrets: Secrets = knownSecrets): Redact {
+  const clean = (text: string) => secrets.takenOutOf(text).replaceAll(PASSWORD_IN_URL, `$1${REDACTED}@`);
   return (line) => {
     const end = line.endsWith('\n') ? '\n' : '';
     let parsed: unknown;
@@ -36,7 +69,7 @@ export function createRedactor(secrets: readonly string[]): Redact {
 }
 
 /** Takes secrets out of a plain text, such as the message of an error on its way to a terminal. */
-export function createTextRedactor(secrets: readonly string[]): (text: string) => string {
+export function createTextRedactor(secrets: Secrets = knownSecrets): (text: string) => string {
   const redact = createRedactor(secrets);
   return (text) => JSON.parse(redact(JSON.stringify(text))) as string;
 }

@@ -168,7 +168,7 @@ describe('F123: versions of schema and program', () => {
 
 describe('the migrate command', () => {
   test('applies and reports', async () => {
-    const target = { url: database.url, schema: 'by_command' };
+    const target = { servers: [{ url: database.url }], schema: 'by_command' } as const;
     expect(await readMigrationStatus(target)).toMatchObject({ version: 0, pending: [{ version: 1 }] });
     expect(await applyMigrations(target, () => undefined)).toEqual(['0001_outbox.sql']);
     expect(await readMigrationStatus(target)).toMatchObject({ version: 1, pending: [], applied: [{ name: 'outbox' }] });

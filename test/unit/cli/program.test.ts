@@ -3,6 +3,7 @@ import type { CliContext } from '../../../src/cli/context.js';
 import { exitCodeOf, formatFailure } from '../../../src/cli/failure.js';
 import { runCli } from '../../../src/cli/program.js';
 import { WaybillError, type WaybillErrorCode } from '../../../src/core/errors.js';
+import { knownSecrets } from '../../../src/telemetry/redact.js';
 
 async function waybill(args: string[], environment: Record<string, string> = {}, files: Record<string, string> = {}) {
   let out = '';
@@ -18,7 +19,6 @@ async function waybill(args: string[], environment: Record<string, string> = {},
     err: (text) => (err += text),
     outIsTerminal: false,
     ask: undefined,
-    onSecrets: () => undefined,
     onSignal: () => undefined,
   };
   const code = await runCli(args, '1.2.3', context);
@@ -100,9 +100,10 @@ describe('failures', () => {
       hint: 'mend it',
       cause: new Error('c'),
     });
-    const plain = formatFailure(error, { secrets: ['pass-word'], verbose: false });
+    knownSecrets.add(['pass-word']);
+    const plain = formatFailure(error, { verbose: false });
     expect(plain).toBe('waybill: bad \ufffd[31m [redacted]\n  code: WAYBILL_DATABASE_REFUSED\n  mend: mend it\n');
-    const verbose = formatFailure(error, { secrets: ['pass-word'], verbose: true });
+    const verbose = formatFailure(error, { verbose: true });
     expect(verbose).toContain('caused by:');
     expect(verbose).not.toContain('pass-word');
   });

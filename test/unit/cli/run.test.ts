@@ -1,10 +1,11 @@
 import { describe, expect, it } from 'vitest';
 import type { RelayService } from '../../../src/app/relay-service.js';
 import { runUntilStopped } from '../../../src/cli/run.js';
-import { loadConfig } from '../../../src/config/load.js';
+import { loadConfig, type Config } from '../../../src/config/load.js';
+import { ConfigInvalid } from '../../../src/config/problems.js';
 import { WaybillError } from '../../../src/core/errors.js';
 import type { Clock } from '../../../src/runtime/clock.js';
-import { silentLogger } from '../../../src/telemetry/log.js';
+import { silentLogger, type AdjustableLogger } from '../../../src/telemetry/log.js';
 
 const config = loadConfig({
   environment: { WAYBILL_DATABASE_URL: 'postgres://localhost/a', WAYBILL_BROKER_URL: 'amqp://localhost' },
@@ -12,7 +13,11 @@ const config = loadConfig({
 });
 
 /** A service under the test's hands, its signals, and a clock whose time only passes when told. */
-function stage(stop: () => Promise<'drained' | 'incomplete'>) {
+function stage(
+  stop: () => Promise<'drained' | 'incomplete'>,
+  logger: AdjustableLogger = silentLogger,
+  reload: () => Config = () => config,
+) {
   let signal: (name: NodeJS.Signals) => void = () => undefined;
   let passTime: () => void = () => undefined;
   let end: () => void = () => undefined;
@@ -37,8 +42,9 @@ function stage(stop: () => Promise<'drained' | 'incomplete'>) {
       return stop();
     },
   };
-  const running = runUntilStopped(config, silentLogger, {
+  const running = runUntilStopped(config, logger, {
     clock,
+    reload,
     onSignal: (listener) => (signal = listener),
     start: () => service,
   });
@@ -99,6 +105,52 @@ describe('F112 run', () => {
     expect(stops()).toBe(0);
     end();
     await running;
+  });
+
+  it('F113 takes up the log level at SIGHUP and names what needs a restart', async () => {
+    const lines: unknown[] = [];
+    const levels: string[] = [];
+    const logger = {
+      ...silentLogger,
+      info: (fields: unknown) => lines.push(fields),
+      setLevel: (level: string) => levels.push(level),
+    };
+    const changed = {
+      ...config,
+      log: { ...config.log, level: 'debug' as const },
+      relay: { ...config.relay, name: 'b' },
+    };
+    const { running, signal, end } = stage(
+      () => Promise.resolve('drained'),
+      logger,
+      () => changed,
+    );
+    signal('SIGHUP');
+    end();
+    await running;
+    expect(levels).toEqual(['debug']);
+    expect(lines).toContainEqual({ logLevel: 'debug', needsRestart: ['relay'] });
+  });
+
+  it('F113 keeps the old configuration at SIGHUP when the new one is wrong, and says what is wrong', async () => {
+    const errors: unknown[] = [];
+    const logger: AdjustableLogger = {
+      ...silentLogger,
+      error: (fields) => errors.push(fields['err']),
+      setLevel: () => expect.unreachable(),
+    };
+    const wrong = new ConfigInvalid([{ at: 'log.level', problem: 'is none', mend: 'write one' }]);
+    const { running, signal, end } = stage(
+      () => Promise.resolve('drained'),
+      logger,
+      () => {
+        throw wrong;
+      },
+    );
+    signal('SIGHUP');
+    end();
+    await running;
+    expect(errors).toEqual([wrong]);
   });
 
   it('fails as the service fails', async () => {

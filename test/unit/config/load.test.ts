@@ -14,6 +14,7 @@ const URLS = {
   WAYBILL_DATABASE_URL: 'postgres://waybill:s3cret-db@localhost:5432/shop',
   WAYBILL_BROKER_URL: 'amqp://waybill:s3cret-mq@127.0.0.1/',
 };
+const URLS_BROKER = { WAYBILL_BROKER_URL: URLS.WAYBILL_BROKER_URL };
 
 function sources(text?: string, environment: Record<string, string> = URLS, files: Record<string, string> = {}) {
   return {
@@ -167,6 +168,51 @@ describe('encryption', () => {
   });
 });
 
+describe('several hosts', () => {
+  const far = {
+    WAYBILL_DATABASE_URL: 'postgres://u:p@h1:5432,[::1]:5433,h3/shop?target_session_attrs=read-write',
+    WAYBILL_BROKER_URL: 'amqps://u:p@mq1,mq2:5672/',
+  };
+
+  it('are accepted and protected as the farthest of them', () => {
+    const { database, broker } = loadConfig(sources(undefined, far));
+    expect([database.tls.mode, broker.tls.mode]).toEqual(['verify-full', 'verify-full']);
+    const local = loadConfig(
+      sources('database: { url: "postgres://u:p@[::1]:5432,127.0.0.1:5433/shop" }', URLS_BROKER),
+    );
+    expect(local.database.tls.mode).toBe('insecure-plaintext');
+  });
+
+  it('of a broker must all be amqps or all on this machine', () => {
+    const problems = problemsOf(undefined, { ...far, WAYBILL_BROKER_URL: 'amqp://u:p@127.0.0.1,mq.example/' });
+    expect(problems).toMatchObject([{ at: 'broker.url (from WAYBILL_BROKER_URL)' }]);
+  });
+
+  it('have their password among the secrets', () => {
+    const url = 'postgres://u:top%2Csecret@h1:1,h2:2/shop';
+    const secrets = secretsOf(loadConfig(sources(undefined, { ...far, WAYBILL_DATABASE_URL: url })));
+    expect(secrets).toEqual(expect.arrayContaining(['top%2Csecret', 'top,secret']));
+  });
+});
+
+describe('a password command', () => {
+  it('is a list in the file and a JSON array in the environment', () => {
+    const file = loadConfig(sources('database: { passwordCommand: [vault, read, "-field=pw"] }'));
+    expect(file.database.passwordCommand).toEqual(['vault', 'read', '-field=pw']);
+    const environment = { ...URLS, WAYBILL_BROKER_PASSWORD_COMMAND: '["/bin/token", "{host}"]' };
+    expect(loadConfig(sources(undefined, environment)).broker.passwordCommand).toEqual(['/bin/token', '{host}']);
+  });
+
+  it.each(['vault read', '[]', '[""]', '[1]', '["a", null]', '{"a": 1}', '["a'])(
+    '%j is refused and not repeated',
+    (text) => {
+      const [problem] = problemsOf(undefined, { ...URLS, WAYBILL_DATABASE_PASSWORD_COMMAND: text });
+      expect(problem?.at).toBe('database.passwordCommand (from WAYBILL_DATABASE_PASSWORD_COMMAND)');
+      expect(problem?.problem).toBe('is not a list of a program and its arguments');
+    },
+  );
+});
+
 describe('problems', () => {
   it('F119 are all told at once, each with key and mend', () => {
     const text = `
@@ -253,8 +299,12 @@ lag: { level: info }
     'postgres://u:12/34@h/db',
     'postgres://u:p?ss@h/db',
     'postgres://u:100%@h/db',
-    'postgres://h1,h2/db',
-    'postgres://u:p@h1:1,h2:2/db',
+    'postgres://h1,/db',
+    'postgres://u:p@h1:1,,h2:2/db',
+    'postgres://u:p@h1:1,h2:port/db',
+    'postgres://u:p@/db?host=h1,h2',
+    'postgres:///db?host=h1,h2',
+    'postgres://h1,h2/db?target_session_attrs=any',
     'postgres://u:p@h/',
     'postgres://u:p@h/db?sslmode=require',
     'u:p@h/db',

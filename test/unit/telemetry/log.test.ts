@@ -2,13 +2,13 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { WaybillError } from '../../../src/core/errors.js';
 import { createLogger, type LogOptions } from '../../../src/telemetry/log.js';
-import { createTextRedactor, REDACTED, SHORTEST_SECRET } from '../../../src/telemetry/redact.js';
+import { createTextRedactor, REDACTED, Secrets, SHORTEST_SECRET } from '../../../src/telemetry/redact.js';
 
 function logInto(lines: string[], options: Partial<LogOptions> = {}) {
   return createLogger({
     level: 'debug',
     format: 'json',
-    secrets: [],
+    secrets: new Secrets(),
     isTerminal: false,
     write: (line) => lines.push(line),
     ...options,
@@ -56,7 +56,10 @@ describe('createLogger', () => {
 
   it('is readable on a terminal, and there too without secrets', () => {
     const lines: string[] = [];
-    logInto(lines, { format: 'auto', isTerminal: true, secrets: ['hunter22'] }).warn({ a: 'hunter22' }, 'Look out.');
+    logInto(lines, { format: 'auto', isTerminal: true, secrets: new Secrets(['hunter22']) }).warn(
+      { a: 'hunter22' },
+      'Look out.',
+    );
     expect(lines.join('')).toContain('Look out.');
     expect(lines.join('')).not.toContain('"msg"');
     expect(lines.join('')).not.toContain('hunter22');
@@ -75,8 +78,8 @@ describe('createLogger', () => {
         const text = `${before}${hidden}${after}${hidden}`;
         const err = new WaybillError('WAYBILL_BROKER_REFUSED', text, { hint: text, cause: new Error(text) });
         const fields = { text, [text]: 1, deep: { list: [text, { text }] }, err };
-        logInto(lines, { secrets: [hidden] }).info(fields, text);
-        logInto(lines, { secrets: [hidden] }).error({ err: new Error(text) }, text);
+        logInto(lines, { secrets: new Secrets([hidden]) }).info(fields, text);
+        logInto(lines, { secrets: new Secrets([hidden]) }).error({ err: new Error(text) }, text);
         for (const line of lines) {
           // Two halves of the surroundings may form the secret again around what was taken out; then nothing was shown.
           for (const shown of stringsOf(JSON.parse(line))) {
@@ -96,15 +99,40 @@ describe('createLogger', () => {
   });
 
   it('a secret that is part of another leaves no rest of it', () => {
-    const redact = createTextRedactor(['abcd', 'abcdefgh']);
+    const redact = createTextRedactor(new Secrets(['abcd', 'abcdefgh']));
     expect(redact('xx abcdefgh yy abcd')).toBe(`xx ${REDACTED} yy ${REDACTED}`);
+  });
+
+  it('F113 a secret that is learned later is taken out too, and the old one still is', () => {
+    const lines: string[] = [];
+    const secrets = new Secrets(['old-password']);
+    const logger = logInto(lines, { secrets });
+    secrets.add(['new-password']);
+    logger.info({}, 'new-password old-password');
+    expect(lines[0]).toContain(`"${REDACTED} ${REDACTED}"`);
+  });
+
+  it('keeps the newest secrets when a command gives a new one at each connection', () => {
+    const secrets = new Secrets();
+    for (let n = 0; n < 1000; n++) secrets.add(['from-the-configuration', `token-${n}!`]);
+    expect(secrets.takenOutOf('from-the-configuration token-999! token-951!')).not.toMatch(/configuration|token/);
+    expect(secrets.takenOutOf('token-1!')).toBe('token-1!');
+  });
+
+  it('changes its level while it is used', () => {
+    const lines: string[] = [];
+    const logger = logInto(lines, { level: 'warn' });
+    logger.info({}, 'one');
+    logger.setLevel('debug');
+    logger.debug({}, 'two');
+    expect(lines).toHaveLength(1);
   });
 
   it('survives numbers that are secrets and fields that cannot be serialised', () => {
     const lines: string[] = [];
     const loop: Record<string, unknown> = { pin: 123456, big: 10n };
     loop['self'] = loop;
-    logInto(lines, { secrets: ['123456'] }).info(loop, 'loop');
+    logInto(lines, { secrets: new Secrets(['123456']) }).info(loop, 'loop');
     expect(lines[0]).not.toContain('123456');
   });
 });
