@@ -56,6 +56,7 @@ export async function playStory(cast: Cast): Promise<Tally> {
     await stage.startRelay();
   });
 
+  screen.line();
   screen.step('The writers stop; the last messages arrive.');
   shop.rate = 0;
   await shop.close();
@@ -80,6 +81,7 @@ function waiting(shop: Shop, consumer: Consumer): number {
 /** Breaks and mends something, and waits until messages flow as before. */
 async function breakSomething({ shop, consumer, screen, stage }: Cast, breakAndMend: () => Promise<void>) {
   shop.calm = false;
+  screen.line();
   // What was committed in calm times arrives in calm times.
   await delay(250);
   await breakAndMend();
