@@ -70,13 +70,20 @@ class Database implements FreshDatabase {
 
   async query<Row extends pg.QueryResultRow>(sql: string, values?: unknown[]): Promise<Row[]> {
     try {
-      this.#looker ??= this.connect();
+      this.#looker ??= this.#look();
       return (await (await this.#looker).query<Row>(sql, values)).rows;
     } catch (error) {
       // A connection that was lost with its server is made anew by the next call.
       if (!(error instanceof pg.DatabaseError) || error.severity === 'FATAL') this.#looker = undefined;
       throw error;
     }
+  }
+
+  /** One that ends, as with a server that is stopped, is forgotten at once. */
+  async #look(): Promise<pg.Client> {
+    const client = await this.connect();
+    client.once('end', () => (this.#looker = undefined));
+    return client;
   }
 
   async drop(): Promise<void> {
