@@ -194,8 +194,14 @@ export class ModelRelay {
   feedFrom(what: 'due' | 'sweep'): void {
     if (this.#feeding) return;
     this.#feeding = true;
-    const work = what === 'due' ? this.feed.due() : this.feed.sweep((lsn) => this.pump.passed(lsn));
+    const work = what === 'due' ? this.feed.due() : this.feed.sweep((lsn) => this.#passed(lsn));
     this.#own(work.finally(() => (this.#feeding = false)));
+  }
+
+  #passed(lsn: Lsn): Promise<void> {
+    // As the relay does it, to ask the server where it is.
+    this.pump.report(LSN_ZERO, true);
+    return this.pump.passed(lsn);
   }
 
   get isFeeding(): boolean {

@@ -32,7 +32,7 @@ export interface RowPlan {
 export type Step =
   | { do: 'commit'; rows: RowPlan[]; gap: number; standby: boolean }
   | { do: 'write'; bytes: number }
-  | { do: 'send' | 'process' | 'database' | 'broker' | 'run'; count: number }
+  | { do: 'send' | 'process' | 'database' | 'broker' | 'run' | 'burst'; count: number }
   | { do: 'confirm'; which: number; multiple: boolean }
   | { do: 'pass time'; ms: number }
   | { do: 'kill channel' | 'lock' | 'crash server'; which: number }
@@ -75,7 +75,11 @@ export class World {
     if (step.do === 'commit') this.#commit(step.rows, step.gap, step.standby);
     else if (step.do === 'write') database.insertLsn += BigInt(step.bytes);
     else if (step.do === 'send') repeat(step.count, () => relay.send());
-    else if (step.do === 'process') channel?.process(relay.connection.isBlocked ? 0 : step.count);
+    else if (step.do === 'burst') {
+      // All in one piece of the socket, the keepalive last (fact 50).
+      repeat(step.count * 3, () => relay.send());
+      relay.keepalive();
+    } else if (step.do === 'process') channel?.process(relay.connection.isBlocked ? 0 : step.count);
     else if (step.do === 'database') for (let n = 0; n < step.count; n += 1) await this.#answer(relay.databaseCalls);
     else if (step.do === 'broker') for (let n = 0; n < step.count; n += 1) await this.#answer(relay.brokerCalls);
     else if (step.do === 'run') for (let n = 0; n < step.count; n += 1) await this.#round(n);

@@ -36,7 +36,7 @@ const steps = fc.array(
     step(4, { do: name('pass time'), ms: fc.constantFrom(10, 200, 1_000, 30_000) }),
     step(4, { do: name('keepalive', 'due', 'sweep') }),
     step(2, { do: name('kill channel', 'lock', 'crash server'), which: fc.nat({ max: 6 }) }),
-    step(4, { do: name('run'), count: few }),
+    step(4, { do: name('run', 'run', 'burst'), count: few }),
     step(1, { do: name('restart'), late: fc.boolean() }),
     step(2, { do: name('unlock', 'lock timeout', 'standby answers', 'exchange', 'block') }),
   ),
