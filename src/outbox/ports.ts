@@ -5,19 +5,6 @@ import type { Return } from '../core/confirms.js';
 
 /** What the relay pipeline needs from the rooms below; the adapters satisfy these by their shape. */
 
-/** The row of waybill.relay. */
-export interface RelayRecord {
-  name: string;
-  epoch: string;
-  checkpointLsn: Lsn | null;
-  systemIdentifier: string | null;
-  timeline: number | null;
-  brokerCluster: string | null;
-  brokerVhost: string | null;
-  passAfterSeq: bigint | null;
-  passUptoSeq: bigint | null;
-}
-
 /** A row whose message the broker has confirmed (or whose loss was accepted), to be deleted. */
 export interface Settlement {
   row: OutboxRow;

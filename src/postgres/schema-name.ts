@@ -5,7 +5,7 @@ import { quoteIdentifier } from '../core/identity.js';
 export const DEFAULT_SCHEMA = 'waybill';
 
 /** Whether a name can be the schema: lower case, at most 41 bytes (names are derived from it), not PostgreSQL's own. */
-export function isSchemaName(name: string): boolean {
+function isSchemaName(name: string): boolean {
   return /^[a-z_][a-z0-9_]{0,40}$/.test(name) && !name.startsWith('pg_') && name !== 'information_schema';
 }
 

@@ -251,7 +251,7 @@ function toStreamError(error: unknown, options: StreamOptions): WaybillError {
 }
 
 /** The standby status update, 34 bytes: 'r', written, flushed, applied, time, reply requested. */
-export function statusUpdate(written: Lsn, flushed: Lsn, micros: bigint, ping: boolean): Buffer {
+function statusUpdate(written: Lsn, flushed: Lsn, micros: bigint, ping: boolean): Buffer {
   const message = Buffer.alloc(34);
   message.write('r', 0, 'latin1');
   message.writeBigUInt64BE(written, 1);
