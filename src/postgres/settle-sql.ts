@@ -70,11 +70,14 @@ export function holdSql(schema: string): string {
      where not exists (select from found f where f.seq = i.seq and f.id = i.id)) as missing`;
 }
 
-/** Due rows become ready under the fence. `$3` is the most rows at once. */
+/**
+ * Due rows become ready under the fence. `$3` is the most rows at once. Why statement_timestamp: an index can be searched
+ * for it, which for clock_timestamp it cannot.
+ */
 export function makeDueSql(schema: string): string {
   return `with ${fence(schema)}, due as (
     select ctid as place from ${schema}.outbox
-    where state = 'scheduled' and next_attempt_at <= clock_timestamp() and exists (select from fence)
+    where state = 'scheduled' and next_attempt_at <= statement_timestamp() and exists (select from fence)
     order by next_attempt_at limit $3 for update skip locked)
   update ${schema}.outbox o set state = 'ready', next_attempt_at = null, hold_no = null
   where o.ctid = any(array(select place from due))

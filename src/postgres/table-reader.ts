@@ -120,7 +120,7 @@ export class TableReader {
   async makeDue(limit: number): Promise<SeqAndSize[]> {
     const due = await this.#query(
       'looking for due rows',
-      `select 1 from ${this.#table} where state = 'scheduled' and next_attempt_at <= clock_timestamp() limit 1`,
+      `select 1 from ${this.#table} where state = 'scheduled' and next_attempt_at <= statement_timestamp() limit 1`,
       [],
     );
     if (due.length === 0) return [];
