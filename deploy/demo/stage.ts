@@ -100,7 +100,7 @@ export class Stage {
     const reads = "select from pg_replication_slots where slot_name like 'waybill%' and active";
     await this.#asAdmin((client) =>
       until(async () => this.relayEnding ?? (await client.query(reads)).rowCount === 1, {
-        withinMs: 30_000,
+        withinMs: 60_000,
         what: 'the relay to read the log of PostgreSQL',
       }),
     );

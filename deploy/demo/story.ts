@@ -92,11 +92,11 @@ async function breakSomething({ shop, consumer, screen, stage }: Cast, breakAndM
     if (stage.relayEnding) throw new Error(`the relay ended by itself: ${stage.relayEnding}`);
   };
   await until(() => (check(), consumer.arrivals.size > arrivedBefore), {
-    withinMs: 30_000,
+    withinMs: 60_000,
     what: 'messages to flow again',
   });
   const flowsMs = performance.now();
-  await until(() => (check(), waiting(shop, consumer) < FEW), { withinMs: 30_000, what: 'the relay to catch up' });
+  await until(() => (check(), waiting(shop, consumer) < FEW), { withinMs: 60_000, what: 'the relay to catch up' });
   screen.step(
     `All runs again: messages flowed after ${seconds(flowsMs - mendedMs)}, ` +
       `the ${count(most)} waiting ones\n       were sent after ${seconds(performance.now() - mendedMs)}.`,
@@ -111,7 +111,7 @@ async function everythingArrives({ stage, shop, consumer }: Cast): Promise<void>
   const nothingUnderWay = async () =>
     waiting(shop, consumer) === 0 && (await stage.rowsInOutbox()) === 0 && (await consumer.waitingInQueue()) === 0;
   try {
-    await until(nothingUnderWay, { withinMs: 30_000, everyMs: 100, what: 'everything to arrive' });
+    await until(nothingUnderWay, { withinMs: 60_000, everyMs: 100, what: 'everything to arrive' });
   } catch {
     // The tally says what is missing.
   }
