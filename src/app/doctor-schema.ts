@@ -9,8 +9,6 @@ import { fail, ok, warn, type Finding } from './doctor-findings.js';
 export interface SchemaEvidence {
   schemaVersion: number;
   publication: PublicationState | undefined;
-  /** Columns of the outbox, to tell a column list. */
-  columnCount: number;
   table: TableInspection;
   relays: RelayEntry[];
   systemIdentifier: string | null;
@@ -26,7 +24,7 @@ function version({ schemaVersion }: SchemaEvidence, { database }: Config): Findi
   return ok('schema', `schema ${database.schema} is at version ${schemaVersion}`);
 }
 
-function publication({ publication: found, columnCount }: SchemaEvidence, { database, relay }: Config): Finding[] {
+function publication({ publication: found }: SchemaEvidence, { database, relay }: Config): Finding[] {
   if (relay.source === 'table') return [];
   const id = 'publication';
   const name = publicationName(database.schema);
@@ -38,8 +36,9 @@ function publication({ publication: found, columnCount }: SchemaEvidence, { data
   if (!found.sendsInserts) return [fail(id, `publication ${name} does not send inserts`, mend)];
   if (found.rowFilter !== null)
     return [fail(id, `publication ${name} has a row filter: some rows are never sent`, mend)];
-  if (found.columnCount !== null && found.columnCount < columnCount) {
-    return [fail(id, `publication ${name} has a column list: messages would lack columns`, mend)];
+  if (found.missingColumns.length > 0) {
+    const what = `publication ${name} sends no column ${found.missingColumns.join(', ')}: a column list, or dropped`;
+    return [fail(id, what, `Give the table its columns back; ${mend}`)];
   }
   return [ok(id, `publication ${name} sends every insert of the outbox`)];
 }

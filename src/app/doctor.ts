@@ -108,7 +108,6 @@ async function examineDatabase(
       {
         schemaVersion,
         publication: await inspectPublication(client, schema, publicationName(schema)),
-        columnCount: ownColumns.length,
         table: await inspectTable(client, schema, ownColumns),
         relays,
         systemIdentifier: await readSystemIdentifier(client),

@@ -129,8 +129,9 @@ class Supervisor implements RelayService {
           throw error;
         }
         narrow = isWaybillError(error, 'WAYBILL_BROKER_STALLED');
-        // A lost slot is seen in pg_replication_slots; that decoding fails for good is seen only here.
-        replaceSlot = isWaybillError(error, 'WAYBILL_PUBLICATION_MISSING');
+        // A lost slot is seen in pg_replication_slots; that decoding fails for good is seen only here. A log that was
+        // written while columns were missing never gets them; while they still are, the session ends before the slot.
+        replaceSlot = isWaybillError(error, 'WAYBILL_PUBLICATION_MISSING', 'WAYBILL_PUBLICATION_UNFIT');
         await this.#afterError(error);
         if (this.#stopping.signal.aborted) return 'drained';
       }

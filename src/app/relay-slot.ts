@@ -1,6 +1,5 @@
 import { WaybillError } from '../core/errors.js';
 import type { Lsn } from '../core/lsn.js';
-import { OUTBOX_COLUMNS } from '../postgres/outbox-row.js';
 import { inspectPublication } from '../postgres/relay-record.js';
 import type { Slot, SlotState } from '../postgres/slot.js';
 import { pause } from '../runtime/clock.js';
@@ -22,7 +21,15 @@ export async function assertPublication(client: SqlClient, schema: string, publi
   if (!found.hasOutbox) unfit(`does not contain ${schema}.outbox`);
   if (!found.sendsInserts) unfit('does not send inserts');
   if (found.rowFilter !== null) unfit('has a row filter, which would hide rows');
-  if (found.columnCount !== null && found.columnCount < OUTBOX_COLUMNS.length) unfit('has a column list');
+  if (found.missingColumns.length > 0) {
+    throw new WaybillError(
+      'WAYBILL_PUBLICATION_UNFIT',
+      `publication ${publication} sends no column ${found.missingColumns.join(', ')} of ${schema}.outbox`,
+      {
+        hint: `Give the table its columns back as the migrations made them, and the publication no column list (drop publication ${publication}). The relay then reads the table, so nothing is lost.`,
+      },
+    );
+  }
 }
 
 /** What a slot is judged by. */

@@ -2,6 +2,7 @@ import type pg from 'pg';
 import { quoteIdentifier } from '../core/identity.js';
 import { parseLsn, type Lsn } from '../core/lsn.js';
 import { toDatabaseError } from './errors.js';
+import { OUTBOX_COLUMNS } from './outbox-row.js';
 
 /** The row of waybill.relay, and what the start of a session needs to know of the server. */
 export interface RelayRecord {
@@ -140,8 +141,8 @@ export interface PublicationState {
   sendsInserts: boolean;
   hasOutbox: boolean;
   rowFilter: string | null;
-  /** Null when every column is sent. */
-  columnCount: number | null;
+  /** Columns that make a message and are not sent: left out by a column list, or not in the table at all. */
+  missingColumns: string[];
 }
 
 export async function inspectPublication(
@@ -152,7 +153,9 @@ export async function inspectPublication(
   const row = await one<Record<string, unknown>>(
     client,
     'looking at the publication',
-    `select to_jsonb(p) as publication, to_jsonb(t) as published
+    `select to_jsonb(p) as publication, to_jsonb(t) as published,
+       (select jsonb_agg(a.attname) from pg_attribute a
+        where a.attrelid = to_regclass(format('%I.outbox', $2::text)) and a.attnum > 0 and not a.attisdropped) as columns
      from pg_publication p
      left join pg_publication_tables t on t.pubname = p.pubname and t.schemaname = $2 and t.tablename = 'outbox'
      where p.pubname = $1`,
@@ -161,12 +164,14 @@ export async function inspectPublication(
   if (!row) return undefined;
   const found = row['publication'] as Record<string, unknown>;
   const table = row['published'] as Record<string, unknown> | null;
-  const columns = table?.['attnames'];
+  const inTable = (row['columns'] ?? []) as string[];
+  // Before version 15 there are no column lists, and no such field.
+  const sent = (table?.['attnames'] ?? inTable) as string[];
   return {
     sendsInserts: found['pubinsert'] === true,
     hasOutbox: table !== null,
     rowFilter: typeof table?.['rowfilter'] === 'string' ? table['rowfilter'] : null,
-    columnCount: Array.isArray(columns) ? columns.length : null,
+    missingColumns: OUTBOX_COLUMNS.filter((name) => !sent.includes(name)),
   };
 }
 
