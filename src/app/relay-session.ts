@@ -229,7 +229,8 @@ class Pipeline {
       settler,
       databaseNow: () => clock.now() + this.#databaseAheadMs,
       random: () => clock.random(),
-      check: this.#check,
+      // On a stop the pump finishes the transaction that is open.
+      check: () => (this.#ledger.inTransaction ? failure.check() : this.#check()),
     });
     return [settler, admission];
   }
@@ -390,7 +391,6 @@ class Pipeline {
   async #drain(parts: Promise<unknown>): Promise<'drained' | 'incomplete'> {
     const { clock, config, failure } = this.#options;
     this.#options.onPhase('draining');
-    this.#stream?.pause();
     const deadline = new AbortController();
     const cancel = clock.after(config.relay.drainTimeoutMs, () => {
       deadline.abort();
@@ -399,6 +399,7 @@ class Pipeline {
     try {
       // Every part is told to stop; the last rows that they publish are waited for like the others.
       await failure.race(within(clock, parts, config.relay.drainTimeoutMs, undefined));
+      this.#stream?.pause();
       while (this.#publishing.outstanding > 0 && !deadline.signal.aborted) {
         failure.check();
         await this.#room.wait();

@@ -1,3 +1,4 @@
+import { isWaybillError } from '../core/errors.js';
 import type { Ledger } from '../core/ledger.js';
 import { LSN_ZERO, maxLsn, type Lsn } from '../core/lsn.js';
 import type { OutboxRow } from '../core/message.js';
@@ -17,6 +18,8 @@ export type WalEvent =
 /** The socket rests while this much is queued here. */
 const PAUSE_AT_EVENTS = 512;
 const PAUSE_AT_BYTES = 4 * 1024 * 1024;
+/** So much of an open transaction is handled after the session was told to stop. */
+const MAX_EVENTS_AFTER_STOP = 2_000;
 /** Rows of the replay zone that are looked up at once. */
 const LOOKUP_ROWS = 200;
 
@@ -101,10 +104,18 @@ export class Pump {
     this.#progress.notify();
   }
 
-  /** Handles events until `check` throws. */
+  /**
+   * Handles events until `check` throws. When the session is only to stop, a transaction that is open is finished first,
+   * unless it is long: as long as its commit is not handled its rows would come again, settled as they are (F112).
+   */
   async run(): Promise<never> {
-    for (;;) {
-      this.#check();
+    for (let afterStop = 0; ;) {
+      try {
+        this.#check();
+      } catch (error) {
+        if (!isWaybillError(error, 'WAYBILL_STOPPED') || !this.#ledger.inTransaction) throw error;
+        if ((afterStop += 1) > MAX_EVENTS_AFTER_STOP) throw error;
+      }
       const event = this.#next();
       if (!event) {
         await this.#arrived.wait();
