@@ -344,11 +344,14 @@ class Pipeline {
     const { clock, failure } = this.#options;
     const pump = this.#pump;
     if (!pump) return;
-    while (pump.handledLsn < lsn) {
-      this.#check();
-      pump.report(LSN_ZERO, true);
-      await Promise.race([pump.passed(lsn), pause(clock, PING_INTERVAL_MS, failure.signal)]);
-    }
+    let isPassed = false;
+    // Why one for all rounds: each would be woken by every event of a long backlog.
+    const passed = pump.passed(lsn).finally(() => (isPassed = true));
+    do {
+      if (pump.handledLsn < lsn) pump.report(LSN_ZERO, true);
+      await Promise.race([passed, pause(clock, PING_INTERVAL_MS, failure.signal)]);
+    } while (!isPassed);
+    await passed;
   }
 
   async #due(): Promise<void> {

@@ -21,6 +21,7 @@ export class Ledger {
   #tailLsn: Lsn;
   #decidedLsn: Lsn;
   #settledLsn: Lsn;
+  #decidedRowsLsn: Lsn;
   #open: LedgerTransaction | undefined;
   #inTransaction = false;
   #decidedHead: LedgerTransaction | undefined;
@@ -29,7 +30,7 @@ export class Ledger {
   #unsettledRows = 0;
 
   constructor(startLsn: Lsn = LSN_ZERO) {
-    this.#tailLsn = this.#decidedLsn = this.#settledLsn = startLsn;
+    this.#tailLsn = this.#decidedLsn = this.#settledLsn = this.#decidedRowsLsn = startLsn;
   }
 
   /** A Begin message arrived. */
@@ -63,7 +64,7 @@ export class Ledger {
     this.#tailLsn = endLsn;
     const transaction = this.#open;
     this.#open = undefined;
-    if (transaction) transaction.endLsn = endLsn;
+    if (transaction) transaction.endLsn = transaction.rowsEndLsn = endLsn;
     // A transaction without rows is settled as soon as what stands before it is: it lengthens its predecessor.
     else if (this.#last?.endLsn !== undefined) this.#last.endLsn = endLsn;
     this.#advance();
@@ -108,6 +109,11 @@ export class Ledger {
     return this.#decidedLsn;
   }
 
+  /** End LSN of the last transaction with rows in that prefix: the part of it that is worth storing. */
+  get decidedRowsLsn(): Lsn {
+    return this.#decidedRowsLsn;
+  }
+
   /** End LSN of the longest prefix in which every row is settled. */
   get settledLsn(): Lsn {
     return this.#settledLsn;
@@ -120,6 +126,7 @@ export class Ledger {
   #advance(): void {
     while (this.#decidedHead?.endLsn !== undefined && this.#decidedHead.pending === 0) {
       this.#decidedLsn = this.#decidedHead.endLsn;
+      this.#decidedRowsLsn = this.#decidedHead.rowsEndLsn;
       this.#decidedHead = this.#decidedHead.next;
     }
     while (this.#settledHead?.endLsn !== undefined && this.#settledHead.unsettled === 0) {
@@ -142,6 +149,8 @@ export class Ledger {
 class LedgerTransaction {
   /** Undefined until its Commit arrived. */
   endLsn: Lsn | undefined;
+  /** The same, and not lengthened by empty transactions behind it. */
+  rowsEndLsn = LSN_ZERO;
   pending = 0;
   unsettled = 0;
   next: LedgerTransaction | undefined;

@@ -72,6 +72,25 @@ export class Admission {
    * (for room, or for a first look at an exchange), so that the common case costs none.
    */
   admit(work: Work): Promise<void> | undefined {
+    return this.#isCrowded() ? this.#admitWhenCalm(work) : this.#decide(work);
+  }
+
+  async #admitWhenCalm(work: Work): Promise<void> {
+    while (this.#isCrowded()) {
+      await this.#room.wait();
+      this.#check();
+    }
+    await this.#decide(work);
+  }
+
+  /** O4: rows that never reach the broker are bounded too, until the database has them. */
+  #isCrowded(): boolean {
+    // The work itself is among the works already.
+    const { maxMessages, maxBytes } = this.#window;
+    return this.#works.size > maxMessages * UNSETTLED_WINDOWS || this.#settler.heldBytes > maxBytes;
+  }
+
+  #decide(work: Work): Promise<void> | undefined {
     const { row } = work;
     if (row.expiresAt !== null && timestampMs(row.expiresAt) <= this.#databaseNow()) {
       this.#settler.settle(work, 'expired');
@@ -111,8 +130,7 @@ export class Admission {
   }
 
   #hasRoom(bytes: number): boolean {
-    // The work itself is among the works already.
-    return this.#window.hasRoomFor(bytes) && this.#works.size <= this.#window.maxMessages * UNSETTLED_WINDOWS;
+    return this.#window.hasRoomFor(bytes) && !this.#isCrowded();
   }
 
   confirmed(work: Work): void {

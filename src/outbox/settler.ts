@@ -62,7 +62,9 @@ export class Settler {
   #cancelTimer: (() => void) | undefined;
   #cycle: Promise<void> | undefined;
   #stopped = false;
-  #settledSinceCheckpoint = false;
+  #heldBytes = 0;
+  /** The last cycle could not get a lock. */
+  #lockedOut = false;
   #insertThenDeleteNoted = false;
 
   constructor(options: {
@@ -120,13 +122,20 @@ export class Settler {
   /** The row cannot go out now; it stays in the table with its reason. Held rows are settled at once, not at the interval. */
   hold(work: Work, reason: HoldReason): void {
     work.phase = 'held';
+    this.#heldBytes += work.row.body.length;
     this.#held.push({ work, hold: { ...reason, row: work.row, xid: work.xid } });
     this.#schedule(true);
   }
 
   /** A Commit arrived: rows that were settled before it may now move the checkpoint. */
   committed(): void {
-    if (this.#checkpointIsDue()) this.#schedule(false);
+    // Otherwise the cycle that is due looks at it.
+    if (!this.#cancelTimer && !this.#cycle && this.#checkpointIsDue()) this.#schedule(false);
+  }
+
+  /** Octets of the bodies of held rows, which are kept until the database has them. */
+  get heldBytes(): number {
+    return this.#heldBytes;
   }
 
   /** True when nothing waits to be settled and nothing is being settled. */
@@ -188,18 +197,21 @@ export class Settler {
       .finally(() => {
         this.#cycle = undefined;
         this.#changed.notify();
-        if (this.#held.length > 0 || this.#confirmed.length >= EAGER_ROWS) this.#schedule(true);
+        const isMuch = this.#held.length > 0 || this.#confirmed.length >= EAGER_ROWS;
+        if (isMuch && !this.#lockedOut) this.#schedule(true);
         else if (!this.isIdle || this.#checkpointIsDue()) this.#schedule(false);
       });
   }
 
-  /** Rows were settled, and the stored checkpoint does not say so yet. */
+  /** Transactions with rows are done, and the stored checkpoint does not say so yet. */
   #checkpointIsDue(): boolean {
-    if (this.#checkpointLsn === null) return false;
-    return this.#settledSinceCheckpoint && this.#ledger.decidedLsn > this.#checkpointLsn;
+    if (this.#checkpointLsn === null || this.#ledger.decidedRowsLsn <= this.#checkpointLsn) return false;
+    const candidate = this.#candidate();
+    return candidate !== null && candidate > this.#checkpointLsn;
   }
 
   async #run(): Promise<void> {
+    this.#lockedOut = false;
     await this.#resolveDoubtful();
     if (this.#held.length > 0) await this.#holdSome(this.#held.splice(0, MAX_HOLDS_AT_ONCE));
     if (this.#confirmed.length > 0 || this.#checkpointIsDue()) await this.#settleSome();
@@ -260,7 +272,6 @@ export class Settler {
       if (result.missing.has(each.work.row.seq)) this.#doubtful.push(each);
       else this.#settled(each);
     }
-    this.#settledSinceCheckpoint = false;
     if (result.checkpointLsn !== null && this.#checkpointLsn !== null) {
       this.#checkpointLsn = maxLsn(this.#checkpointLsn, result.checkpointLsn);
       this.#report(this.#checkpointLsn);
@@ -312,14 +323,13 @@ export class Settler {
     this.#counters.gone += settled.length;
     for (const each of holds) this.#kept(each);
     for (const each of settled) this.#settled(each);
-    this.#settledSinceCheckpoint = true;
   }
 
   #forget(work: Work): void {
     this.#works.remove(work);
+    if (work.phase === 'held') this.#heldBytes -= work.row.body.length;
     for (const entry of work.entries) if (entry.state !== 'settled') this.#ledger.settle(entry);
     this.#counters.settled += 1;
-    if (work.entries.length > 0) this.#settledSinceCheckpoint = true;
     this.#onSettled();
   }
 
@@ -329,6 +339,7 @@ export class Settler {
       return await statement();
     } catch (error) {
       if (!isLockConflict(error)) throw error;
+      this.#lockedOut = true;
       this.#log.warn({ error: String(error) }, 'settling waits for a lock that somebody else holds');
       return undefined;
     }

@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { noCounts } from './model-relay.js';
+import { MAX_BYTES, noCounts } from './model-relay.js';
 import { FATES, World, type RowPlan, type Step } from './model-world.js';
 
 const few = fc.integer({ min: 1, max: 6 });
@@ -61,3 +61,22 @@ test('O1-O7, F1-F9, F68-F76, F88, F89: whatever happens in whatever order, nothi
   expect([accepted, rebuilt]).toEqual([0, 0]);
   for (const [counter, count] of Object.entries(others)) expect(count, counter).toBeGreaterThan(0);
 }, 120_000);
+
+test.each(['bad_header', 'later', 'expired'] as const)(
+  'O4, F45: many %s rows in one transaction wait for a slow database in the log, not in memory',
+  async (fate) => {
+    const world = new World();
+    await world.startRelay();
+    const rows = Array.from({ length: 150 }, () => ({ fate, bytes: 30, deleted: false }));
+    await world.apply({ do: 'commit', rows, gap: 1, standby: false });
+    for (let n = 0; n < 60; n += 1) {
+      // Each step checks how many rows are unsettled.
+      await world.apply({ do: 'send', count: 3 });
+      expect(world.relay.settler.heldBytes).toBeLessThanOrEqual(MAX_BYTES + 30);
+    }
+    expect(world.relay.works.size).toBeGreaterThan(1);
+    await world.apply({ do: 'run', count: 200 });
+    await world.heal();
+    world.checkEnd();
+  },
+);

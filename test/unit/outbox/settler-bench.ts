@@ -1,0 +1,134 @@
+import { Ledger, type LedgerEntry } from '../../../src/core/ledger.js';
+import type { Lsn } from '../../../src/core/lsn.js';
+import type { Hold, Settlement, SettleResult, Store, Whereabouts } from '../../../src/outbox/ports.js';
+import { Settler } from '../../../src/outbox/settler.js';
+import { Works, type Work } from '../../../src/outbox/work.js';
+import { ManualClock, turn } from '../../support/manual-clock.js';
+import { outboxRow } from '../../support/outbox-rows.js';
+import { Calls } from './model-calls.js';
+import { noCounts } from './model-relay.js';
+
+export const INTERVAL_MS = 200;
+
+/** The real Settler and Ledger over a store that answers when the test says so. */
+export class SettlerBench {
+  readonly clock = new ManualClock();
+  readonly calls = new Calls();
+  readonly works = new Works();
+  readonly counters = noCounts();
+  readonly ledger = new Ledger(100n);
+  /** What the store was asked, in order. */
+  readonly asked: { what: string; seqs: string[]; candidate?: Lsn | null; durable?: boolean }[] = [];
+  readonly reported: Lsn[] = [];
+  readonly warnings: string[] = [];
+  failure: Error | undefined;
+  /** Seqs that settle and hold do not find. */
+  missing = new Set<string>();
+  whereabouts: Whereabouts = 'present';
+  /** Thrown by the next settle or hold. */
+  throwNext: Error | undefined;
+  #seq = 0;
+  #storedLsn: Lsn = 100n;
+  readonly settler: Settler;
+
+  constructor() {
+    const nothing = (what: string) => (): Promise<void> =>
+      this.calls.make(() => void this.asked.push({ what, seqs: [] }));
+    const store: Store = {
+      settle: (rows, candidate, durable) => this.calls.make(() => this.#settle(rows, candidate, durable)),
+      hold: (holds) => this.calls.make(() => this.#hold(holds)),
+      writeBack: (holds) => this.calls.make(() => void this.asked.push({ what: 'write back', seqs: seqsOf(holds) })),
+      recordGone: (rows) => this.calls.make(() => void this.asked.push({ what: 'gone', seqs: seqsOf(rows) })),
+      whereabouts: (rows) => this.calls.make(() => new Map(rows.map(({ seq }) => [seq, this.whereabouts]))),
+      states: () => Promise.resolve(new Map()),
+      noteInsertThenDelete: nothing('note'),
+      beginPass: nothing('begin pass'),
+      limitPass: nothing('limit pass'),
+      endPass: nothing('end pass'),
+    };
+    const warn = (_fields: object, text: string): void => void this.warnings.push(text);
+    this.settler = new Settler({
+      store,
+      ledger: this.ledger,
+      works: this.works,
+      clock: this.clock,
+      counters: this.counters,
+      log: { debug: warn, info: warn, warn, error: warn },
+      logsAll: false,
+      intervalMs: INTERVAL_MS,
+      checkpointLsn: this.#storedLsn,
+      report: (lsn) => this.reported.push(lsn),
+      onSettled: () => undefined,
+      onFailed: (error) => (this.failure = error),
+    });
+  }
+
+  /** A row arrives from the stream; the transaction must be open. */
+  row(bytes = 3): Work {
+    return this.#work('stream', [this.ledger.row()], bytes);
+  }
+
+  tableRow(): Work {
+    return this.#work('sweep', [], 3);
+  }
+
+  /** A whole transaction that ends at `endLsn`. */
+  transaction(endLsn: Lsn, rows: number): Work[] {
+    this.ledger.begin();
+    const works = Array.from({ length: rows }, () => this.row());
+    this.ledger.commit(endLsn);
+    this.settler.committed();
+    return works;
+  }
+
+  /** Lets the interval pass and answers everything. */
+  async cycle(): Promise<void> {
+    this.clock.advance(INTERVAL_MS);
+    await this.answer();
+  }
+
+  async answer(): Promise<void> {
+    for (let n = 0; n < 20; n += 1) {
+      this.calls.step();
+      await turn();
+    }
+  }
+
+  get settles(): { seqs: string[]; candidate?: Lsn | null; durable?: boolean }[] {
+    return this.asked.filter(({ what }) => what === 'settle');
+  }
+
+  #work(origin: 'stream' | 'sweep', entries: LedgerEntry[], bytes: number): Work {
+    this.#seq += 1;
+    const row = outboxRow({ seq: String(this.#seq), id: `id-${this.#seq}`, body: Buffer.alloc(bytes) });
+    const xid = origin === 'stream' ? 7 : null;
+    const rest = { message: undefined, bytes: 0, nacks: 0 };
+    const work: Work = { row, origin, xid, replayed: false, entries, phase: 'admitted', ...rest };
+    this.works.add(work);
+    return work;
+  }
+
+  #take(): void {
+    const error = this.throwNext;
+    this.throwNext = undefined;
+    if (error) throw error;
+  }
+
+  #settle(rows: readonly Settlement[], candidate: Lsn | null, durable: boolean): SettleResult {
+    this.asked.push({ what: 'settle', seqs: seqsOf(rows), candidate, durable });
+    this.#take();
+    let mark = candidate ?? this.#storedLsn;
+    const missing = rows.filter(({ row }) => this.missing.has(row.seq));
+    for (const { floorLsn } of missing) if (floorLsn !== null && floorLsn < mark) mark = floorLsn;
+    if (mark > this.#storedLsn) this.#storedLsn = mark;
+    return { checkpointLsn: this.#storedLsn, missing: new Set(seqsOf(missing)) };
+  }
+
+  #hold(holds: readonly Hold[]): Set<string> {
+    this.asked.push({ what: 'hold', seqs: seqsOf(holds) });
+    this.#take();
+    return new Set(seqsOf(holds).filter((seq) => this.missing.has(seq)));
+  }
+}
+
+const seqsOf = (each: readonly { row: { seq: string } }[]): string[] => each.map(({ row }) => row.seq);

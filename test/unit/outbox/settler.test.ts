@@ -1,0 +1,222 @@
+import { expect, test } from 'vitest';
+import { WaybillError } from '../../../src/core/errors.js';
+import { turn } from '../../support/manual-clock.js';
+import { INTERVAL_MS, SettlerBench } from './settler-bench.js';
+
+const lockTimeout = (): Error =>
+  new WaybillError('WAYBILL_DATABASE_FAILED', 'settling', {
+    cause: Object.assign(new Error('lock timeout'), { code: '55P03' }),
+  });
+const parked = { state: 'parked', attempts: 1, error: 'bad', delayMs: null } as const;
+
+test('O6: rows settle at the interval, in one statement, and only its answer is reported', async () => {
+  const bench = new SettlerBench();
+  const [a, b] = bench.transaction(110n, 2);
+  bench.settler.settle(a!, 'published');
+  bench.clock.advance(INTERVAL_MS - 1);
+  expect(bench.calls.size).toBe(0);
+  bench.settler.settle(b!, 'published');
+  bench.clock.advance(1);
+  await turn();
+  bench.calls.step();
+  await turn();
+  expect(bench.settles).toEqual([{ what: 'settle', seqs: ['1', '2'], candidate: 110n, durable: false }]);
+  expect(bench.reported).toEqual([]);
+  await bench.answer();
+  expect(bench.reported).toEqual([110n]);
+  expect([bench.works.size, bench.settler.isIdle]).toEqual([0, true]);
+});
+
+test('O1: the candidate never passes a row whose word is still to come', async () => {
+  const bench = new SettlerBench();
+  const [a] = bench.transaction(110n, 2);
+  const [c] = bench.transaction(120n, 1);
+  bench.settler.settle(a!, 'published');
+  bench.settler.settle(c!, 'published');
+  await bench.cycle();
+  expect(bench.settles.map(({ candidate }) => candidate)).toEqual([100n]);
+});
+
+test('O1: the candidate never passes confirmed rows that did not fit into the statement', async () => {
+  const bench = new SettlerBench();
+  for (const work of [...bench.transaction(110n, 9_999), ...bench.transaction(120n, 2)]) {
+    bench.settler.settle(work, 'published');
+  }
+  await bench.answer();
+  await bench.cycle();
+  expect(bench.settles.map(({ seqs, candidate }) => [seqs.length, candidate])).toEqual([
+    [10_000, 110n],
+    [1, 120n],
+  ]);
+});
+
+test('one cycle runs at a time, whatever comes in meanwhile', async () => {
+  const bench = new SettlerBench();
+  const works = bench.transaction(110n, 3);
+  bench.settler.settle(works[0]!, 'published');
+  bench.clock.advance(INTERVAL_MS);
+  await turn();
+  bench.settler.hold(works[1]!, parked);
+  bench.settler.settle(works[2]!, 'published');
+  bench.clock.advance(INTERVAL_MS * 5);
+  await turn();
+  expect(bench.calls.size).toBe(1);
+  await bench.answer();
+  await bench.cycle();
+  expect(bench.asked.map(({ what, seqs }) => [what, seqs])).toEqual([
+    ['settle', ['1']],
+    ['hold', ['2']],
+    ['settle', ['3']],
+  ]);
+  expect(bench.reported.at(-1)).toBe(110n);
+});
+
+test('F112: rows that were settled before their commit came move the checkpoint when it comes', async () => {
+  const bench = new SettlerBench();
+  bench.ledger.begin();
+  bench.settler.settle(bench.row(), 'published');
+  await bench.cycle();
+  expect(bench.reported).toEqual([100n]);
+  bench.ledger.commit(110n);
+  bench.settler.committed();
+  await bench.cycle();
+  expect(bench.reported).toEqual([100n, 110n]);
+});
+
+test('F112: also when the commit comes while the statement is under way', async () => {
+  const bench = new SettlerBench();
+  bench.ledger.begin();
+  bench.settler.settle(bench.row(), 'published');
+  bench.clock.advance(INTERVAL_MS);
+  await turn();
+  bench.ledger.commit(110n);
+  bench.settler.committed();
+  await bench.answer();
+  const flushed = bench.settler.flush(new AbortController().signal);
+  await bench.answer();
+  await flushed;
+  expect(bench.reported.at(-1)).toBe(110n);
+});
+
+test('3.3: empty transactions never cause a checkpoint', async () => {
+  const bench = new SettlerBench();
+  const [work] = bench.transaction(110n, 1);
+  bench.settler.settle(work!, 'published');
+  await bench.cycle();
+  for (let endLsn = 120n; endLsn < 200n; endLsn += 10n) {
+    bench.transaction(endLsn, 0);
+    await bench.cycle();
+  }
+  expect([bench.settles.length, bench.clock.pending]).toEqual([1, 0]);
+});
+
+test('facts 53, 75: a row that the delete does not find holds its position back until it is known why', async () => {
+  const bench = new SettlerBench();
+  const [a] = bench.transaction(110n, 1);
+  const [b] = bench.transaction(120n, 1);
+  bench.missing.add('1');
+  bench.whereabouts = 'undecided';
+  bench.settler.settle(a!, 'published');
+  bench.settler.settle(b!, 'published');
+  for (let n = 0; n < 3; n += 1) await bench.cycle();
+  expect(new Set(bench.reported)).toEqual(new Set([100n]));
+  expect(bench.settles.length).toBe(1);
+  bench.missing.clear();
+  bench.whereabouts = 'present';
+  await bench.cycle();
+  expect(bench.settles.map(({ seqs }) => seqs)).toEqual([['1', '2'], ['1']]);
+  expect(bench.reported.at(-1)).toBe(120n);
+});
+
+test('fact 16: a published row that its application deleted is noted as gone; a held one is written back', async () => {
+  const bench = new SettlerBench();
+  const [a, b] = bench.transaction(110n, 2);
+  bench.missing = new Set(['1', '2']);
+  bench.whereabouts = 'gone';
+  bench.settler.settle(a!, 'published');
+  bench.settler.hold(b!, parked);
+  await bench.answer();
+  await bench.cycle();
+  await bench.cycle();
+  const what = bench.asked.map((each) => `${each.what} ${each.seqs.join()}`.trim());
+  expect(what.sort()).toEqual(['gone 1', 'hold 2', 'note', 'settle', 'settle 1', 'write back 2'].sort());
+  expect(bench.reported.at(-1)).toBe(110n);
+  expect(bench.counters).toMatchObject({ gone: 1, parked: 1, settled: 2 });
+});
+
+test.each([
+  ['settle', (bench: SettlerBench) => bench.settler.settle(bench.transaction(110n, 1)[0]!, 'published')],
+  ['hold', (bench: SettlerBench) => bench.settler.hold(bench.transaction(110n, 1)[0]!, parked)],
+])('F61: a %s that waits too long for a lock is tried again at the next interval, and says so', async (what, act) => {
+  const bench = new SettlerBench();
+  bench.throwNext = lockTimeout();
+  act(bench);
+  if (what === 'settle') bench.clock.advance(INTERVAL_MS);
+  await bench.answer();
+  expect([bench.asked.length, bench.warnings.length, bench.failure]).toEqual([1, 1, undefined]);
+  await bench.cycle();
+  expect(bench.asked.slice(0, 2).map((each) => each.what)).toEqual([what, what]);
+  expect(bench.reported.at(-1)).toBe(110n);
+});
+
+test('any other error ends the session, once, and nothing is settled after it', async () => {
+  const bench = new SettlerBench();
+  const [a, b] = bench.transaction(110n, 2);
+  bench.throwNext = new WaybillError('WAYBILL_EPOCH_LOST', 'taken over');
+  bench.settler.settle(a!, 'published');
+  await bench.cycle();
+  expect(bench.failure).toMatchObject({ code: 'WAYBILL_EPOCH_LOST' });
+  bench.settler.settle(b!, 'published');
+  bench.settler.hold(bench.tableRow(), parked);
+  await bench.cycle();
+  expect([bench.asked.length, bench.reported]).toEqual([1, []]);
+  await bench.settler.flush(new AbortController().signal);
+});
+
+test('fact 74: an expiry commits durably', async () => {
+  const bench = new SettlerBench();
+  const [a, b] = bench.transaction(110n, 2);
+  bench.settler.settle(a!, 'published');
+  bench.settler.settle(b!, 'expired');
+  await bench.cycle();
+  expect(bench.settles.map(({ durable }) => durable)).toEqual([true]);
+});
+
+test('F9: a flush settles at once and ends when nothing is left, or when it is aborted', async () => {
+  const bench = new SettlerBench();
+  const [a, b] = bench.transaction(110n, 2);
+  bench.settler.settle(a!, 'published');
+  bench.settler.settle(b!, 'published');
+  const done = bench.settler.flush(new AbortController().signal);
+  await bench.answer();
+  await done;
+  expect(bench.reported).toEqual([110n]);
+  const [c] = bench.transaction(120n, 1);
+  bench.missing.add(c!.row.seq);
+  bench.whereabouts = 'undecided';
+  bench.settler.settle(c!, 'published');
+  const deadline = new AbortController();
+  const aborted = bench.settler.flush(deadline.signal);
+  await bench.answer();
+  await bench.cycle();
+  deadline.abort();
+  await aborted;
+  expect(bench.settler.isIdle).toBe(false);
+});
+
+test('stop waits for the statement under way and leaves nothing ticking', async () => {
+  const bench = new SettlerBench();
+  const [a, b] = bench.transaction(110n, 2);
+  bench.settler.settle(a!, 'published');
+  bench.clock.advance(INTERVAL_MS);
+  await turn();
+  bench.settler.settle(b!, 'published');
+  let stopped = false;
+  const stop = bench.settler.stop().then(() => (stopped = true));
+  await turn();
+  expect(stopped).toBe(false);
+  await bench.answer();
+  await stop;
+  await bench.cycle();
+  expect([bench.settles.length, bench.clock.pending]).toEqual([1, 0]);
+});
