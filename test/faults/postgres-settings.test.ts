@@ -174,11 +174,19 @@ describe('settings of the server that make trouble', () => {
         others,
       ]),
     ).toHaveLength(5);
+    // Nobody has decided yet that the waiting rows are gone.
+    const seen = scene.probe.messages.slice(0, 3).map((message) => message.id);
+    others.push(...(await scene.publish(2, { client: after })));
+    await scene.probe.waitFor(10);
+    await scene.settled();
+    expect(await scene.database.query('select id from waybill.outbox_history where id = any($1)', [seen])).toEqual([]);
     // Killed now, the next relay gets the row again, because its position was not passed.
     await relay.kill9();
     await scene.slotReleased();
     const next = await streaming();
-    await scene.probe.waitFor(11);
+    await until(() => seen.every((id) => scene.probe.ids().filter((each) => each === id).length === 2), {
+      what: 'second copies of the waiting rows',
+    });
     await scene.database.query('select pg_cancel_backend($1)', [pid]);
     const ids = await committing;
     await until(
@@ -187,7 +195,7 @@ describe('settings of the server that make trouble', () => {
       { what: 'the rows to be settled once they are visible' },
     );
     await scene.settled();
-    scene.expectIds([...ids, ...others], { copies: 3 + 5 });
+    scene.expectIds([...ids, ...others], { copies: 3 + 7 });
     expect(await scene.database.query('select insert_then_delete_seen as seen from waybill.relay')).toEqual([
       { seen: false },
     ]);
