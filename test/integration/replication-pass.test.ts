@@ -103,6 +103,19 @@ describe('the first start and the table pass', () => {
     await open.query('commit');
     await scene.probe.waitFor(4);
     await scene.settled();
+    // Beside a running relay an old transaction holds nobody up.
+    await open.query('begin');
+    late.push(...(await scene.publish(1, { client: open })));
+    early.push(...(await scene.publish(300)));
+    await scene.probe.waitFor(304);
+    await scene.settled();
+    const before = (await scene.slot())?.confirmed ?? 0n;
+    early.push(...(await scene.publish(1)));
+    await scene.probe.waitFor(305);
+    await until(async () => ((await scene.slot())?.confirmed ?? 0n) > before, { what: 'the slot to move on' });
+    await open.query('commit');
+    await scene.probe.waitFor(306);
+    await scene.settled();
     scene.expectIds([...late, ...early]);
     expect(await relay.stop()).toBe(0);
   });

@@ -78,6 +78,35 @@ describe('changes of the outbox table and the rights of the relay', () => {
     expect(await next.stop()).toBe(0);
   });
 
+  it('a publication that hides rows stops the start; dropped, it is made anew and what it hid goes out (F35)', async () => {
+    const { database } = scene;
+    const first = scene.start();
+    await first.waitForPhase('streaming');
+    expect(await first.stop()).toBe(0);
+    const publications = [
+      'for table waybill.outbox where (seq < 0)',
+      'for table waybill.outbox (seq, id, type)',
+      "for table waybill.outbox with (publish = 'delete')",
+    ];
+    const ids: string[] = [];
+    for (const definition of publications) {
+      await database.query('drop publication waybill_outbox');
+      await database.query(`create publication waybill_outbox ${definition}`);
+      ids.push(...(await scene.publish(2)));
+      const relay = scene.start();
+      await relay.waitForLog((each) => errorCode(each) === 'WAYBILL_PUBLICATION_UNFIT', 'the error');
+      expect(scene.probe.messages.length).toBe(ids.length - 2);
+      await relay.kill9();
+      await database.query('drop publication waybill_outbox');
+      const next = scene.start();
+      await scene.probe.waitFor(ids.length);
+      await scene.settled();
+      expect(await next.stop()).toBe(0);
+      await scene.slotReleased();
+    }
+    scene.expectIds(ids);
+  });
+
   it('a body of the largest size goes out whole, one byte more is refused at the insert (F46, fact 20)', async () => {
     const { database } = scene;
     const relay = scene.start();
