@@ -27,7 +27,8 @@ export async function takeLockQueue(connection: BrokerConnection, queue: string,
     );
     held = true;
   } catch (error) {
-    if (replyCode(error) === 405 || replyCode(error) === 403) {
+    // 403 has two meanings: somebody consumes it, or this user may not declare or read it.
+    if (replyCode(error) === 405 || (replyCode(error) === 403 && /exclusive use/.test(String(error)))) {
       throw new WaybillError('WAYBILL_LOCK_TAKEN', `another process holds ${queue}`, {
         hint: 'Standing by until it is gone. If nobody else should run, look for a copy of the database with this broker.url.',
         cause: error,

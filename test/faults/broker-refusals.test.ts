@@ -181,6 +181,20 @@ describe('permissions and ways in', () => {
     await stage.database.query('truncate waybill.outbox');
   });
 
+  it('F82 O8 a user who may not declare the lock queue is told so, instead of standing by for nobody', async () => {
+    await stage.vhost.server.ctl('set_permissions', '-p', stage.vhost.name, user, '^waybill\\.events$', '.*', '.*');
+    const relay = startRelay({ databaseUrl: stage.database.url, brokerUrl: urlOf('first') });
+    const line = await relay.waitForLog((each) => each.level === 'error', 'the error');
+    expect(line['err']).toMatchObject({
+      code: 'WAYBILL_BROKER_REFUSED',
+      message: expect.stringMatching(/waybill\.lock\..*refused/) as unknown,
+      hint: expect.stringContaining('permissions') as unknown,
+    });
+    expect(relay.phase()).not.toBe('standby');
+    expect(await relay.stop()).toBe(0);
+    await stage.vhost.server.ctl('set_permissions', '-p', stage.vhost.name, user, '.*', '^(waybill|amq).*', '.*');
+  });
+
   it('F83 F84 a wrong password and a missing virtual host are told clearly, without a crash loop, and heal', async () => {
     const other = await outboxStage();
     const missing = `${other.vhost.name}-late`;
