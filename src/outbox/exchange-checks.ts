@@ -39,6 +39,11 @@ export class ExchangeChecks {
     return question;
   }
 
+  /** Publishing to it was refused, which looking cannot tell: believed as long as a missing one. */
+  refuse(name: string, fault: Fault): void {
+    this.#known.set(name, { fault, untilMs: this.#clock.now() + MISSING_FOR_MS });
+  }
+
   /** Forgets everything: a channel died, perhaps because an exchange was deleted. */
   forget(): void {
     this.#known.clear();

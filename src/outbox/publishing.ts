@@ -198,19 +198,22 @@ export class Publishing<T extends Publishable> {
     if (this.#mode === 'closed') return;
     const unknown = tracker.lost();
     const alone = this.#mode === 'isolating' ? unknown[0] : undefined;
+    this.#exchanges.forget();
     if (alone && isChannelException(error)) {
       unknown.shift();
-      this.#refuse(alone, {
+      const fault: Fault = {
         fault: 'refused_by_broker',
         text: `RabbitMQ closed the channel over it: ${error.message}`,
-      });
+      };
+      // F82: the next row for it would close the channel for everybody again.
+      if (isExchangeForbidden(error)) this.#exchanges.refuse(alone.message?.exchange ?? '', fault);
+      this.#refuse(alone, fault);
     }
     this.#counters.resent += unknown.length;
     this.#queue = [...unknown, ...this.#queue];
     this.#suspects += unknown.length;
     this.#mode = 'reopening';
     this.#events.onChannelDied(error, unknown.length);
-    this.#exchanges.forget();
     this.#endAlone?.();
     this.#recover(tracker).catch((failure: unknown) => this.#events.onFailed(failure as Error));
   }
@@ -269,4 +272,9 @@ export class Publishing<T extends Publishable> {
 /** The broker closed the channel over something that was sent on it; a lost connection gives no reply code. */
 function isChannelException(error: Error): boolean {
   return 'code' in error && typeof error.code === 'number';
+}
+
+/** Permission on the exchange as a whole is missing; for a single topic of it the text says "access to topic". */
+function isExchangeForbidden(error: Error): boolean {
+  return 'code' in error && error.code === 403 && error.message.includes('access to exchange');
 }
