@@ -264,9 +264,13 @@ class Pipeline {
 
   /** Waits until everything published so far is settled. */
   async #allSettled(): Promise<void> {
+    const { failure, stopping } = this.#options;
+    const ending = AbortSignal.any([failure.signal, stopping]);
     while (this.#works.size > 0) {
       this.#check();
-      await this.#room.wait();
+      // Nobody waits for the interval when there is nothing left to gather.
+      if (this.#publishing.outstanding === 0) await this.#settler.flush(ending);
+      else await this.#room.wait();
     }
     this.#check();
   }
