@@ -60,7 +60,7 @@ export interface Store {
   whereabouts(rows: readonly { seq: string; id: string; xid: number | null }[]): Promise<Map<string, Whereabouts>>;
   recordGone(rows: readonly Settlement[]): Promise<void>;
   noteInsertThenDelete(): Promise<void>;
-  /** States by seq of the rows that are there under the same id. */
+  /** States by the seq asked for of the rows that are there under the same id, whatever seq they have now. */
   states(rows: readonly { seq: string; id: string }[]): Promise<Map<string, string>>;
   beginPass(afterSeq: bigint): Promise<void>;
   limitPass(uptoSeq: bigint): Promise<void>;

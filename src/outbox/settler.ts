@@ -133,6 +133,14 @@ export class Settler {
     if (!this.#cancelTimer && !this.#cycle && this.#checkpointIsDue()) this.#schedule(false);
   }
 
+  /**
+   * Whether nothing up to `lsn` can come from the log again once the next rows are settled: that statement stores a
+   * position at or past it. True as well when nothing streams.
+   */
+  hasPassed(lsn: Lsn): boolean {
+    return this.#checkpointLsn === null || this.#ledger.settledLsn >= lsn;
+  }
+
   /** Octets of the bodies of held rows, which are kept until the database has them. */
   get heldBytes(): number {
     return this.#heldBytes;

@@ -90,8 +90,8 @@ export class TableFeed {
   }
 
   /**
-   * Moves cancelled and discarded rows to the history. Not before the stream has passed them: a row that vanishes while
-   * the slot is behind its insert would come again and look new.
+   * Moves cancelled and discarded rows to the history. Not before their position is settled: a row that vanishes while
+   * the checkpoint is behind its insert would come again and look new. Those stay until a later sweep.
    */
   async removeWithdrawn(settler: Settler, passed: (lsn: Lsn) => Promise<void>): Promise<void> {
     for (let from = 0n; ;) {
@@ -100,7 +100,9 @@ export class TableFeed {
       const last = batch.at(-1);
       if (!last) return;
       from = BigInt(last.row.seq);
-      await passed(await this.#table.position());
+      const position = await this.#table.position();
+      await passed(position);
+      if (!settler.hasPassed(position)) return;
       for (const { row, state } of batch) {
         if (this.#works.has(row.seq)) continue;
         const work = tableWork(row, 'sweep');

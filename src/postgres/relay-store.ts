@@ -139,25 +139,39 @@ export class RelayStore {
       );
       return new Set(result.rows.map((row) => row.xid));
     });
-    const states = await this.states(rows);
+    const present = await this.#present(rows);
     return new Map(
       rows.map((row) => [
         row.seq,
-        states.has(row.seq) ? 'present' : running.has(String(row.xid)) ? 'undecided' : 'gone',
+        present.has(row.seq) ? 'present' : running.has(String(row.xid)) ? 'undecided' : 'gone',
       ]),
     );
   }
 
+  /** States by the seq asked for. By id: a row that was written back has another seq, and is there all the same. */
   async states(rows: readonly RowId[]): Promise<Map<string, string>> {
     const result = await this.#run('looking up rows', 'off', () =>
       this.#client.query<{ seq: string; state: string }>(
-        `select o.seq::text as seq, o.state from ${this.#schema}.outbox o
+        `select i.seq::text as seq, o.state from ${this.#schema}.outbox o
+         join unnest($1::bigint[], $2::uuid[]) as i (seq, id) on i.id = o.id
+         where o.id = any($2::uuid[])`,
+        [rows.map((row) => row.seq), rows.map((row) => row.id)],
+      ),
+    );
+    return new Map(result.rows.map((row) => [row.seq, row.state]));
+  }
+
+  /** The seqs of rows that are there under the same seq and id, where a delete would find them. */
+  async #present(rows: readonly RowId[]): Promise<Set<string>> {
+    const result = await this.#run('looking up rows', 'off', () =>
+      this.#client.query<{ seq: string }>(
+        `select o.seq::text as seq from ${this.#schema}.outbox o
          join unnest($1::bigint[], $2::uuid[]) as i (seq, id) on i.seq = o.seq and i.id = o.id
          where o.seq = any($1::bigint[])`,
         [rows.map((row) => row.seq), rows.map((row) => row.id)],
       ),
     );
-    return new Map(result.rows.map((row) => [row.seq, row.state]));
+    return new Set(result.rows.map((row) => row.seq));
   }
 
   async noteInsertThenDelete(): Promise<void> {

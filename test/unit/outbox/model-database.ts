@@ -23,7 +23,7 @@ export interface WalTransaction {
 
 interface TableRow {
   row: OutboxRow;
-  state: 'ready' | 'scheduled' | 'parked';
+  state: 'ready' | 'scheduled' | 'parked' | 'cancelled';
   attempts: number;
   dueAtMs: number;
   xid: number;
@@ -54,6 +54,7 @@ export class ModelDatabase {
   /** Ids that were durably held at some time. */
   readonly held = new Set<string>();
   readonly expired = new Set<string>();
+  readonly cancelled = new Set<string>();
   /** Whether the broker has confirmed the id without returning it; asked when a row is deleted. */
   isConfirmed: (id: string) => boolean = () => false;
   readonly violations: string[] = [];
@@ -89,6 +90,16 @@ export class ModelDatabase {
     this.slotLsn = slotLsn;
   }
 
+  /** Somebody cancels a row that is not due yet. */
+  cancel(which: number): void {
+    const rows = this.rows.filter(({ state, row }) => state === 'scheduled' && this.#lockable(row.seq, row.id));
+    const found = rows[which % rows.length];
+    if (!found) return;
+    found.state = 'cancelled';
+    this.cancelled.add(found.row.id);
+    this.#flush();
+  }
+
   find(id: string): TableRow | undefined {
     return [...this.#table.values()].find((each) => each.row.id === id);
   }
@@ -116,7 +127,7 @@ export class ModelDatabase {
       position: () => read(() => this.#position()),
       readyRows: (after, upto) => read(() => this.#readyRows(after, upto)),
       readRows: (seqs) => read(() => this.#readRows(seqs)),
-      withdrawnRows: () => Promise.resolve([]),
+      withdrawnRows: (after) => read(() => this.#withdrawnRows(after)),
       fence: () => Promise.reject(new Error('no table pass here')),
       recordGone: nothing,
       noteInsertThenDelete: nothing,
@@ -134,6 +145,11 @@ export class ModelDatabase {
   #visible(seq: string, id: string): TableRow | undefined {
     const found = this.#table.get(seq);
     return found?.row.id === id && !this.waitingForStandby.has(found.xid) ? found : undefined;
+  }
+
+  #visibleById(id: string): TableRow | undefined {
+    const found = this.find(id);
+    return found && this.#visible(found.row.seq, id);
   }
 
   #lockable(seq: string, id: string): TableRow | undefined {
@@ -157,6 +173,7 @@ export class ModelDatabase {
         continue;
       }
       if (outcome === 'expired') this.expired.add(row.id);
+      else if (outcome === 'cancelled') this.#assertCancelled(row.id);
       else if (!this.isConfirmed(row.id)) this.violations.push(`O3: row ${row.seq} deleted without a confirm`);
       this.#table.delete(row.seq);
     }
@@ -194,17 +211,26 @@ export class ModelDatabase {
     this.#flush();
   }
 
+  #assertCancelled(id: string): void {
+    if (!this.cancelled.has(id)) this.violations.push(`O3: row ${id} is deleted as cancelled, and is not`);
+  }
+
+  #withdrawnRows(after: bigint): { row: OutboxRow; state: 'cancelled' }[] {
+    return this.rows
+      .filter(({ row, state }) => state === 'cancelled' && BigInt(row.seq) > after)
+      .map(({ row }) => ({ row: copyOf(row), state: 'cancelled' }));
+  }
+
   #states(rows: readonly { seq: string; id: string }[]): Map<string, string> {
-    const states = rows.map(({ seq, id }) => [seq, this.#visible(seq, id)?.state] as const);
+    const states = rows.map(({ seq, id }) => [seq, this.#visibleById(id)?.state] as const);
     return new Map(states.filter((each): each is [string, TableRow['state']] => each[1] !== undefined));
   }
 
   #whereabouts(rows: readonly { seq: string; id: string; xid: number | null }[]): Map<string, Whereabouts> {
-    const states = this.#states(rows);
     return new Map(
-      rows.map(({ seq, xid }) => [
+      rows.map(({ seq, id, xid }) => [
         seq,
-        states.has(seq) ? 'present' : this.waitingForStandby.has(xid ?? 0) ? 'undecided' : 'gone',
+        this.#visible(seq, id) ? 'present' : this.waitingForStandby.has(xid ?? 0) ? 'undecided' : 'gone',
       ]),
     );
   }

@@ -194,8 +194,14 @@ export class ModelRelay {
   feedFrom(what: 'due' | 'sweep'): void {
     if (this.#feeding) return;
     this.#feeding = true;
-    const work = what === 'due' ? this.feed.due() : this.feed.sweep((lsn) => this.#passed(lsn));
+    const work = what === 'due' ? this.feed.due() : this.#sweep();
     this.#own(work.finally(() => (this.#feeding = false)));
+  }
+
+  async #sweep(): Promise<void> {
+    const passed = (lsn: Lsn): Promise<void> => this.#passed(lsn);
+    await this.feed.sweep(passed);
+    await this.feed.removeWithdrawn(this.settler, passed);
   }
 
   #passed(lsn: Lsn): Promise<void> {

@@ -35,7 +35,7 @@ export type Step =
   | { do: 'send' | 'process' | 'database' | 'broker' | 'run' | 'burst'; count: number }
   | { do: 'confirm'; which: number; multiple: boolean }
   | { do: 'pass time'; ms: number }
-  | { do: 'kill channel' | 'lock' | 'crash server'; which: number }
+  | { do: 'kill channel' | 'lock' | 'crash server' | 'cancel'; which: number }
   | { do: 'restart'; late: boolean }
   | { do: 'keepalive' | 'due' | 'sweep' | 'unlock' | 'lock timeout' | 'standby answers' | 'exchange' | 'block' };
 
@@ -92,7 +92,8 @@ export class World {
       const { rows } = database;
       const each = rows[step.which % rows.length];
       if (each) database.locked.add(each.row.seq);
-    } else if (step.do === 'crash server') {
+    } else if (step.do === 'cancel') database.cancel(step.which);
+    else if (step.do === 'crash server') {
       const was = database.slotLsn;
       await relay.lose(true);
       database.crash(step.which % 2 === 0 ? was : database.checkpointLsn);
@@ -175,6 +176,7 @@ export class World {
     for (const [id, { fate }] of this.#fates) {
       const row = database.find(id);
       const arrived = delivered.has(id);
+      if (database.cancelled.has(id)) continue;
       const bad = fate === 'poison' || fate === 'bad_header' || fate === 'no_exchange';
       const parked = row?.state === 'parked';
       if ((bad || fate === 'expired') && arrived) broken.push(`${fate} row ${id} was delivered`);
@@ -195,7 +197,7 @@ export class World {
       relay.hasSent(database.wal.length - 1) &&
       relay.works.size === 0 &&
       !relay.isFeeding &&
-      database.rows.every(({ state }) => state === 'parked') &&
+      database.rows.every(({ state }) => state === 'parked' || state === 'cancelled') &&
       relay.reportedLsn === database.insertLsn
     );
   }
@@ -223,6 +225,7 @@ export class World {
       this.#violations.push(`phantom ${id}`);
       return;
     }
+    if (this.database.cancelled.has(id)) this.#violations.push(`O3: the cancelled row ${id} goes out`);
     const place = known.transaction * 100 + known.place;
     const row = this.database.wal[known.transaction]!.rows[known.place]!;
     const first = !this.#publishedIds.has(id);

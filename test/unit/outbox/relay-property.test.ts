@@ -35,7 +35,7 @@ const steps = fc.array(
     step(5, { do: name('confirm'), which: fc.nat({ max: 5 }), multiple: fc.boolean() }),
     step(4, { do: name('pass time'), ms: fc.constantFrom(10, 200, 1_000, 30_000) }),
     step(4, { do: name('keepalive', 'due', 'sweep') }),
-    step(2, { do: name('kill channel', 'lock', 'crash server'), which: fc.nat({ max: 6 }) }),
+    step(2, { do: name('kill channel', 'lock', 'crash server', 'cancel', 'cancel'), which: fc.nat({ max: 6 }) }),
     step(4, { do: name('run', 'run', 'burst'), count: few }),
     step(1, { do: name('restart'), late: fc.boolean() }),
     step(2, { do: name('unlock', 'lock timeout', 'standby answers', 'exchange', 'block') }),
@@ -80,3 +80,17 @@ test.each(['bad_header', 'later', 'expired'] as const)(
     world.checkEnd();
   },
 );
+
+test('a session that fails just as an exchange is found, with the window full, ends at once', async () => {
+  const world = new World();
+  await world.startRelay();
+  const row = { fate: 'ok' as const, bytes: 1, deleted: false };
+  await world.apply({ do: 'commit', rows: [row, row, row, { ...row, fate: 'sometimes' }], gap: 1, standby: false });
+  await world.apply({ do: 'send', count: 6 });
+  await world.apply({ do: 'broker', count: 2 });
+  expect([world.relay.window.messages, world.relay.brokerCalls.size]).toEqual([3, 1]);
+  world.relay.brokerCalls.step();
+  world.relay.brokerCalls.step();
+  // The answer is there and not yet read.
+  await world.relay.lose(false);
+});
