@@ -6,6 +6,11 @@ import { until } from '../support/waiting.js';
 
 const noLoss = { lost: 0, phantom: 0, differing: [] };
 
+/** True when n rows are parked and no other is left. */
+async function onlyParked(stage: OutboxStage, n: number): Promise<boolean> {
+  return (await stage.pending()) === n && (await stage.pending('parked')) === n;
+}
+
 interface HeldRow extends Record<string, unknown> {
   id: string;
   state: string;
@@ -37,7 +42,7 @@ describe('what the broker or the client refuses', () => {
     const before = await stage.write(20);
     const bad = await stage.write(3, { columns: { exchange: 'nowhere' } });
     const after = await stage.write(20);
-    await until(async () => (await stage.pending()) === 3, { what: 'three rows to stay', withinMs: 20_000 });
+    await until(() => onlyParked(stage, 3), { what: 'three rows to stay', withinMs: 20_000 });
     expect(await held()).toMatchObject(
       bad.map(({ id }) => ({
         id,
@@ -93,7 +98,7 @@ describe('what the broker or the client refuses', () => {
     const before = await stage.write(5);
     const [large] = await stage.write(1, { padding: 2_000 });
     const after = await stage.write(5);
-    await until(async () => (await stage.pending()) === 1, { what: 'the large row to stay', withinMs: 20_000 });
+    await until(() => onlyParked(stage, 1), { what: 'the large row to stay', withinMs: 20_000 });
     const [row] = await held();
     expect(row).toMatchObject({ id: large?.id, state: 'parked' });
     expect(row?.last_error).toMatch(/^too_large: the body has 20\d\d bytes; at most 1024/);
@@ -129,7 +134,7 @@ describe('what the broker or the client refuses', () => {
       reasons.set(row?.id ?? '', reason);
       good.push(...(await stage.write(3)));
     }
-    await until(async () => (await stage.pending()) === bad.length, { what: 'the bad rows to stay', withinMs: 20_000 });
+    await until(() => onlyParked(stage, bad.length), { what: 'the bad rows to stay', withinMs: 20_000 });
     for (const row of await held()) {
       expect(row.state).toBe('parked');
       expect(row.last_error).toMatch(reasons.get(row.id) ?? /never/);
@@ -174,7 +179,7 @@ describe('permissions and ways in', () => {
       bad.push(...(await stage.write(1, { columns: { exchange: 'secret' } })));
       good.push(...(await stage.write(5)));
     }
-    await until(async () => (await stage.pending()) === 30, { what: 'the bad rows to stay', withinMs: 30_000 });
+    await until(() => onlyParked(stage, 30), { what: 'the bad rows to stay', withinMs: 30_000 });
     const rows = await stage.database.query<HeldRow>('select * from waybill.outbox order by seq');
     expect(rows).toMatchObject(bad.map(({ id }) => ({ id, state: 'parked' })));
     for (const row of rows) expect(row.last_error).toMatch(/403.*secret/);
