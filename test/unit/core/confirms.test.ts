@@ -23,7 +23,7 @@ const steps: fc.Arbitrary<Step[]> = fc.array(
     { weight: 2, arbitrary: fc.record({ kind: fc.constant('return' as const), id: ids }) },
     { weight: 1, arbitrary: fc.record({ kind: fc.constant('lost' as const) }) },
   ),
-  { maxLength: 100 },
+  { maxLength: 100, size: 'max' },
 );
 
 interface ModelPublish {

@@ -16,7 +16,7 @@ const steps: fc.Arbitrary<Step[]> = fc.array(
     { weight: 4, arbitrary: fc.record({ kind: fc.constant('decide' as const), which: fc.nat() }) },
     { weight: 5, arbitrary: fc.record({ kind: fc.constant('settle' as const), which: fc.nat() }) },
   ),
-  { maxLength: 80 },
+  { maxLength: 80, size: 'max' },
 );
 
 /** Ledger and model side by side. Steps that make no sense at the moment are left out. */

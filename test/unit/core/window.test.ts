@@ -9,7 +9,7 @@ const steps = fc.array(
     { weight: 3, arbitrary: fc.record({ kind: fc.constant('give' as const), which: fc.nat() }) },
     { weight: 1, arbitrary: fc.record({ kind: fc.constantFrom('narrow' as const, 'widen' as const) }) },
   ),
-  { maxLength: 60 },
+  { maxLength: 60, size: 'max' },
 );
 
 test('O4: a caller that asks first never exceeds messages or bytes, but for one large message alone', () => {

@@ -206,7 +206,7 @@ const steps = fc.array(
     { weight: 4, arbitrary: fc.constantFrom('ack' as const, 'ack all' as const, 'turn' as const) },
     { weight: 1, arbitrary: fc.constantFrom('die' as const, 'nack' as const, 'time' as const) },
   ),
-  { maxLength: 60 },
+  { maxLength: 60, size: 'max' },
 );
 
 test('O5, F88: whatever dies, first copies keep their order and each message gets one final word', async () => {

@@ -94,3 +94,23 @@ test('a session that fails just as an exchange is found, with the window full, e
   // The answer is there and not yet read.
   await world.relay.lose(false);
 });
+
+test('3.3, O3: a cancelled row behind an unsettled one stays in the table, so that a restart does not send it', async () => {
+  const world = new World();
+  await world.startRelay();
+  const plan = { bytes: 0, deleted: false };
+  await world.apply({ do: 'commit', rows: [{ ...plan, fate: 'ok' }], gap: 0, standby: true });
+  await world.apply({ do: 'commit', rows: [{ ...plan, fate: 'later' }], gap: 0, standby: false });
+  await world.apply({ do: 'run', count: 4 });
+  await world.apply({ do: 'cancel', which: 0 });
+  expect(world.database.cancelled.size).toBe(1);
+  for (let n = 0; n < 3; n += 1) {
+    await world.apply({ do: 'sweep' });
+    await world.apply({ do: 'keepalive' });
+    await world.apply({ do: 'run', count: 6 });
+  }
+  expect(world.database.rows.map(({ state }) => state)).toContain('cancelled');
+  await world.apply({ do: 'restart', late: true });
+  await world.heal();
+  world.checkEnd();
+});
