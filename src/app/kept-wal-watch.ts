@@ -1,4 +1,5 @@
 import type { Config } from '../config/load.js';
+import { WaybillError } from '../core/errors.js';
 import { inspectIdleSlot, shedSlot } from '../postgres/shed.js';
 import { pause, type Clock } from '../runtime/clock.js';
 import type { Logger } from '../telemetry/log.js';
@@ -10,8 +11,8 @@ const LIMITS = { lockTimeoutMs: 1_000, statementTimeoutMs: 10_000, workTimeoutMs
 /**
  * Watches the WAL that the relay's slot keeps while the broker is away: nobody streams then, and the server's disk
  * fills. Past `maxKeptWal` the stream's position is given up, and the relay comes back by a table pass; no row is lost,
- * because pending rows are in the table. Acts only on a slot that nobody reads and an epoch that stood still between two
- * looks, so never beside a relay at work.
+ * because pending rows are in the table. Acts only on a slot that nobody reads, while epoch and checkpoint stood still
+ * between two looks: beside a relay at work, also one in a table pass, it does nothing.
  */
 export async function watchKeptWal(
   config: () => Config,
@@ -20,21 +21,22 @@ export async function watchKeptWal(
   isAway: () => boolean,
   signal: AbortSignal,
 ): Promise<void> {
-  let seenEpoch: string | undefined;
+  let seen: string | undefined;
+  let complaint: string | undefined;
   let refusedAtEpoch: string | undefined;
   while (!signal.aborted) {
     await pause(clock, INTERVAL_MS, signal);
     const { database, relay } = config();
     if (relay.source !== 'wal' || !isAway()) {
-      seenEpoch = undefined;
+      seen = undefined;
       continue;
     }
     try {
       await withDatabase(database, LIMITS, async (client) => {
         const slot = await inspectIdleSlot(client, database.schema, relay.name);
-        const epochStands = slot !== undefined && slot.epoch === seenEpoch;
-        seenEpoch = slot?.epoch;
-        if (!slot || !epochStands || slot.keptBytes <= relay.maxKeptWalBytes) return;
+        const before = seen;
+        seen = slot && `${slot.epoch} ${slot.settledAt ?? ''}`;
+        if (!slot || seen !== before || slot.keptBytes <= relay.maxKeptWalBytes) return;
         const facts = { keptWalBytes: slot.keptBytes, maxKeptWalBytes: relay.maxKeptWalBytes };
         if (slot.insertThenDeleteSeen) {
           if (refusedAtEpoch !== slot.epoch) {
@@ -54,7 +56,10 @@ export async function watchKeptWal(
         }
       });
     } catch (error) {
-      log.debug({ err: error }, 'the kept WAL could not be looked at');
+      const code = error instanceof WaybillError ? error.code : String(error);
+      // Told once: while PostgreSQL is away as well, the sessions say so at each attempt.
+      if (code !== complaint) log.warn({ err: error }, 'the WAL that the slot keeps could not be looked at');
+      complaint = code;
     }
   }
 }

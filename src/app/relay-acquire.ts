@@ -1,7 +1,7 @@
 import type { Config } from '../config/load.js';
 import { WaybillError, isWaybillError } from '../core/errors.js';
 import { lockQueueName, publicationName, slotName } from '../core/identity.js';
-import { closeQuietly, relaxCommits, type DatabaseEndpoint } from '../postgres/connect.js';
+import { closeQuietly, forRelay, type DatabaseEndpoint } from '../postgres/connect.js';
 import { identifySystemBySql, type SystemIdentity } from '../postgres/identify.js';
 import { checkSchema } from '../postgres/migrations.js';
 import {
@@ -90,12 +90,13 @@ export async function acquire(context: SessionContext, holdings: Holdings): Prom
 
   context.onPhase('connecting');
   const writer = await connections.sql('settle');
-  await relaxCommits(writer);
+  await forRelay(writer, 'writer');
   await checkSchema(writer, { schema: config.database.schema });
   const server = await serverFacts(writer);
   const fromLog = config.relay.source === 'wal';
   assertUsable(server, fromLog);
-  const identity = fromLog ? await connections.identify() : await failure.race(identifySystemBySql(writer));
+  const here = await failure.race(identifySystemBySql(writer));
+  const identity = fromLog ? await identifyReplication(connections, here, server) : here;
   const broker = await connections.broker();
   const { vhost } = broker;
   await assertSameServers(context, writer, identity, broker.clusterName, vhost);
@@ -112,7 +113,7 @@ export async function acquire(context: SessionContext, holdings: Holdings): Prom
   const slot = new Slot(slotName(server.database, config.database.schema, config.relay.name), writer);
   const before = await findRelay(writer, config);
   if (!fromLog) assertNothingOnlyInLog(context, before);
-  await takeEpoch(writer, config.database.schema, {
+  const epoch = await takeEpoch(writer, config.database.schema, {
     name: config.relay.name,
     slot: slot.name,
     source: config.relay.source,
@@ -122,8 +123,14 @@ export async function acquire(context: SessionContext, holdings: Holdings): Prom
     brokerCluster: broker.clusterName,
     brokerVhost: vhost,
   });
+  // Another one was faster, with other servers: this says which.
+  if (epoch === undefined) await assertSameServers(context, writer, identity, broker.clusterName, vhost);
   const record = await findRelay(writer, config);
-  if (!record) throw new WaybillError('WAYBILL_EPOCH_LOST', `the row of relay ${config.relay.name} was deleted`);
+  if (epoch === undefined || record?.epoch !== epoch) {
+    throw new WaybillError('WAYBILL_EPOCH_LOST', `another process took relay ${config.relay.name} at the same moment`, {
+      hint: 'Nothing to do: this process tries again.',
+    });
+  }
   const publication = publicationName(config.database.schema);
   const fixed = { broker, writer, replication: connections.replication(), server, publication, record, identity };
   const facts: SlotFacts = {
@@ -136,7 +143,7 @@ export async function acquire(context: SessionContext, holdings: Holdings): Prom
   if (!fromLog) {
     // A slot that nobody reads would only pin WAL.
     await usableSlot(context, slot, { ...facts, replace: 'relay.source is table' });
-    return { ...fixed, slot: undefined, slotState: undefined, reader: await connections.sql('table') };
+    return { ...fixed, slot: undefined, slotState: undefined, reader: await openReader(connections) };
   }
   const made = await ensurePublication(writer, config.database.schema);
   await assertPublication(writer, config.database.schema, publication);
@@ -145,7 +152,28 @@ export async function acquire(context: SessionContext, holdings: Holdings): Prom
     publicationMade: made === 'created',
     replace: context.replaceSlot ? 'decoding from it fails' : undefined,
   });
-  return { ...fixed, slot, slotState, reader: await connections.sql('table') };
+  return { ...fixed, slot, slotState, reader: await openReader(connections) };
+}
+
+async function openReader(connections: RelayConnections): Promise<SqlClient> {
+  const reader = await connections.sql('table');
+  await forRelay(reader, 'reader');
+  return reader;
+}
+
+/** A slot made on one server and looked for on another would pin WAL where nobody looks. */
+async function identifyReplication(
+  connections: RelayConnections,
+  here: SystemIdentity,
+  server: ServerFacts,
+): Promise<SystemIdentity> {
+  const there = await connections.identify();
+  if (there.systemIdentifier === here.systemIdentifier && there.database === server.database) return there;
+  throw new WaybillError(
+    'WAYBILL_DATABASE_UNSUITABLE',
+    `database.url leads to database ${server.database} of cluster ${here.systemIdentifier}, database.replicationUrl to database ${there.database} of cluster ${there.systemIdentifier}`,
+    { hint: 'Both must lead to the same database of the same server: correct database.replicationUrl.' },
+  );
 }
 
 /** Rows that only the slot can bring forbid to leave it. */

@@ -2,7 +2,7 @@ import type { Config } from '../config/load.js';
 import type { Unusable } from '../core/usable-host.js';
 import { closeQuietly, type DatabaseEndpoint } from '../postgres/connect.js';
 import { toDatabaseError } from '../postgres/errors.js';
-import type { SystemIdentity } from '../postgres/identify.js';
+import type { ReplicationIdentity } from '../postgres/identify.js';
 import { connectToPrimary, identifyPrimary, sameServer } from '../postgres/primary.js';
 import { BrokerConnection } from '../rabbitmq/connection.js';
 import type { Clock } from '../runtime/clock.js';
@@ -66,7 +66,7 @@ export class RelayConnections {
   }
 
   /** Opens a replication connection, asks who answers, and closes it again. */
-  async identify(): Promise<SystemIdentity> {
+  async identify(): Promise<ReplicationIdentity> {
     const { failure, connectionSettings } = this.#around;
     const servers = replicationEndpoints(connectionSettings().database, this.#primary);
     const { identity, server } = await failure.race(identifyPrimary(servers, `${this.#name} identify`));

@@ -30,8 +30,10 @@ export interface RelayServiceOptions {
 const OPERATOR_RETRY_MS = 15_000;
 const STANDBY_RETRY_MS = 250;
 const STOP_LIMIT_MS = 2_000;
-/** In these nobody of ours reads the slot. */
-const AWAY: ReadonlySet<RelayPhase> = new Set(['connecting', 'waiting-for-broker', 'standby']);
+/** In these the broker is not to be had, and nobody of ours reads the slot. */
+const AWAY: ReadonlySet<RelayPhase> = new Set(['connecting', 'waiting-for-broker']);
+/** In these messages may be in flight. */
+const WORKING: ReadonlySet<RelayPhase> = new Set(['table-pass', 'streaming', 'draining']);
 
 /**
  * Starts the relay. Errors that may pass are logged and tried again; `stopped` rejects when the schema does not fit the
@@ -128,14 +130,26 @@ class Supervisor implements RelayService {
         ) {
           throw error;
         }
+        const phase = this.#phase;
         narrow = isWaybillError(error, 'WAYBILL_BROKER_STALLED');
         // A lost slot is seen in pg_replication_slots; that decoding fails for good is seen only here. A log that was
         // written while columns were missing never gets them; while they still are, the session ends before the slot.
-        replaceSlot = isWaybillError(error, 'WAYBILL_PUBLICATION_MISSING', 'WAYBILL_PUBLICATION_UNFIT');
+        // Before the stream began, such an error says nothing about the slot.
+        if (phase === 'streaming') {
+          replaceSlot = isWaybillError(error, 'WAYBILL_PUBLICATION_MISSING', 'WAYBILL_PUBLICATION_UNFIT');
+        }
+        if (this.#isStopping()) {
+          this.#log.error({ err: error }, 'the relay session ended while stopping');
+          return WORKING.has(phase) ? 'incomplete' : 'drained';
+        }
         await this.#afterError(error);
-        if (this.#stopping.signal.aborted) return 'drained';
+        if (this.#isStopping()) return 'drained';
       }
     }
+  }
+
+  #isStopping(): boolean {
+    return this.#stopping.signal.aborted;
   }
 
   /** F38, F83: a rotated password is seen at the next connection. A configuration that went wrong leaves the old one. */

@@ -16,7 +16,9 @@ import type { Slot } from '../postgres/slot.js';
 import { TableReader } from '../postgres/table-reader.js';
 import { pause, within } from '../runtime/clock.js';
 import { Condition } from '../runtime/signal.js';
+import { Turns } from '../runtime/turns.js';
 import { acquire, Holdings, type Acquired, type SessionContext } from './relay-acquire.js';
+import { assertPublication } from './relay-slot.js';
 import { findStartingPoint, type StartingPoint } from './starting-point.js';
 
 export interface SessionOptions extends SessionContext {
@@ -30,7 +32,10 @@ export interface SessionOptions extends SessionContext {
 const DUE_INTERVAL_MS = 1_000;
 const PING_INTERVAL_MS = 100;
 const WATCH_INTERVAL_MS = 500;
-const CLOCK_INTERVAL_MS = 30_000;
+const CHECK_INTERVAL_MS = 30_000;
+const WITHDRAWN_INTERVAL_MS = 10_000;
+/** Of the drain, for settling what was confirmed. */
+const LAST_SETTLE_MS = 2_000;
 const HISTORY_INTERVAL_MS = 3_600_000;
 const MIN_POLL_MS = 10;
 const MAX_POLL_MS = 160;
@@ -91,6 +96,8 @@ class Pipeline {
   /** The database's clock minus ours. */
   #databaseAheadMs = 0;
   #lastWordMs: number;
+  readonly #feedTurns = new Turns();
+  readonly #over = new AbortController();
 
   constructor(options: SessionOptions, acquired: Acquired) {
     this.#options = options;
@@ -141,25 +148,33 @@ class Pipeline {
     });
     [this.#settler, this.#admission] = this.#settling(null);
     failure.signal.addEventListener('abort', () => this.#cutOff(), { once: true });
-    options.stopping.addEventListener('abort', () => this.#wakeAll(), { once: true });
+    // Why with an end: this signal lives as long as the service, and would keep every session that ever was.
+    options.stopping.addEventListener('abort', () => this.#wakeAll(), { once: true, signal: this.#over.signal });
   }
 
   async run(): Promise<'drained' | 'incomplete'> {
     const { failure, config } = this.#options;
     await failure.race(this.#publishing.open());
     await this.#readClock();
-    let parts: Promise<void>[] = [];
+    const parts: Promise<void>[] = [];
+    const start = (work: Promise<unknown>): void => {
+      const part = this.#guard(work);
+      // All are awaited at the end; one that fails before must not count as unheard.
+      part.catch(() => undefined);
+      parts.push(part);
+    };
     try {
+      // Before the intake, because a table pass may stall and take hours, too.
+      start(this.#every(WATCH_INTERVAL_MS, () => this.#watch()));
+      start(this.#every(CHECK_INTERVAL_MS, () => this.#readClock()));
+      start(this.#every(HISTORY_INTERVAL_MS, () => this.#keepHistory()));
       const intake = await this.#startIntake();
       this.#options.onPhase('streaming');
-      parts = [
-        this.#guard(intake()),
-        this.#guard(this.#every(config.relay.sweepIntervalMs, () => this.#sweep())),
-        this.#guard(this.#every(DUE_INTERVAL_MS, () => this.#due())),
-        this.#guard(this.#every(HISTORY_INTERVAL_MS, () => this.#keepHistory())),
-        this.#guard(this.#every(CLOCK_INTERVAL_MS, () => this.#readClock())),
-        this.#guard(this.#every(WATCH_INTERVAL_MS, () => this.#watch())),
-      ];
+      start(intake());
+      start(this.#every(config.relay.sweepIntervalMs, () => this.#sweep()));
+      start(this.#every(DUE_INTERVAL_MS, () => this.#due()));
+      start(this.#every(WITHDRAWN_INTERVAL_MS, () => this.#removeWithdrawn()));
+      start(this.#every(CHECK_INTERVAL_MS, () => this.#checkPublication()));
       await Promise.race(parts);
       throw new Error('a part of the relay ended without a reason');
     } catch (error) {
@@ -170,6 +185,7 @@ class Pipeline {
 
   /** Ends what is still open when the connections are gone. */
   async abandon(): Promise<void> {
+    this.#over.abort();
     await this.#stream?.abort();
     await this.#publishing.close();
     await this.#settler.stop();
@@ -243,6 +259,7 @@ class Pipeline {
       admission: this.#admission,
       counters,
       log,
+      turns: this.#feedTurns,
       check: this.#check,
     });
   }
@@ -295,20 +312,24 @@ class Pipeline {
       check: this.#check,
     });
     this.#pump = pump;
-    this.#stream = await failure.race(
-      ReplicationStream.open({
-        endpoint: replication,
-        applicationName: `waybill ${config.relay.name} stream`,
-        schema: config.database.schema,
-        slot: slot.name,
-        publication,
-        startLsn,
-        walSenderTimeoutMs: server.walSenderTimeoutMs,
-        clock,
-        onEvent: (event) => pump.push(event),
-        onEnd: (error) => failure.fail(error),
-      }),
-    );
+    const opening = ReplicationStream.open({
+      endpoint: replication,
+      applicationName: `waybill ${config.relay.name} stream`,
+      schema: config.database.schema,
+      slot: slot.name,
+      publication,
+      startLsn,
+      walSenderTimeoutMs: server.walSenderTimeoutMs,
+      clock,
+      onEvent: (event) => pump.push(event),
+      onEnd: (error) => failure.fail(error),
+    }).then(async (stream) => {
+      // Why: a session that failed meanwhile has nobody left to close it, and it would hold the slot for ever.
+      if (failure.error) await stream.abort();
+      failure.check();
+      return stream;
+    });
+    this.#stream = await failure.race(opening);
     pump.attach(this.#stream);
     log.info({ slot: slot.name, from: formatLsn(startLsn) }, 'streaming');
     return pump;
@@ -326,9 +347,17 @@ class Pipeline {
   }
 
   async #sweep(): Promise<void> {
-    const passed = (lsn: Lsn): Promise<void> => this.#passed(lsn);
-    if (this.#pump) await this.#feed().sweep(passed);
-    await this.#feed().removeWithdrawn(this.#settler, passed);
+    if (this.#pump) await this.#feed().sweep((lsn) => this.#passed(lsn));
+  }
+
+  async #removeWithdrawn(): Promise<void> {
+    await this.#feed().removeWithdrawn(this.#settler, (lsn) => this.#passed(lsn));
+  }
+
+  /** F33: PostgreSQL 18 skips the rows of a publication that is gone without a word to its reader. */
+  async #checkPublication(): Promise<void> {
+    const { schema } = this.#options.config.database;
+    if (this.#pump) await this.#table.use((client) => assertPublication(client, schema, this.#acquired.publication));
   }
 
   /** The intake of `source: table`: polls, soon again while there is work, slower when there is none. */
@@ -359,6 +388,8 @@ class Pipeline {
   }
 
   async #due(): Promise<void> {
+    // A row that an earlier session has held may come again from the log; sent before that, it would be sent twice.
+    if (this.#pump?.isReplaying === true) return;
     const feed = this.#feed();
     while ((await feed.due()) > 0) this.#check();
   }
@@ -399,15 +430,17 @@ class Pipeline {
     const { clock, config, failure } = this.#options;
     this.#options.onPhase('draining');
     const deadline = new AbortController();
-    const cancel = clock.after(config.relay.drainTimeoutMs, () => {
-      deadline.abort();
+    const lastWord = new AbortController();
+    const cancelLast = clock.after(Math.max(0, config.relay.drainTimeoutMs - LAST_SETTLE_MS), () => {
+      lastWord.abort();
       this.#room.notify();
     });
+    const cancel = clock.after(config.relay.drainTimeoutMs, () => deadline.abort());
     try {
       // Every part is told to stop; the last rows that they publish are waited for like the others.
-      await failure.race(within(clock, parts, config.relay.drainTimeoutMs, undefined));
+      await failure.race(within(clock, parts, config.relay.drainTimeoutMs - LAST_SETTLE_MS, undefined));
       this.#stream?.pause();
-      while (this.#publishing.outstanding > 0 && !deadline.signal.aborted) {
+      while (this.#publishing.outstanding > 0 && !lastWord.signal.aborted) {
         failure.check();
         await this.#room.wait();
       }
@@ -418,6 +451,7 @@ class Pipeline {
       await this.#publishing.close();
       return drained ? 'drained' : 'incomplete';
     } finally {
+      cancelLast();
       cancel();
     }
   }

@@ -20,6 +20,8 @@ const NACKED_BACKOFF: Backoff = { firstMs: 5_000, factor: 2, maxMs: 60_000, jitt
 
 /** Rows unsettled at once, in windows: what is confirmed and not yet settled is small, but not free. */
 const UNSETTLED_WINDOWS = 2;
+/** Parts that may wait for room at the same time, each with a row that counts already. */
+const WAITERS = 4;
 
 /**
  * Decides for one row at a time whether it is published, held or settled, and what its outcome means. Bad rows are set
@@ -51,7 +53,7 @@ export class Admission {
     /** The database's clock in milliseconds since 1970 (F118). */
     databaseNow: () => number;
     random: () => number;
-    /** Throws when the session has failed or is stopping. */
+    /** Throws when the session has failed, or is stopping and no transaction is open. */
     check: () => void;
   }) {
     this.#defaults = options.defaults;
@@ -87,7 +89,7 @@ export class Admission {
   #isCrowded(): boolean {
     // The work itself is among the works already.
     const { maxMessages, maxBytes } = this.#window;
-    return this.#works.size > maxMessages * UNSETTLED_WINDOWS || this.#settler.heldBytes > maxBytes;
+    return this.#works.size > maxMessages * UNSETTLED_WINDOWS + WAITERS || this.#settler.heldBytes > maxBytes;
   }
 
   #decide(work: Work): Promise<void> | undefined {
@@ -96,7 +98,13 @@ export class Admission {
       this.#settler.settle(work, 'expired');
       return undefined;
     }
-    if (row.deliverAt !== null && row.attempts === 0 && timestampMs(row.deliverAt) > this.#databaseNow()) {
+    // A due row was compared with the database's own clock; ours is an estimate of it.
+    if (
+      row.deliverAt !== null &&
+      row.attempts === 0 &&
+      work.origin !== 'due' &&
+      timestampMs(row.deliverAt) > this.#databaseNow()
+    ) {
       this.#settler.hold(work, { state: 'scheduled', attempts: 0, error: null, delayMs: null });
       return undefined;
     }

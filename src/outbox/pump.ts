@@ -131,6 +131,11 @@ export class Pump {
     return this.#handledLsn;
   }
 
+  /** True while the log may still bring what an earlier session has handled. */
+  get isReplaying(): boolean {
+    return this.#handledLsn < this.#replayEnd;
+  }
+
   /** Settled positions come from here too, so that what goes to the server never decreases. */
   report(settled: Lsn, ping = false): void {
     this.#reportedLsn = maxLsn(this.#reportedLsn, settled);

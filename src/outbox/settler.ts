@@ -20,6 +20,8 @@ interface Holding {
 }
 
 const MAX_HOLDS_AT_ONCE = 500;
+const COMPLAIN_AFTER_MS = 5_000;
+const COMPLAIN_EVERY_MS = 60_000;
 const MAX_ROWS_AT_ONCE = 10_000;
 /** So many confirmed rows are settled at once instead of at the next interval. */
 const EAGER_ROWS = 1_000;
@@ -66,6 +68,8 @@ export class Settler {
   /** The last cycle could not get a lock. */
   #lockedOut = false;
   #insertThenDeleteNoted = false;
+  #outOfReachSinceMs: number | undefined;
+  #nextComplaintAtMs = 0;
 
   constructor(options: {
     store: Store;
@@ -307,6 +311,7 @@ export class Settler {
     );
     this.#doubtful = [];
     const gone: (Settling | Holding)[] = [];
+    this.#complain(doubtful.filter(({ work }) => found.has(work.row.seq) && found.get(work.row.seq) !== 'gone'));
     for (const each of doubtful) {
       const where = found.get(each.work.row.seq) ?? 'gone';
       if (where === 'undecided') this.#doubtful.push(each);
@@ -314,7 +319,30 @@ export class Settler {
       else if ('hold' in each) this.#held.push(each);
       else this.#confirmed.push(each);
     }
-    if (gone.length > 0) await this.#settleGone(gone);
+    if (gone.length === 0) return;
+    const done = await this.#attempt(async () => {
+      await this.#settleGone(gone);
+      return true;
+    });
+    // What was written back already is found by its id the next time.
+    if (!done) this.#doubtful.push(...gone);
+  }
+
+  /** Rows that stay out of reach hold the position back, and WAL with it: after a while somebody should know. */
+  #complain(outOfReach: readonly (Settling | Holding)[]): void {
+    const now = this.#clock.now();
+    const first = outOfReach[0];
+    if (!first) {
+      this.#outOfReachSinceMs = undefined;
+      return;
+    }
+    this.#outOfReachSinceMs ??= now;
+    if (now - this.#outOfReachSinceMs < COMPLAIN_AFTER_MS || now < this.#nextComplaintAtMs) return;
+    this.#nextComplaintAtMs = now + COMPLAIN_EVERY_MS;
+    this.#log.warn(
+      { rows: outOfReach.length, messageId: first.work.row.id, seq: first.work.row.seq },
+      'published rows cannot be removed: somebody else has locked them, or their transaction waits for a synchronous standby; until then PostgreSQL keeps its log, and a restart sends later messages again',
+    );
   }
 
   /** The application deleted the row itself, or an earlier session has settled it: there is nothing to delete. */
@@ -323,11 +351,11 @@ export class Settler {
     const settled = gone.filter((each): each is Settling => 'settlement' in each);
     if (holds.length > 0) await this.#store.writeBack(holds.map((each) => each.hold));
     const own = settled.filter((each) => each.work.origin === 'stream' && !each.work.replayed);
-    await this.#store.recordGone(own.map((each) => each.settlement));
     if (own.length > 0 && !this.#insertThenDeleteNoted) {
       await this.#store.noteInsertThenDelete();
       this.#insertThenDeleteNoted = true;
     }
+    await this.#store.recordGone(own.map((each) => each.settlement));
     this.#counters.gone += settled.length;
     for (const each of holds) this.#kept(each);
     for (const each of settled) this.#settled(each);

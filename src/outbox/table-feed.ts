@@ -1,5 +1,6 @@
 import type { Lsn } from '../core/lsn.js';
 import type { OutboxRow } from '../core/message.js';
+import type { Turns } from '../runtime/turns.js';
 import type { Admission } from './admission.js';
 import type { Settler } from './settler.js';
 import type { RelayCounters, RelayLog, SeqAndSize, Table } from './ports.js';
@@ -23,6 +24,7 @@ export class TableFeed {
   readonly #admission: Admission;
   readonly #counters: RelayCounters;
   readonly #log: RelayLog;
+  readonly #turns: Turns;
   readonly #check: () => void;
 
   constructor(options: {
@@ -31,6 +33,8 @@ export class TableFeed {
     admission: Admission;
     counters: RelayCounters;
     log: RelayLog;
+    /** Shared by all feeds of a session. */
+    turns: Turns;
     check: () => void;
   }) {
     this.#table = options.table;
@@ -38,6 +42,7 @@ export class TableFeed {
     this.#admission = options.admission;
     this.#counters = options.counters;
     this.#log = options.log;
+    this.#turns = options.turns;
     this.#check = options.check;
   }
 
@@ -136,7 +141,19 @@ export class TableFeed {
     return batch.length;
   }
 
-  async #publish(
+  /**
+   * One batch at a time: between the reading of a row and its turn to be published another part could otherwise publish
+   * and settle it, and it would go out again.
+   */
+  #publish(
+    batch: readonly SeqAndSize[],
+    origin: Exclude<Origin, 'stream'>,
+    onRow?: (row: OutboxRow) => void,
+  ): Promise<number> {
+    return this.#turns.take(() => this.#publishBatch(batch, origin, onRow));
+  }
+
+  async #publishBatch(
     batch: readonly SeqAndSize[],
     origin: Exclude<Origin, 'stream'>,
     onRow?: (row: OutboxRow) => void,

@@ -101,10 +101,15 @@ export async function connectSql(
   }
 }
 
-/** Commits wait neither for the disk nor for a standby from here on, unless a transaction asks for it: see RelayStore. */
-export async function relaxCommits(client: pg.Client): Promise<void> {
+/**
+ * Makes a connection the relay's writer or reader. No sequential scans and no JIT: its statements go by key or by a
+ * partial index, and a plan made while the table was small must not scan it when it is large. Commits of the writer wait
+ * neither for the disk nor for a standby, unless a statement asks for it: see RelayStore.
+ */
+export async function forRelay(client: pg.Client, use: 'writer' | 'reader'): Promise<void> {
   try {
-    await client.query('set synchronous_commit = off');
+    await client.query('set enable_seqscan = off; set jit = off');
+    if (use === 'writer') await client.query('set synchronous_commit = off');
   } catch (error) {
     throw toDatabaseError(error, 'setting up the database connection');
   }

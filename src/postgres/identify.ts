@@ -10,6 +10,11 @@ export interface SystemIdentity {
   timeline: number;
 }
 
+export interface ReplicationIdentity extends SystemIdentity {
+  /** The database that the replication connection leads to. */
+  database: string;
+}
+
 /**
  * IDENTIFY_SYSTEM over a replication connection: also proves, before anything is touched, that this role may replicate
  * and that no pooler stands between. With `primaryOnly` a standby is refused.
@@ -18,7 +23,7 @@ export async function identifySystem(
   endpoint: DatabaseEndpoint,
   applicationName: string,
   primaryOnly = false,
-): Promise<SystemIdentity> {
+): Promise<ReplicationIdentity> {
   const config: pg.ClientConfig & { replication: string } = {
     ...(await clientConfig(endpoint, applicationName, true)),
     replication: 'database',
@@ -31,10 +36,12 @@ export async function identifySystem(
       const { rows } = await client.query<{ standby: boolean }>('select pg_is_in_recovery() as standby');
       if (rows[0]?.standby) throw notWritable('it is a standby');
     }
-    const result = await client.query<{ systemid: string; timeline: number | string }>('IDENTIFY_SYSTEM');
+    const result = await client.query<{ systemid: string; timeline: number | string; dbname: string | null }>(
+      'IDENTIFY_SYSTEM',
+    );
     const row = result.rows[0];
     if (!row) throw new Error('IDENTIFY_SYSTEM gave no row');
-    return { systemIdentifier: row.systemid, timeline: Number(row.timeline) };
+    return { systemIdentifier: row.systemid, timeline: Number(row.timeline), database: row.dbname ?? '' };
   } catch (error) {
     if (sqlState(error) === '42501') {
       throw new WaybillError('WAYBILL_DATABASE_REFUSED', `the role may not replicate: ${(error as Error).message}`, {

@@ -2,7 +2,7 @@ import type pg from 'pg';
 import { firstUsable, hostName, type Unusable } from '../core/usable-host.js';
 import { closeQuietly, connectSql, POSTGRES_PORT, type DatabaseEndpoint, type OnConnectionError } from './connect.js';
 import { notWritable, toDatabaseError } from './errors.js';
-import { identifySystem, type SystemIdentity } from './identify.js';
+import { identifySystem, type ReplicationIdentity } from './identify.js';
 
 /** Servers of which one is the primary, in the order in which they are tried. */
 export type DatabaseEndpoints = readonly [DatabaseEndpoint, ...DatabaseEndpoint[]];
@@ -58,7 +58,7 @@ export async function connectToPrimary(
 export async function identifyPrimary(
   servers: DatabaseEndpoints,
   applicationName: string,
-): Promise<{ identity: SystemIdentity; server: DatabaseEndpoint }> {
+): Promise<{ identity: ReplicationIdentity; server: DatabaseEndpoint }> {
   return firstUsable({
     hosts: servers,
     defaultPort: POSTGRES_PORT,

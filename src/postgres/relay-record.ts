@@ -95,7 +95,8 @@ export async function loadRelays(client: pg.Client, schema: string): Promise<Rel
 /**
  * Takes the relay over: the epoch grows, so that whoever held it settles nothing more. Stores who holds it and which
  * servers it works with; another timeline is stored only when the slot has followed it. Without
- * replication there is no position to keep. Gives the new epoch.
+ * replication there is no position to keep. Gives the new epoch, or undefined
+ * when another process has recorded other servers meanwhile.
  */
 export async function takeEpoch(
   client: pg.Client,
@@ -110,7 +111,7 @@ export async function takeEpoch(
     brokerCluster: string;
     brokerVhost: string;
   },
-): Promise<string> {
+): Promise<string | undefined> {
   const row = await one<{ epoch: string }>(
     client,
     'taking over the relay',
@@ -120,7 +121,11 @@ export async function takeEpoch(
      on conflict (name) do update set slot = excluded.slot, epoch = r.epoch + 1, source = excluded.source,
        checkpoint_lsn = case when excluded.source = 'wal' then r.checkpoint_lsn end, holder = excluded.holder,
        holder_since = excluded.holder_since, system_identifier = excluded.system_identifier,
-       timeline = coalesce(r.timeline, excluded.timeline), broker_cluster = excluded.broker_cluster, broker_vhost = excluded.broker_vhost
+       timeline = coalesce(r.timeline, excluded.timeline), broker_cluster = excluded.broker_cluster,
+       broker_vhost = excluded.broker_vhost
+     where (r.system_identifier is null or r.system_identifier = excluded.system_identifier)
+       and (r.broker_cluster is null or r.broker_cluster = excluded.broker_cluster)
+       and (r.broker_vhost is null or r.broker_vhost = excluded.broker_vhost)
      returning epoch::text as epoch`,
     [
       relay.name,
@@ -133,7 +138,7 @@ export async function takeEpoch(
       relay.source,
     ],
   );
-  return row?.epoch ?? '';
+  return row?.epoch;
 }
 
 /** What the publication sends, or undefined when there is none. */

@@ -6,6 +6,7 @@ import type { OutboxRow } from '../core/message.js';
 import { Turns } from '../runtime/turns.js';
 import { toDatabaseError } from './errors.js';
 import {
+  awaiting,
   holdSql,
   makeDueSql,
   recordGoneSql,
@@ -74,9 +75,9 @@ export class RelayStore {
       rows.map((each) => each.outcome),
       candidateLsn === null ? null : formatLsn(candidateLsn),
     ];
-    const result = await this.#run('settling rows', durable ? 'on' : 'off', () =>
+    const result = await this.#run('settling rows', () =>
       this.#client.query<{ fenced: boolean; checkpoint: string | null; missing: string[] | null }>(
-        settleSql(this.#schema, this.#history),
+        settleSql(this.#schema, this.#history, durable ? 'on' : 'off'),
         values,
       ),
     );
@@ -88,7 +89,7 @@ export class RelayStore {
   }
 
   async hold(holds: readonly HoldRow[]): Promise<Set<string>> {
-    const result = await this.#run('holding rows', 'on', () =>
+    const result = await this.#run('holding rows', () =>
       this.#client.query<{ fenced: boolean; missing: string[] | null }>(holdSql(this.#schema), [
         this.#relay,
         this.#epoch,
@@ -104,27 +105,23 @@ export class RelayStore {
   }
 
   async writeBack(holds: readonly HoldRow[]): Promise<void> {
-    await this.#run('writing rows back', 'on', async () => {
-      await this.#client.query(`select 1 from ${this.#schema}.relay where name = $1 and epoch = $2 for update`, [
-        this.#relay,
-        this.#epoch,
-      ]);
-      for (const each of holds) {
-        const result = await this.#client.query<{ fenced: boolean }>(writeBackSql(this.#schema), [
+    for (const each of holds) {
+      const result = await this.#run('writing a row back', () =>
+        this.#client.query<{ fenced: boolean }>(writeBackSql(this.#schema), [
           this.#relay,
           this.#epoch,
           ...writeBackValues(each),
-        ]);
-        this.#fenced(result.rows[0]);
-      }
-    });
+        ]),
+      );
+      this.#fenced(result.rows[0]);
+    }
   }
 
   async whereabouts(
     rows: readonly { seq: string; id: string; xid: number | null }[],
   ): Promise<Map<string, 'present' | 'undecided' | 'gone'>> {
     // Two statements in this order: a transaction seen as committed by the first is visible to the second.
-    const running = await this.#run('looking up transactions', 'off', async () => {
+    const running = await this.#run('looking up transactions', async () => {
       const xids = [...new Set(rows.flatMap((row) => (row.xid === null ? [] : [String(row.xid)])))];
       const result = await this.#client.query<{ xid: string }>(
         // The log carries 32 bits of a transaction id; the rest comes from the newest one.
@@ -150,7 +147,7 @@ export class RelayStore {
 
   /** States by the seq asked for. By id: a row that was written back has another seq, and is there all the same. */
   async states(rows: readonly RowId[]): Promise<Map<string, string>> {
-    const result = await this.#run('looking up rows', 'off', () =>
+    const result = await this.#run('looking up rows', () =>
       this.#client.query<{ seq: string; state: string }>(
         `select i.seq::text as seq, o.state from ${this.#schema}.outbox o
          join unnest($1::bigint[], $2::uuid[]) as i (seq, id) on i.id = o.id
@@ -163,7 +160,7 @@ export class RelayStore {
 
   /** The seqs of rows that are there under the same seq and id, where a delete would find them. */
   async #present(rows: readonly RowId[]): Promise<Set<string>> {
-    const result = await this.#run('looking up rows', 'off', () =>
+    const result = await this.#run('looking up rows', () =>
       this.#client.query<{ seq: string }>(
         `select o.seq::text as seq from ${this.#schema}.outbox o
          join unnest($1::bigint[], $2::uuid[]) as i (seq, id) on i.seq = o.seq and i.id = o.id
@@ -214,7 +211,7 @@ export class RelayStore {
 
   /** Turns scheduled rows whose time has come `ready`, oldest first. */
   async makeDue(limit: number): Promise<{ seq: string; bytes: number }[]> {
-    const result = await this.#run('making rows due', 'on', () =>
+    const result = await this.#run('making rows due', () =>
       this.#client.query<{ seq: string; bytes: number }>(makeDueSql(this.#schema), [this.#relay, this.#epoch, limit]),
     );
     return result.rows;
@@ -223,8 +220,10 @@ export class RelayStore {
   /** Keeps the trace of published rows that their own application had deleted; their bodies are not known any more. */
   async recordGone(rows: readonly (SettlementRow & { row: OutboxRow })[]): Promise<void> {
     if (this.#history === 'off' || rows.length === 0) return;
-    await this.#run('recording rows that are gone', 'off', () =>
-      this.#client.query(recordGoneSql(this.#schema), [
+    const result = await this.#run('recording rows that are gone', () =>
+      this.#client.query<{ fenced: boolean }>(recordGoneSql(this.#schema), [
+        this.#relay,
+        this.#epoch,
         rows.map((each) => each.outcome),
         rows.map((each) => each.row.id),
         rows.map((each) => each.row.seq),
@@ -238,6 +237,7 @@ export class RelayStore {
         rows.map((each) => each.row.occurredAt),
       ]),
     );
+    this.#fenced(result.rows[0]);
   }
 
   async #update(
@@ -246,12 +246,11 @@ export class RelayStore {
     values: readonly string[],
     durability: 'on' | 'local' = 'on',
   ): Promise<void> {
-    const result = await this.#run(doing, durability, () =>
-      this.#client.query(`update ${this.#schema}.relay set ${assignments} where name = $1 and epoch = $2`, [
-        this.#relay,
-        this.#epoch,
-        ...values,
-      ]),
+    const result = await this.#run(doing, () =>
+      this.#client.query(
+        `update ${this.#schema}.relay set ${assignments} where name = $1 and epoch = $2 and ${awaiting(durability)}`,
+        [this.#relay, this.#epoch, ...values],
+      ),
     );
     this.#fenced(result.rowCount === 1 ? { fenced: true } : undefined);
   }
@@ -263,29 +262,12 @@ export class RelayStore {
     });
   }
 
-  /**
-   * Runs statements when those before them are done. The commit waits for nothing (off), for the disk (local), or for
-   * the disk and the synchronous standbys, if there are any (on).
-   */
-  async #run<T>(doing: string, durability: 'off' | 'local' | 'on', work: () => Promise<T>): Promise<T> {
-    // Why: several parts of the relay write here, and no statement may slip into another's transaction.
+  async #run<T>(doing: string, statement: () => Promise<T>): Promise<T> {
+    // Why in turns: several parts of the relay write here, and the client takes one statement at a time.
     try {
-      return await this.#turns.take(() => (durability === 'off' ? work() : this.#durably(durability, work)));
+      return await this.#turns.take(statement);
     } catch (error) {
       throw toDatabaseError(error, doing);
-    }
-  }
-
-  async #durably<T>(durability: 'local' | 'on', work: () => Promise<T>): Promise<T> {
-    await this.#client.query('begin');
-    try {
-      await this.#client.query(`set local synchronous_commit = ${durability}`);
-      const result = await work();
-      await this.#client.query('commit');
-      return result;
-    } catch (error) {
-      await this.#client.query('rollback').catch(() => undefined);
-      throw error;
     }
   }
 }

@@ -2,16 +2,27 @@ import type { OutboxRow } from '../core/message.js';
 
 export type HistoryMode = 'trace' | 'full' | 'off';
 
+/** What a commit waits for: nothing, the disk here, or what the server was told to wait for (a standby, too). */
+export type Durability = 'off' | 'local' | 'on';
+
+/**
+ * True, and from there on the commit of the same statement waits. Why not `begin; set local`: a process that is stopped
+ * between two statements would leave the relay's row locked.
+ */
+export function awaiting(durability: Durability): string {
+  return durability === 'off' ? 'true' : `set_config('synchronous_commit', '${durability}', true) is not null`;
+}
+
 /** Holds the relay's row under its epoch for the length of the statement; empty when the epoch is another's (O6). */
-const fence = (schema: string): string =>
-  `fence as materialized (select 1 from ${schema}.relay where name = $1 and epoch = $2::bigint for update)`;
+const fence = (schema: string, durability: Durability): string => `fence as materialized (
+    select 1 from ${schema}.relay where name = $1 and epoch = $2::bigint and ${awaiting(durability)} for update)`;
 
 /**
  * Finds rows by primary key, whatever the size of the table, and locks them; rows that somebody else has locked are left
- * out. `$3` are the seqs. Why by ctid afterwards: no join order can then turn into a scan of the outbox.
+ * out. `$3` are the seqs. By ctid afterwards, and the session has no sequential scans: see forRelay.
  */
 const found = (schema: string): string => `found as materialized (
-    select o.ctid as place, o.seq, o.id from ${schema}.outbox o
+    select o.ctid as place, o.seq, o.id, o.state from ${schema}.outbox o
     where o.seq = any($3::bigint[]) and exists (select from fence)
     for update of o skip locked)`;
 
@@ -21,7 +32,7 @@ const HISTORY_FULL = `${HISTORY_TRACE}, payload, payload_bytes, content_type, co
   causation_id, reply_to, traceparent, tracestate, priority, expires_at, deliver_at`;
 
 /** Deletes settled rows, writes their history and moves the checkpoint, in one statement. See RelayStore.settle. */
-export function settleSql(schema: string, history: HistoryMode): string {
+export function settleSql(schema: string, history: HistoryMode, durability: Durability): string {
   const body = `coalesce(convert_to(g.payload::text, 'UTF8'), g.payload_bytes, '')`;
   const full = `, g.payload, g.payload_bytes, g.content_type, g.content_encoding, g.headers, g.correlation_id,
       g.causation_id, g.reply_to, g.traceparent, g.tracestate, g.priority, g.expires_at, g.deliver_at`;
@@ -34,7 +45,7 @@ export function settleSql(schema: string, history: HistoryMode): string {
       g.created_at, g.occurred_at, case when i.outcome = 'expired' then null else clock_timestamp() end,
       octet_length(${body}), sha256(${body})${history === 'full' ? full : ''}
     from gone g join input i using (seq))`;
-  return `with ${fence(schema)}, input as materialized (
+  return `with ${fence(schema, durability)}, input as materialized (
     select * from unnest($3::bigint[], $4::uuid[], $5::pg_lsn[], $6::text[], $7::text[], $8::text[])
       as i (seq, id, floor, exchange, routing_key, outcome)),
   ${found(schema)}, gone as (
@@ -54,7 +65,7 @@ export function settleSql(schema: string, history: HistoryMode): string {
 
 /** Gives rows their held state. A row that is no longer `ready` keeps what somebody else made of it. */
 export function holdSql(schema: string): string {
-  return `with ${fence(schema)}, input as materialized (
+  return `with ${fence(schema, 'on')}, input as materialized (
     select * from unnest($3::bigint[], $4::uuid[], $5::text[], $6::int[], $7::text[], $8::double precision[])
       as i (seq, id, state, attempts, error, delay_ms)),
   ${found(schema)}, held as (
@@ -64,10 +75,12 @@ export function holdSql(schema: string): string {
         else coalesce(clock_timestamp() + i.delay_ms * interval '1 millisecond', o.deliver_at, clock_timestamp()) end,
       hold_no = case when i.state in ('parked', 'blocked') then nextval('${schema.replaceAll("'", "''")}.outbox_hold_no') end
     from input i
-    where o.ctid = any(array(select place from found)) and i.seq = o.seq and i.id = o.id and o.state = 'ready')
+    where o.ctid = any(array(select place from found)) and i.seq = o.seq and i.id = o.id and o.state = 'ready'
+    returning o.seq)
   select exists (select from fence) as fenced,
     (select array_agg(i.seq::text) from input i
-     where not exists (select from found f where f.seq = i.seq and f.id = i.id)) as missing`;
+     where not exists (select from held h where h.seq = i.seq)
+       and not exists (select from found f where f.seq = i.seq and f.id = i.id and f.state <> 'ready')) as missing`;
 }
 
 /**
@@ -75,7 +88,7 @@ export function holdSql(schema: string): string {
  * for it, which for clock_timestamp it cannot.
  */
 export function makeDueSql(schema: string): string {
-  return `with ${fence(schema)}, due as (
+  return `with ${fence(schema, 'on')}, due as (
     select ctid as place from ${schema}.outbox
     where state = 'scheduled' and next_attempt_at <= statement_timestamp() and exists (select from fence)
     order by next_attempt_at limit $3 for update skip locked)
@@ -86,12 +99,15 @@ export function makeDueSql(schema: string): string {
 
 /** History of published rows that are not in the table any more. */
 export function recordGoneSql(schema: string): string {
-  return `insert into ${schema}.outbox_history (${HISTORY_TRACE})
+  return `with ${fence(schema, 'off')}, record as (
+    insert into ${schema}.outbox_history (${HISTORY_TRACE})
     select outcome, id, seq, type, key, schema_version, exchange, routing_key, attempts, created_at, occurred_at,
       clock_timestamp(), null, null
-    from unnest($1::text[], $2::uuid[], $3::bigint[], $4::text[], $5::text[], $6::int[], $7::text[], $8::text[],
-      $9::int[], $10::timestamptz[], $11::timestamptz[])
-      as i (outcome, id, seq, type, key, schema_version, exchange, routing_key, attempts, created_at, occurred_at)`;
+    from unnest($3::text[], $4::uuid[], $5::bigint[], $6::text[], $7::text[], $8::int[], $9::text[], $10::text[],
+      $11::int[], $12::timestamptz[], $13::timestamptz[])
+      as i (outcome, id, seq, type, key, schema_version, exchange, routing_key, attempts, created_at, occurred_at)
+    where exists (select from fence))
+  select exists (select from fence) as fenced`;
 }
 
 const WRITE_BACK_COLUMNS = [
@@ -130,7 +146,7 @@ export function writeBackSql(schema: string): string {
   const delay = `$${WRITE_BACK_COLUMNS.length + 3}::double precision`;
   const state = parameters[WRITE_BACK_COLUMNS.indexOf('state')] ?? '';
   const deliverAt = parameters[WRITE_BACK_COLUMNS.indexOf('deliver_at')] ?? '';
-  return `with ${fence(schema)}, written as (
+  return `with ${fence(schema, 'on')}, written as (
     insert into ${schema}.outbox (${WRITE_BACK_COLUMNS.join(', ')}, next_attempt_at, hold_no)
     select ${parameters.join(', ')},
       case when ${state} = 'scheduled'

@@ -7,22 +7,26 @@ export interface IdleSlot {
   /** WAL that the server keeps for it. */
   keptBytes: number;
   epoch: string;
+  /** Changes whenever a relay settles, also in a table pass. */
+  settledAt: string | null;
   insertThenDeleteSeen: boolean;
 }
 
 /** The relay's slot if nobody reads it, else undefined. */
 export async function inspectIdleSlot(client: pg.Client, schema: string, relay: string): Promise<IdleSlot | undefined> {
   try {
-    const result = await client.query<{ kept: string; epoch: string; seen: boolean }>(
+    const result = await client.query<{ kept: string; epoch: string; settled: string | null; seen: boolean }>(
       `select coalesce(pg_wal_lsn_diff(pg_current_wal_insert_lsn(), s.restart_lsn), 0)::text as kept,
-         r.epoch::text as epoch, r.insert_then_delete_seen as seen
+         r.epoch::text as epoch, r.checkpoint_at::text as settled, r.insert_then_delete_seen as seen
        from ${quoteIdentifier(schema)}.relay r
        join pg_replication_slots s on s.slot_name = r.slot and s.database = current_database() and s.plugin = 'pgoutput'
        where r.name = $1 and r.source = 'wal' and not s.active`,
       [relay],
     );
     const row = result.rows[0];
-    return row && { keptBytes: Number(row.kept), epoch: row.epoch, insertThenDeleteSeen: row.seen };
+    return (
+      row && { keptBytes: Number(row.kept), epoch: row.epoch, settledAt: row.settled, insertThenDeleteSeen: row.seen }
+    );
   } catch (error) {
     throw toDatabaseError(error, 'looking at the WAL that the slot keeps');
   }

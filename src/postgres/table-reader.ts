@@ -127,6 +127,11 @@ export class TableReader {
     return this.#store.makeDue(limit);
   }
 
+  /** Lends the connection for one piece of work, between the reads. */
+  use<T>(work: (client: pg.Client) => Promise<T>): Promise<T> {
+    return this.#turns.take(() => work(this.#client));
+  }
+
   /** The database's clock, milliseconds since 1970. */
   async databaseNowMs(): Promise<number> {
     const rows = await this.#query<{ ms: string }>(

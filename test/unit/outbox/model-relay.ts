@@ -1,3 +1,4 @@
+import { Turns } from '../../../src/runtime/turns.js';
 import { WaybillError } from '../../../src/core/errors.js';
 import { Ledger } from '../../../src/core/ledger.js';
 import { LSN_ZERO, maxLsn, type Lsn } from '../../../src/core/lsn.js';
@@ -119,7 +120,15 @@ export class ModelRelay {
       random: () => clock.random(),
       check,
     });
-    this.feed = new TableFeed({ table: ports, works: this.works, admission, counters, log: silent, check });
+    this.feed = new TableFeed({
+      table: ports,
+      works: this.works,
+      admission,
+      counters,
+      log: silent,
+      turns: new Turns(),
+      check,
+    });
     const startLsn = maxLsn(database.checkpointLsn, database.slotLsn);
     this.startLsn = this.handedLsn = startLsn;
     this.#cursor = { transaction: database.wal.findIndex(({ commitLsn }) => commitLsn >= startLsn), event: 0 };
