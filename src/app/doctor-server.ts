@@ -21,7 +21,7 @@ const MEGABYTE = 2 ** 20;
 /** Every check of the PostgreSQL server; pure. */
 export function checkServer(evidence: ServerEvidence, config: Config): Finding[] {
   const checks = [version, primary, walLevel, slotBudget, senderBudget, keepSize, senderTimeout, role];
-  const more = [outputPlugins, slot, prepared, oldSessions, standby, clock];
+  const more = [outputPlugins, slot, failover, prepared, oldSessions, standby, clock];
   return [...checks, ...more].flatMap((check) => check(evidence, config));
 }
 
@@ -182,6 +182,31 @@ function slot({ slot: found, slotName, server }: ServerEvidence, { relay }: Conf
         ),
       ];
   }
+}
+
+/** PostgreSQL 17 and later can carry a slot over to a standby; without standbys there is nothing to carry it to. */
+function failover({ server, slot: found, slotName }: ServerEvidence, { relay }: Config): Finding[] {
+  if (relay.source === 'table' || server.version < 170_000 || server.physicalStandbys === 0 || !found) return [];
+  const id = 'slot-failover';
+  if (found.failover !== true) {
+    return [
+      warn(
+        id,
+        `replication slot ${slotName} does not follow a failover: after one, the relay reads the table`,
+        `stop the relay, select pg_drop_replication_slot('${slotName}'); the next start makes one that does`,
+      ),
+    ];
+  }
+  if (server.synchronizedStandbySlots === '') {
+    return [
+      warn(
+        id,
+        'synchronized_standby_slots is empty: the relay may publish what no standby has yet',
+        "alter system set synchronized_standby_slots = '<slots of the standbys>'; select pg_reload_conf(); and on each standby sync_replication_slots = on",
+      ),
+    ];
+  }
+  return [ok(id, `replication slot ${slotName} follows a failover where a standby has sync_replication_slots = on`)];
 }
 
 function prepared({ transactions }: ServerEvidence): Finding {

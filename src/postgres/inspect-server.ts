@@ -19,6 +19,8 @@ export interface ServerInspection {
   maxSlotWalKeepMb: number;
   walSenderTimeoutMs: number;
   synchronousStandbyNames: string;
+  /** Null before PostgreSQL 17. */
+  synchronizedStandbySlots: string | null;
   physicalStandbys: number;
   /** Null before the versions that have it. */
   outputPluginLibraries: string | null;
@@ -60,6 +62,7 @@ export async function inspectServer(client: Client): Promise<ServerInspection> {
        (select setting::float8 from pg_settings where name = 'max_slot_wal_keep_size') as "maxSlotWalKeepMb",
        (select setting::float8 from pg_settings where name = 'wal_sender_timeout') as "walSenderTimeoutMs",
        current_setting('synchronous_standby_names') as "synchronousStandbyNames",
+       current_setting('synchronized_standby_slots', true) as "synchronizedStandbySlots",
        (select count(*)::int from pg_replication_slots where slot_type = 'physical' and active) as "physicalStandbys",
        current_setting('output_plugin_libraries', true) as "outputPluginLibraries",
        (r.rolsuper or r.rolreplication or exists (
@@ -139,6 +142,9 @@ async function missingGrants(client: Client, schema: string): Promise<string[]> 
      union all
      select 'usage on sequence outbox_hold_no'
      where not has_sequence_privilege(format('%I.outbox_hold_no', $1::text), 'usage')
+     union all
+     select 'select on sequence outbox_seq_seq'
+     where not has_sequence_privilege(format('%I.outbox_seq_seq', $1::text), 'select')
      union all
      select 'execute on function ' || p.proname
      from pg_proc p join pg_namespace n on n.oid = p.pronamespace

@@ -28,6 +28,7 @@ const HEALTHY_SERVER: ServerEvidence = {
     maxSlotWalKeepMb: 8192,
     walSenderTimeoutMs: 60_000,
     synchronousStandbyNames: '',
+    synchronizedStandbySlots: null,
     physicalStandbys: 0,
     outputPluginLibraries: null,
     mayReplicate: true,
@@ -105,6 +106,24 @@ describe('checks of the server', () => {
     ['F30 no timeout for dead readers', 'wal-sender-timeout', 'warn', { server: { walSenderTimeoutMs: 0 } }],
     ['F36 no right to replicate', 'replication-role', 'fail', { server: { mayReplicate: false } }],
     ['F67 pgoutput not allowed', 'output-plugins', 'fail', { server: { outputPluginLibraries: 'wal2json' } }],
+    [
+      'F25 a slot that does not follow a failover',
+      'slot-failover',
+      'warn',
+      {
+        server: { version: 180_000, physicalStandbys: 1, synchronousStandbyNames: 's', synchronizedStandbySlots: 's' },
+        slot: slotEntry({ failover: false }),
+      },
+    ],
+    [
+      'F24 a slot that may run ahead of the standbys',
+      'slot-failover',
+      'warn',
+      {
+        server: { version: 180_000, physicalStandbys: 1, synchronousStandbyNames: 's', synchronizedStandbySlots: '' },
+        slot: slotEntry({ failover: true }),
+      },
+    ],
     ['F27 a lost slot', 'slot', 'warn', { slot: slotEntry({ walStatus: 'lost' }) }],
     ['F27 a slot about to be lost', 'slot', 'warn', { slot: slotEntry({ walStatus: 'unreserved' }) }],
     ['F131 the slot of another database', 'slot', 'fail', { slot: slotEntry({ database: 'other' }) }],
