@@ -76,6 +76,8 @@ class Supervisor implements RelayService {
   readonly #end: Promise<'drained' | 'incomplete'>;
   readonly #onPhase: (phase: RelayPhase) => void;
   #failures = 0;
+  /** Of the session that ended last. */
+  #unsettled = 0;
   #phase: RelayPhase = 'connecting';
 
   constructor(config: Config, log: Logger, options: RelayServiceOptions) {
@@ -108,6 +110,7 @@ class Supervisor implements RelayService {
     let replaceSlot = false;
     for (let first = true; ; first = false) {
       const failure = new Failure();
+      this.#unsettled = 0;
       try {
         return await runRelaySession({
           config: this.#config,
@@ -119,6 +122,7 @@ class Supervisor implements RelayService {
           failure,
           stopping: this.#stopping.signal,
           narrow,
+          onUnsettled: (rows) => (this.#unsettled = rows),
           replaceSlot,
           onPhase: (phase) => this.#enter(phase),
         });
@@ -139,8 +143,8 @@ class Supervisor implements RelayService {
           replaceSlot = isWaybillError(error, 'WAYBILL_PUBLICATION_MISSING', 'WAYBILL_PUBLICATION_UNFIT');
         }
         if (this.#isStopping()) {
-          this.#log.error({ err: error }, 'the relay session ended while stopping');
-          return WORKING.has(phase) ? 'incomplete' : 'drained';
+          this.#log.error({ err: error, unsettled: this.#unsettled }, 'the relay session ended while stopping');
+          return this.#unsettled > 0 ? 'incomplete' : 'drained';
         }
         await this.#afterError(error);
         if (this.#isStopping()) return 'drained';
@@ -182,6 +186,7 @@ class Supervisor implements RelayService {
 
   async #afterError(error: unknown): Promise<void> {
     this.#failures += 1;
+    const phase = this.#phase;
     this.#phase = 'connecting';
     const consequence = error instanceof WaybillError ? consequenceOf(error.code) : 'again';
     const delayMs =
@@ -192,9 +197,14 @@ class Supervisor implements RelayService {
           : backoffMs(RECONNECT_BACKOFF, this.#failures, this.#clock.random());
     const fields = { err: error, retryInMs: Math.round(delayMs) };
     if (consequence === 'wait') this.#log.warn(fields, 'the relay lost its place; standing by');
-    else if (consequence === 'again')
-      this.#log.warn(fields, 'the relay session ended; everything in flight is sent again');
-    else this.#log.error(fields, 'the relay cannot work until this is mended');
+    else if (consequence === 'again') {
+      this.#log.warn(
+        fields,
+        WORKING.has(phase)
+          ? 'the relay session ended; everything in flight is sent again'
+          : 'the relay session ended before it had begun to work; trying again',
+      );
+    } else this.#log.error(fields, 'the relay cannot work until this is mended');
     await pause(this.#clock, delayMs, this.#stopping.signal);
   }
 }

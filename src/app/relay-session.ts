@@ -27,6 +27,8 @@ export interface SessionOptions extends SessionContext {
   stopping: AbortSignal;
   /** The broker stalled before: the first message is the probe. */
   narrow: boolean;
+  /** Told at its end how many rows the session had taken up and not settled. */
+  onUnsettled: (rows: number) => void;
 }
 
 const DUE_INTERVAL_MS = 1_000;
@@ -178,8 +180,13 @@ class Pipeline {
       await Promise.race(parts);
       throw new Error('a part of the relay ended without a reason');
     } catch (error) {
+      this.#options.onUnsettled(this.#works.size);
       if (!this.#options.stopping.aborted || failure.error) throw failure.error ?? error;
-      return await this.#drain(Promise.allSettled(parts));
+      try {
+        return await this.#drain(Promise.allSettled(parts));
+      } finally {
+        this.#options.onUnsettled(this.#works.size);
+      }
     }
   }
 

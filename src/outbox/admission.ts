@@ -1,7 +1,7 @@
 import type { Return } from '../core/confirms.js';
 import type { Fault } from '../core/fault.js';
 import { isFault, timestampMs, toMessage, type MessageDefaults } from '../core/message.js';
-import { backoffMs, unroutableDelayMs, type Backoff } from '../core/schedule.js';
+import { unroutableDelayMs } from '../core/schedule.js';
 import type { Window } from '../core/window.js';
 import type { Condition } from '../runtime/signal.js';
 import type { ExchangeChecks } from './exchange-checks.js';
@@ -15,8 +15,8 @@ export interface UnroutablePolicy {
   then: 'park' | 'accept';
 }
 
-/** When a row comes back that the broker nacked for too long. */
-const NACKED_BACKOFF: Backoff = { firstMs: 5_000, factor: 2, maxMs: 60_000, jitter: 0.2 };
+/** After how long a row comes back that the broker nacked for too long; up to a fifth is added. */
+const NACKED_RETRY_MS = 5_000;
 
 /** Rows unsettled at once, in windows: what is confirmed and not yet settled is small, but not free. */
 const UNSETTLED_WINDOWS = 2;
@@ -163,7 +163,7 @@ export class Admission {
 
   /** Back-pressure that lasts: the row waits in the table instead of in the window. Not the row's fault: no attempt spent. */
   nackedTooOften(work: Work): void {
-    const delayMs = backoffMs(NACKED_BACKOFF, 1, this.#random());
+    const delayMs = NACKED_RETRY_MS * (1 + this.#random() / 5);
     const error = `nacked: RabbitMQ did not take it (a full queue with overflow reject-publish?)`;
     this.#settler.hold(work, { state: 'scheduled', attempts: work.row.attempts, error, delayMs });
   }

@@ -140,7 +140,10 @@ export class Publishing<T extends Publishable> {
       const text = error instanceof Error ? error.message : String(error);
       // The client throws for a message that it cannot encode, and for a connection that is just closing.
       if (!this.#channel.isOpen || (error instanceof Error && error.name === 'IllegalOperationError')) {
-        this.#queue.push(item);
+        // Its close is on the way and sends this one after what is unconfirmed, before all that comes later (O5).
+        this.#queue.unshift(item);
+        if (this.#mode === 'isolating') this.#suspects += 1;
+        if (this.#mode !== 'closed') this.#mode = 'reopening';
       } else this.#refuse(item, { fault: 'bad_property', text: `the client cannot encode it: ${text}` });
       return;
     }

@@ -66,6 +66,12 @@ export class TableFeed {
       if (rows % (LIST_ROWS * 100) === 0) this.#log.info({ rows }, 'table pass under way');
     }
     if (rows > 0) this.#log.info({ rows }, 'table pass published the backlog');
+    if (ids.size === MAX_REMEMBERED_IDS) {
+      this.#log.warn(
+        { remembered: ids.size },
+        'more rows came during the table pass than are remembered; some go out twice, under the same id',
+      );
+    }
     return ids;
   }
 
@@ -90,7 +96,11 @@ export class TableFeed {
       swept += await this.#publish(candidates, 'sweep');
     }
     this.#counters.swept += swept;
-    if (swept > 0) this.#log.warn({ rows: swept }, 'sweep found rows that the stream had missed, and published them');
+    if (swept > 0)
+      this.#log.warn(
+        { rows: swept },
+        'the sweep published rows that were ready and not under way: the stream had missed them, or a crash had brought them back',
+      );
     return swept;
   }
 

@@ -109,6 +109,7 @@ describe.each(['installed', 'embedded'] as const)('PostgreSQL (%s) crashes, stop
       { what: 'the parked row' },
     );
     expect(rows).toEqual([{ type: 'lost.cause', state: 'parked' }]);
+    await relay.waitForLog((line) => line.msg.startsWith('the relay session ended'), 'the end of the session');
     await relay.waitForPhase('streaming', 60_000);
     await scene.database.query('delete from waybill.outbox');
     expect(await relay.stop()).toBe(0);
