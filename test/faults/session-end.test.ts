@@ -100,7 +100,11 @@ describe('the end of a session', () => {
       await relay.waitForPhase('streaming');
       await until(async () => (await scene.slot())?.active, { what: 'the stream' });
       await scene.publish(1, { type: `after ${death}` });
-      await until(() => scene.probe.messages.some((each) => each.type === `after ${death}`), { what: 'a new row' });
+      // Settled as well, and with it what the start of this relay has found to remove.
+      await until(
+        async () => (await scene.database.query("select from waybill.outbox where type like 'after%'")).length === 0,
+        { what: 'the new row to be settled' },
+      );
       await relay.kill9();
       await scene.slotReleased();
     }
