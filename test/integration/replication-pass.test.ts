@@ -6,7 +6,7 @@ import { until } from '../support/waiting.js';
 
 const BACKLOG = 20_000;
 /** A sweep that finds something would hide a pass that left something out. */
-const swept = (line: LogLine): boolean => line.msg.startsWith('sweep found rows');
+const swept = (line: LogLine): boolean => line.msg.startsWith('the sweep published');
 
 describe('the first start and the table pass', () => {
   let scene: RelayScene;

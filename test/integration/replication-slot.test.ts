@@ -94,7 +94,7 @@ describe('the slot and the publication, lost, moved or in use', () => {
     const relay = scene.start();
     await scene.probe.waitFor(30);
     await scene.settled();
-    expect(relay.log.some((line) => line.msg.startsWith('sweep found rows'))).toBe(true);
+    expect(relay.log.some((line) => line.msg.startsWith('the sweep published'))).toBe(true);
     expect(await relay.stop()).toBe(0);
     await dropSlot();
     ids.push(...(await scene.publish(10)));
