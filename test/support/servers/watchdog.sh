@@ -47,4 +47,10 @@ done
 # A postmaster that was killed leaves a System V segment; line 7 of its pid file has "key id".
 shared=$(sed -n '7s/.*[[:space:]]\([0-9][0-9]*\)[[:space:]]*$/\1/p' "$folder/data/postmaster.pid" 2>/dev/null)
 [ -n "$shared" ] && ipcrm -m "$shared" 2>/dev/null
-rm -rf -- "$folder"
+# Something that is just dying may still write.
+turns=0
+until rm -rf -- "$folder"; do
+  turns=$((turns + 1))
+  [ "$turns" -ge 25 ] && break
+  sleep 0.2
+done
