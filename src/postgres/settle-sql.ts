@@ -1,4 +1,5 @@
 import type { OutboxRow } from '../core/message.js';
+import { OUTBOX_COLUMNS } from './outbox-row.js';
 
 export type HistoryMode = 'trace' | 'full' | 'off';
 
@@ -110,32 +111,13 @@ export function recordGoneSql(schema: string): string {
   select exists (select from fence) as fenced`;
 }
 
-const WRITE_BACK_COLUMNS = [
-  'id',
-  'type',
-  'key',
-  'schema_version',
-  'payload',
-  'payload_bytes',
-  'content_type',
-  'content_encoding',
-  'headers',
-  'exchange',
-  'routing_key',
-  'correlation_id',
-  'causation_id',
-  'reply_to',
-  'traceparent',
-  'tracestate',
-  'priority',
-  'expires_at',
-  'deliver_at',
-  'occurred_at',
-  'created_at',
+/** In the order of writeBackValues. The seq is drawn anew. */
+const WRITE_BACK_COLUMNS: readonly string[] = [
+  ...OUTBOX_COLUMNS.filter((name) => name !== 'seq' && name !== 'attempts'),
   'state',
   'attempts',
   'last_error',
-] as const;
+];
 
 /**
  * Writes a held row back whose application deleted it in its own transaction. It gets a new seq, because the old one may
@@ -157,7 +139,7 @@ export function writeBackSql(schema: string): string {
   select exists (select from fence) as fenced`;
 }
 
-function writeBackType(column: (typeof WRITE_BACK_COLUMNS)[number]): string {
+function writeBackType(column: string): string {
   switch (column) {
     case 'id':
       return 'uuid';
