@@ -14,11 +14,11 @@ import { RelayStore } from '../postgres/relay-store.js';
 import { ReplicationStream } from '../postgres/stream.js';
 import type { Slot } from '../postgres/slot.js';
 import { TableReader } from '../postgres/table-reader.js';
-import { pause, within } from '../runtime/clock.js';
+import { within } from '../runtime/clock.js';
 import { Condition } from '../runtime/signal.js';
 import { Turns } from '../runtime/turns.js';
 import { acquire, Holdings, type Acquired, type SessionContext } from './relay-acquire.js';
-import { assertPublication } from './relay-slot.js';
+import { RelayChores } from './relay-chores.js';
 import { findStartingPoint, type StartingPoint } from './starting-point.js';
 
 export interface SessionOptions extends SessionContext {
@@ -31,16 +31,9 @@ export interface SessionOptions extends SessionContext {
   onUnsettled: (rows: number) => void;
 }
 
-const DUE_INTERVAL_MS = 1_000;
-const PING_INTERVAL_MS = 100;
 const WATCH_INTERVAL_MS = 500;
-const CHECK_INTERVAL_MS = 30_000;
-const WITHDRAWN_INTERVAL_MS = 10_000;
 /** Of the drain, for settling what was confirmed. */
 const LAST_SETTLE_MS = 2_000;
-const HISTORY_INTERVAL_MS = 3_600_000;
-const MIN_POLL_MS = 10;
-const MAX_POLL_MS = 160;
 
 /**
  * One session of the relay: from taking the locks to losing or giving them back.
@@ -89,14 +82,13 @@ class Pipeline {
   readonly #room = new Condition();
   readonly #exchanges: ExchangeChecks;
   readonly #publishing: Publishing<Work>;
+  readonly #chores: RelayChores;
   /** Set once the position to start from is known. */
   #ledger = new Ledger();
   #settler: Settler;
   #admission: Admission;
   #pump: Pump | undefined;
   #stream: ReplicationStream | undefined;
-  /** The database's clock minus ours. */
-  #databaseAheadMs = 0;
   #lastWordMs: number;
   readonly #feedTurns = new Turns();
   readonly #over = new AbortController();
@@ -113,6 +105,7 @@ class Pipeline {
       history: config.relay.history,
     });
     this.#table = new TableReader(acquired.reader, schema, this.#store, clock);
+    this.#chores = new RelayChores(options, this.#table, acquired.publication, () => this.#check());
     this.#window = new Window(config.relay.maxInFlight, config.relay.maxInFlightBytes);
     if (options.narrow) this.#window.narrow();
     this.#exchanges = new ExchangeChecks(acquired.broker, clock);
@@ -155,9 +148,9 @@ class Pipeline {
   }
 
   async run(): Promise<'drained' | 'incomplete'> {
-    const { failure, config } = this.#options;
+    const { failure } = this.#options;
     await failure.race(this.#publishing.open());
-    await this.#readClock();
+    await this.#chores.readClock();
     const parts: Promise<void>[] = [];
     const start = (work: Promise<unknown>): void => {
       const part = this.#guard(work);
@@ -166,17 +159,14 @@ class Pipeline {
       parts.push(part);
     };
     try {
-      // Before the intake, because a table pass may stall and take hours, too.
-      start(this.#every(WATCH_INTERVAL_MS, () => this.#watch()));
-      start(this.#every(CHECK_INTERVAL_MS, () => this.#readClock()));
-      start(this.#every(HISTORY_INTERVAL_MS, () => this.#keepHistory()));
+      // The watch before the intake, because a table pass may stall, too.
+      start(this.#chores.every(WATCH_INTERVAL_MS, () => this.#watch()));
+      for (const chore of this.#chores.always()) start(chore);
       const intake = await this.#startIntake();
       this.#options.onPhase('streaming');
       start(intake());
-      start(this.#every(config.relay.sweepIntervalMs, () => this.#sweep()));
-      start(this.#every(DUE_INTERVAL_MS, () => this.#due()));
-      start(this.#every(WITHDRAWN_INTERVAL_MS, () => this.#removeWithdrawn()));
-      start(this.#every(CHECK_INTERVAL_MS, () => this.#checkPublication()));
+      const flow = { pump: this.#pump, feed: this.#feed(), settler: this.#settler };
+      for (const chore of this.#chores.during(flow)) start(chore);
       await Promise.race(parts);
       throw new Error('a part of the relay ended without a reason');
     } catch (error) {
@@ -250,7 +240,7 @@ class Pipeline {
       publishing: this.#publishing,
       exchanges: this.#exchanges,
       settler,
-      databaseNow: () => clock.now() + this.#databaseAheadMs,
+      databaseNow: () => this.#chores.databaseNow(),
       random: () => clock.random(),
       // On a stop the pump finishes the transaction that is open.
       check: () => (this.#ledger.inTransaction ? failure.check() : this.#check()),
@@ -274,7 +264,7 @@ class Pipeline {
   /** Brings the session to where rows flow; what is returned makes them flow until the session ends. */
   async #startIntake(): Promise<() => Promise<never>> {
     const { slot, slotState } = this.#acquired;
-    if (!slot) return () => this.#polling();
+    if (!slot) return () => this.#chores.polling(this.#feed());
     const point = await findStartingPoint(this.#options, this.#acquired, slot, slotState, {
       store: this.#store,
       table: this.#table,
@@ -342,78 +332,6 @@ class Pipeline {
     return pump;
   }
 
-  /** Runs now and then at each interval until the session ends. */
-  async #every(intervalMs: number, task: () => Promise<void> | void): Promise<never> {
-    const { clock, failure, stopping } = this.#options;
-    const ending = AbortSignal.any([failure.signal, stopping]);
-    for (;;) {
-      this.#check();
-      await task();
-      await pause(clock, intervalMs, ending);
-    }
-  }
-
-  async #sweep(): Promise<void> {
-    if (this.#pump) await this.#feed().sweep((lsn) => this.#passed(lsn));
-  }
-
-  async #removeWithdrawn(): Promise<void> {
-    await this.#feed().removeWithdrawn(this.#settler, (lsn) => this.#passed(lsn));
-  }
-
-  /** F33: PostgreSQL 18 skips the rows of a publication that is gone without a word to its reader. */
-  async #checkPublication(): Promise<void> {
-    const { schema } = this.#options.config.database;
-    if (this.#pump) await this.#table.use((client) => assertPublication(client, schema, this.#acquired.publication));
-  }
-
-  /** The intake of `source: table`: polls, soon again while there is work, slower when there is none. */
-  async #polling(): Promise<never> {
-    const { clock, failure, stopping, log } = this.#options;
-    const ending = AbortSignal.any([failure.signal, stopping]);
-    log.info({}, 'polling the table');
-    for (let waitMs = MIN_POLL_MS; ;) {
-      this.#check();
-      waitMs = (await this.#feed().poll()) > 0 ? MIN_POLL_MS : Math.min(waitMs * 2, MAX_POLL_MS);
-      await pause(clock, waitMs, ending);
-    }
-  }
-
-  /** Resolves when the pump has handled everything up to `lsn`; pings so that an idle server says where it is. */
-  async #passed(lsn: Lsn): Promise<void> {
-    const { clock, failure } = this.#options;
-    const pump = this.#pump;
-    if (!pump) return;
-    let isPassed = false;
-    // Why one for all rounds: each would be woken by every event of a long backlog.
-    const passed = pump.passed(lsn).finally(() => (isPassed = true));
-    do {
-      if (pump.handledLsn < lsn) pump.report(LSN_ZERO, true);
-      await Promise.race([passed, pause(clock, PING_INTERVAL_MS, failure.signal)]);
-    } while (!isPassed);
-    await passed;
-  }
-
-  async #due(): Promise<void> {
-    // A row that an earlier session has held may come again from the log; sent before that, it would be sent twice.
-    if (this.#pump?.isReplaying === true) return;
-    const feed = this.#feed();
-    while ((await feed.due()) > 0) this.#check();
-  }
-
-  async #keepHistory(): Promise<void> {
-    const { config, log } = this.#options;
-    if (config.relay.history === 'off') return;
-    try {
-      for (const done of await this.#table.keepHistory(config.relay.historyRetentionMs)) {
-        log.info(done, 'history partition');
-      }
-    } catch (error) {
-      // Why not the session's failure: rows of a day without a partition go to the default one, and settling goes on.
-      log.warn({ err: error }, 'the history partitions could not be kept; trying again in an hour');
-    }
-  }
-
   /** 3.8: rows wait for the broker's word and none comes: let go of the server, so that it can shut down. */
   #watch(): void {
     const { clock, config, failure } = this.#options;
@@ -426,10 +344,6 @@ class Pipeline {
         }),
       );
     }
-  }
-
-  async #readClock(): Promise<void> {
-    this.#databaseAheadMs = (await this.#table.databaseNowMs()) - this.#options.clock.now();
   }
 
   /** Graceful end: nothing new, wait for the broker's word, settle, report, and only then let go (F112). */

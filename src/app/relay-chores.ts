@@ -1,0 +1,139 @@
+import { LSN_ZERO, type Lsn } from '../core/lsn.js';
+import type { Pump } from '../outbox/pump.js';
+import type { Settler } from '../outbox/settler.js';
+import type { TableFeed } from '../outbox/table-feed.js';
+import type { TableReader } from '../postgres/table-reader.js';
+import { pause } from '../runtime/clock.js';
+import { assertPublication } from './relay-slot.js';
+import type { SessionOptions } from './relay-session.js';
+
+const DUE_INTERVAL_MS = 1_000;
+const PING_INTERVAL_MS = 100;
+const CHECK_INTERVAL_MS = 30_000;
+const WITHDRAWN_INTERVAL_MS = 10_000;
+const HISTORY_INTERVAL_MS = 3_600_000;
+const MIN_POLL_MS = 10;
+const MAX_POLL_MS = 160;
+
+/** What is done while rows flow, besides carrying them. */
+export interface Flow {
+  /** Undefined with `source: table`. */
+  pump: Pump | undefined;
+  feed: TableFeed;
+  settler: Settler;
+}
+
+/** What a session does now and then: each chore runs until the session ends, and its error ends the session. */
+export class RelayChores {
+  readonly #options: SessionOptions;
+  readonly #table: TableReader;
+  readonly #publication: string;
+  readonly #check: () => void;
+  /** The database's clock minus ours. */
+  #databaseAheadMs = 0;
+
+  constructor(options: SessionOptions, table: TableReader, publication: string, check: () => void) {
+    this.#options = options;
+    this.#table = table;
+    this.#publication = publication;
+    this.#check = check;
+  }
+
+  /** The database's clock in milliseconds since 1970, estimated from its last reading (F118). */
+  databaseNow(): number {
+    return this.#options.clock.now() + this.#databaseAheadMs;
+  }
+
+  async readClock(): Promise<void> {
+    this.#databaseAheadMs = (await this.#table.databaseNowMs()) - this.#options.clock.now();
+  }
+
+  /** What goes on from the start, also during a table pass, which may take hours. */
+  always(): Promise<never>[] {
+    return [
+      this.every(CHECK_INTERVAL_MS, () => this.readClock()),
+      this.every(HISTORY_INTERVAL_MS, () => this.#keepHistory()),
+    ];
+  }
+
+  /** What goes on while rows flow. */
+  during(flow: Flow): Promise<never>[] {
+    const { sweepIntervalMs } = this.#options.config.relay;
+    const { pump, feed, settler } = flow;
+    const withdrawn = this.every(WITHDRAWN_INTERVAL_MS, () =>
+      feed.removeWithdrawn(settler, (lsn) => this.#passed(pump, lsn)),
+    );
+    const due = this.every(DUE_INTERVAL_MS, () => this.#due(flow));
+    if (!pump) return [withdrawn, due];
+    return [
+      withdrawn,
+      due,
+      this.every(sweepIntervalMs, async () => {
+        await feed.sweep((lsn) => this.#passed(pump, lsn));
+      }),
+      this.every(CHECK_INTERVAL_MS, () => this.#checkPublication()),
+    ];
+  }
+
+  /** The intake of `source: table`: polls, soon again while there is work, slower when there is none. */
+  async polling(feed: TableFeed): Promise<never> {
+    const { clock, log } = this.#options;
+    log.info({}, 'polling the table');
+    for (let waitMs = MIN_POLL_MS; ;) {
+      this.#check();
+      waitMs = (await feed.poll()) > 0 ? MIN_POLL_MS : Math.min(waitMs * 2, MAX_POLL_MS);
+      await pause(clock, waitMs, this.#ending());
+    }
+  }
+
+  /** Runs now and again at each interval until the session ends. */
+  async every(intervalMs: number, task: () => Promise<void> | void): Promise<never> {
+    for (;;) {
+      this.#check();
+      await task();
+      await pause(this.#options.clock, intervalMs, this.#ending());
+    }
+  }
+
+  #ending(): AbortSignal {
+    return AbortSignal.any([this.#options.failure.signal, this.#options.stopping]);
+  }
+
+  async #due({ pump, feed }: Flow): Promise<void> {
+    // A row that an earlier session has held may come again from the log; sent before that, it would be sent twice.
+    if (pump?.isReplaying === true) return;
+    while ((await feed.due()) > 0) this.#check();
+  }
+
+  /** F33: PostgreSQL 18 skips the rows of a publication that is gone without a word to its reader. */
+  async #checkPublication(): Promise<void> {
+    const { schema } = this.#options.config.database;
+    await this.#table.use((client) => assertPublication(client, schema, this.#publication));
+  }
+
+  /** Resolves when the pump has handled everything up to `lsn`; pings so that an idle server says where it is. */
+  async #passed(pump: Pump | undefined, lsn: Lsn): Promise<void> {
+    if (!pump) return;
+    let isPassed = false;
+    // Why one for all rounds: each would be woken by every event of a long backlog.
+    const passed = pump.passed(lsn).finally(() => (isPassed = true));
+    do {
+      if (pump.handledLsn < lsn) pump.report(LSN_ZERO, true);
+      await Promise.race([passed, pause(this.#options.clock, PING_INTERVAL_MS, this.#options.failure.signal)]);
+    } while (!isPassed);
+    await passed;
+  }
+
+  async #keepHistory(): Promise<void> {
+    const { config, log } = this.#options;
+    if (config.relay.history === 'off') return;
+    try {
+      for (const done of await this.#table.keepHistory(config.relay.historyRetentionMs)) {
+        log.info(done, 'history partition');
+      }
+    } catch (error) {
+      // Why not the session's failure: rows of a day without a partition go to the default one, and settling goes on.
+      log.warn({ err: error }, 'the history partitions could not be kept; trying again in an hour');
+    }
+  }
+}
