@@ -3,6 +3,7 @@ import type { Lsn } from '../core/lsn.js';
 import { maxLsn } from '../core/lsn.js';
 import { Condition } from '../runtime/signal.js';
 import type { Clock } from '../runtime/clock.js';
+import { Doubtful } from './doubtful.js';
 import type { Hold, RelayCounters, RelayLog, Settlement, Store } from './ports.js';
 import type { Work, Works } from './work.js';
 
@@ -20,8 +21,6 @@ interface Holding {
 }
 
 const MAX_HOLDS_AT_ONCE = 500;
-const COMPLAIN_AFTER_MS = 5_000;
-const COMPLAIN_EVERY_MS = 60_000;
 const MAX_ROWS_AT_ONCE = 10_000;
 /** So many confirmed rows are settled at once instead of at the next interval. */
 const EAGER_ROWS = 1_000;
@@ -58,7 +57,7 @@ export class Settler {
   #confirmed: Settling[] = [];
   #held: Holding[] = [];
   /** Rows that a statement did not find; looked at again each cycle. */
-  #doubtful: (Settling | Holding)[] = [];
+  readonly #doubtful: Doubtful<Settling | Holding>;
   /** The position that the database has stored; never reported before it is stored. Null: none may be stored. */
   #checkpointLsn: Lsn | null;
   #cancelTimer: (() => void) | undefined;
@@ -68,8 +67,6 @@ export class Settler {
   /** The last cycle could not get a lock. */
   #lockedOut = false;
   #insertThenDeleteNoted = false;
-  #outOfReachSinceMs: number | undefined;
-  #nextComplaintAtMs = 0;
 
   constructor(options: {
     store: Store;
@@ -93,6 +90,7 @@ export class Settler {
     this.#ledger = options.ledger;
     this.#works = options.works;
     this.#clock = options.clock;
+    this.#doubtful = new Doubtful(options.store, options.clock, options.log);
     this.#counters = options.counters;
     this.#log = options.log;
     this.#intervalMs = options.intervalMs;
@@ -153,10 +151,7 @@ export class Settler {
   /** True when nothing waits to be settled and nothing is being settled. */
   get isIdle(): boolean {
     return (
-      this.#confirmed.length === 0 &&
-      this.#held.length === 0 &&
-      this.#doubtful.length === 0 &&
-      this.#cycle === undefined
+      this.#confirmed.length === 0 && this.#held.length === 0 && this.#doubtful.isEmpty && this.#cycle === undefined
     );
   }
 
@@ -170,7 +165,7 @@ export class Settler {
     until.addEventListener('abort', wake, { once: true });
     try {
       while (!(this.isIdle && !this.#checkpointIsDue()) && !this.#stopped && !until.aborted) {
-        this.#schedule(this.#doubtful.length === 0);
+        this.#schedule(this.#doubtful.isEmpty);
         await this.#changed.wait();
       }
     } finally {
@@ -236,7 +231,7 @@ export class Settler {
       return;
     }
     for (const each of holdings) {
-      if (missing.has(each.work.row.seq)) this.#doubtful.push(each);
+      if (missing.has(each.work.row.seq)) this.#doubtful.add(each);
       else this.#kept(each);
     }
   }
@@ -281,7 +276,7 @@ export class Settler {
       return;
     }
     for (const each of batch) {
-      if (result.missing.has(each.work.row.seq)) this.#doubtful.push(each);
+      if (result.missing.has(each.work.row.seq)) this.#doubtful.add(each);
       else this.#settled(each);
     }
     if (result.checkpointLsn !== null && this.#checkpointLsn !== null) {
@@ -294,7 +289,7 @@ export class Settler {
   #candidate(): Lsn | null {
     if (this.#checkpointLsn === null) return null;
     let candidate = this.#ledger.decidedLsn;
-    for (const list of [this.#confirmed, this.#doubtful]) {
+    for (const list of [this.#confirmed, this.#doubtful.rows]) {
       for (const each of list) {
         const floor = floorOf(each.work);
         if (floor !== null && floor < candidate) candidate = floor;
@@ -304,19 +299,9 @@ export class Settler {
   }
 
   async #resolveDoubtful(): Promise<void> {
-    if (this.#doubtful.length === 0) return;
-    const doubtful = this.#doubtful;
-    const found = await this.#store.whereabouts(
-      doubtful.map(({ work }) => ({ seq: work.row.seq, id: work.row.id, xid: work.xid })),
-    );
-    this.#doubtful = [];
-    const gone: (Settling | Holding)[] = [];
-    this.#complain(doubtful.filter(({ work }) => found.has(work.row.seq) && found.get(work.row.seq) !== 'gone'));
-    for (const each of doubtful) {
-      const where = found.get(each.work.row.seq) ?? 'gone';
-      if (where === 'undecided') this.#doubtful.push(each);
-      else if (where === 'gone') gone.push(each);
-      else if ('hold' in each) this.#held.push(each);
+    const { present, gone } = await this.#doubtful.resolve();
+    for (const each of present) {
+      if ('hold' in each) this.#held.push(each);
       else this.#confirmed.push(each);
     }
     if (gone.length === 0) return;
@@ -325,24 +310,7 @@ export class Settler {
       return true;
     });
     // What was written back already is found by its id the next time.
-    if (!done) this.#doubtful.push(...gone);
-  }
-
-  /** Rows that stay out of reach hold the position back, and WAL with it: after a while somebody should know. */
-  #complain(outOfReach: readonly (Settling | Holding)[]): void {
-    const now = this.#clock.now();
-    const first = outOfReach[0];
-    if (!first) {
-      this.#outOfReachSinceMs = undefined;
-      return;
-    }
-    this.#outOfReachSinceMs ??= now;
-    if (now - this.#outOfReachSinceMs < COMPLAIN_AFTER_MS || now < this.#nextComplaintAtMs) return;
-    this.#nextComplaintAtMs = now + COMPLAIN_EVERY_MS;
-    this.#log.warn(
-      { rows: outOfReach.length, messageId: first.work.row.id, seq: first.work.row.seq },
-      'published rows cannot be removed: somebody else has locked them, or their transaction waits for a synchronous standby; until then PostgreSQL keeps its log, and a restart sends later messages again',
-    );
+    if (!done) this.#doubtful.add(...gone);
   }
 
   /** The application deleted the row itself, or an earlier session has settled it: there is nothing to delete. */
