@@ -3,7 +3,8 @@
 --   psql -v schema=orders_events -v app=orders -v relay=orders_relay -f sql/roles.sql
 -- Roles that exist are kept as they are, but for the grants. Those that are made here have no password; give the ones
 -- that log in theirs by "alter role ... password" or a rule in pg_hba.conf. With -v app_delete=NAME there is one
--- more role, for applications that insert and delete a row in one transaction.
+-- more role, for applications that insert and delete a row in one transaction; with -v operator=NAME another one, for
+-- people who look at rows that could not be published, and retry or discard them.
 --
 -- Run it as a superuser, or as a role that owns the database and the schema and may create roles.
 
@@ -31,6 +32,10 @@
 \else
 \set app_delete ''
 \endif
+\if :{?operator}
+\else
+\set operator ''
+\endif
 
 begin;
 
@@ -42,6 +47,7 @@ set local waybill_roles.app = :'app';
 set local waybill_roles.relay = :'relay';
 set local waybill_roles.observer = :'observer';
 set local waybill_roles.app_delete = :'app_delete';
+set local waybill_roles.operator = :'operator';
 
 -- The roles.
 do $$
@@ -55,7 +61,8 @@ begin
       (current_setting('waybill_roles.app'), 'login'),
       (relay_role, 'login'),
       (current_setting('waybill_roles.observer'), 'login'),
-      (current_setting('waybill_roles.app_delete'), 'nologin')
+      (current_setting('waybill_roles.app_delete'), 'nologin'),
+      (current_setting('waybill_roles.operator'), 'login')
     ) as w (name, login)
     where w.name <> '' and not exists (select from pg_roles r where r.rolname = w.name)
   loop
@@ -154,6 +161,8 @@ grant select on sequence :"schema".outbox_seq_seq to :"relay";
 grant usage, select on sequence :"schema".outbox_hold_no to :"relay";
 grant execute on function
   :"schema".keep_history, :"schema".ensure_publication, :"schema".headers_are_publishable to :"relay";
+-- For an operator who uses the relay's configuration: `waybill outbox retry` and `discard`.
+grant execute on function :"schema".retry, :"schema".discard to :"relay";
 
 -- Whoever watches.
 grant select on :"schema".outbox_backlog to :"observer";
@@ -167,6 +176,23 @@ begin
     execute format('grant usage on schema %I to %I', current_setting('waybill_roles.schema'), delete_role);
     execute format(
       'grant select (seq, id), delete on %I.outbox to %I', current_setting('waybill_roles.schema'), delete_role);
+  end if;
+end
+$$;
+
+-- Whoever mends: reads rows, bodies included, and changes them by the functions alone, which keep the log of it.
+do $$
+declare
+  schema_name constant text := current_setting('waybill_roles.schema');
+  operator_role constant text := current_setting('waybill_roles.operator');
+begin
+  if operator_role <> '' then
+    execute format('grant usage on schema %I to %I', schema_name, operator_role);
+    execute format(
+      'grant select on %1$I.outbox, %1$I.outbox_history, %1$I.outbox_backlog, %1$I.action_log, %1$I.migration to %2$I',
+      schema_name, operator_role);
+    execute format(
+      'grant execute on function %1$I.retry, %1$I.discard, %1$I.publication_status to %2$I', schema_name, operator_role);
   end if;
 end
 $$;

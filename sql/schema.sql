@@ -20,6 +20,35 @@ begin
 end
 $function$;
 
+CREATE OR REPLACE FUNCTION waybill.discard(id uuid, reason text DEFAULT NULL::text)
+ RETURNS text
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  held record;
+begin
+  select o.seq, o.state, o.type, o.attempts, o.last_error into held
+  from waybill.outbox o where o.id = discard.id for update;
+  if not found then
+    return coalesce(
+      (select 'already ' || h.outcome from waybill.outbox_history h
+       where h.id = discard.id order by h.settled_at desc limit 1),
+      'unknown');
+  elsif held.state not in ('parked', 'blocked', 'scheduled') then
+    return 'not held: ' || held.state;
+  end if;
+  update waybill.outbox o
+  set state = 'discarded', next_attempt_at = null, hold_no = null
+  where o.seq = held.seq;
+  insert into waybill.action_log (action, target, reason, details)
+  values ('outbox.discard', discard.id::text, discard.reason, jsonb_build_object(
+    'state', held.state, 'type', held.type, 'attempts', held.attempts, 'error', held.last_error));
+  return 'discarded';
+end
+$function$;
+
 CREATE OR REPLACE FUNCTION waybill.ensure_publication()
  RETURNS text
  LANGUAGE plpgsql
@@ -315,7 +344,53 @@ begin
 end
 $function$;
 
+CREATE OR REPLACE FUNCTION waybill.retry(id uuid, reason text DEFAULT NULL::text)
+ RETURNS text
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  held record;
+begin
+  select o.seq, o.state, o.type, o.attempts, o.last_error, o.deliver_at into held
+  from waybill.outbox o where o.id = retry.id for update;
+  if not found then
+    return coalesce(
+      (select 'already ' || h.outcome from waybill.outbox_history h
+       where h.id = retry.id order by h.settled_at desc limit 1),
+      'unknown');
+  elsif held.state not in ('parked', 'scheduled', 'blocked') then
+    return 'not held: ' || held.state;
+  elsif held.state = 'blocked' then
+    return 'blocked';
+  elsif held.state = 'scheduled' and held.deliver_at > clock_timestamp() then
+    return 'not due yet';
+  end if;
+  update waybill.outbox o
+  set state = 'scheduled', attempts = 0, hold_no = null,
+    next_attempt_at = greatest(clock_timestamp(), held.deliver_at)
+  where o.seq = held.seq;
+  insert into waybill.action_log (action, target, reason, details)
+  values ('outbox.retry', retry.id::text, retry.reason, jsonb_build_object(
+    'state', held.state, 'type', held.type, 'attempts', held.attempts, 'error', held.last_error));
+  return 'scheduled';
+end
+$function$;
+
 create sequence waybill.outbox_hold_no;
+
+create table waybill.action_log (
+  seq bigint generated always as identity not null,
+  at timestamp with time zone default clock_timestamp() not null,
+  actor text default SESSION_USER not null,
+  action text not null,
+  target text not null,
+  reason text,
+  details jsonb default '{}'::jsonb not null,
+  constraint action_log_pkey PRIMARY KEY (seq),
+  constraint action_log_details_are_an_object CHECK ((jsonb_typeof(details) = 'object'::text))
+);
 
 create table waybill.installation (
   only_row boolean default true not null,
@@ -461,6 +536,8 @@ create table waybill.outbox_history_default partition of waybill.outbox_history 
 
 alter sequence waybill.outbox_hold_no owned by waybill.outbox.hold_no;
 
+CREATE INDEX action_log_target ON waybill.action_log USING btree (target, seq);
+
 CREATE INDEX outbox_due ON waybill.outbox USING btree (next_attempt_at) WHERE (state = 'scheduled'::text);
 
 CREATE INDEX outbox_held ON waybill.outbox USING btree (key, hold_no) WHERE (state = ANY (ARRAY['parked'::text, 'blocked'::text]));
@@ -484,6 +561,24 @@ create view waybill.outbox_backlog as
 create publication waybill_outbox for table waybill.outbox with (publish = 'insert');
 
 comment on schema waybill is 'Waybill: transactional outbox relayed to RabbitMQ.';
+
+comment on table waybill.action_log is 'What operators changed: one row for each row that was changed. Written by the functions, in the same transaction; nothing removes rows.';
+
+comment on column waybill.action_log.seq is 'Position in the log.';
+
+comment on column waybill.action_log.at is 'When it was done.';
+
+comment on column waybill.action_log.actor is 'The role that had logged in (session_user).';
+
+comment on column waybill.action_log.action is 'outbox.retry or outbox.discard.';
+
+comment on column waybill.action_log.target is 'The id of the message.';
+
+comment on column waybill.action_log.reason is 'Why, in the operator''s words.';
+
+comment on column waybill.action_log.details is 'What the row was before: state, type, attempts and error. Never the body.';
+
+comment on index waybill.action_log_target is 'What was done to one message, in order.';
 
 comment on table waybill.installation is 'One row: the identity of this installation. Every copy of the database keeps it, so that a copy cannot publish beside the original.';
 
@@ -693,6 +788,8 @@ comment on constraint "outbox_payload_at_most_15_MiB" on waybill.outbox is 'Rabb
 
 comment on function waybill.cancel(id uuid) is 'Withdraws a row that is not due yet: true, and it will never be published. False: too late, or unknown; nothing is changed.';
 
+comment on function waybill.discard(id uuid, reason text) is 'Gives a parked, blocked or scheduled row up: it will never be published, and the relay moves it to the history. Answers: discarded; or, with nothing changed: not held: ready (or cancelled, discarded), already published (or another outcome of the history), unknown. What it changes is written to the action_log.';
+
 comment on function waybill.ensure_publication() is 'Creates the publication of inserts into the outbox, named after the schema, if it is missing, and adds the table if that is: created, or exists.';
 
 comment on function waybill.headers_are_publishable(headers jsonb) is 'True if these can be the headers of a message: an object of at most 256 strings, numbers (within a double) and booleans, names of 1 to 255 bytes, none reserved (CC, BCC, user_id, x-death, x-delay, x-match, x-first-death..., x-last-death..., x-received-from, x-delivery-count, x-stream-offset, X-Waybill-..., in any case). A number out of that range raises 23514.';
@@ -704,3 +801,5 @@ comment on function waybill.publication_status(id uuid) is 'Where a message is: 
 comment on function waybill.publish(type text, payload json, key text, payload_bytes bytea, headers jsonb, id uuid, schema_version integer, content_type text, content_encoding text, exchange text, routing_key text, correlation_id text, causation_id text, reply_to text, traceparent text, tracestate text, priority integer, expires_at timestamp with time zone, deliver_at timestamp with time zone, occurred_at timestamp with time zone) is 'Writes one row to the outbox and returns its id, the message_id. The same as a plain INSERT. The parameters are the columns of the outbox.';
 
 comment on function waybill.publish_many(messages json) is 'Writes one row for each object of the array and returns their ids in the same order. The names are those of publish; null means the default, also for payload; payload_bytes is base64; a payload is kept as written, byte for byte. An unknown name is an error that says where, and nothing is written.';
+
+comment on function waybill.retry(id uuid, reason text) is 'Has the relay publish a parked row, or one that waits for its next attempt, at once and with its attempts counted anew; the error stays until it is published. Answers: scheduled; or, with nothing changed: blocked (a parked row of its key goes first), not due yet (it waits for its deliver_at), not held: ready (or cancelled, discarded), already published (or another outcome of the history), unknown. What it changes is written to the action_log.';

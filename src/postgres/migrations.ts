@@ -6,7 +6,7 @@ import { DEFAULT_SCHEMA, quoteSchema } from './schema-name.js';
 import { lineAt, splitStatements, type SqlStatement } from './sql-text.js';
 
 /** The newest migration that this program was built for. */
-export const SCHEMA_VERSION = 1;
+export const SCHEMA_VERSION = 2;
 
 /** One file of sql/migrations. `oldestBinary` is the lowest SCHEMA_VERSION of a program that still works after it. */
 export interface Migration {
@@ -71,7 +71,7 @@ export function renderMigration(migration: Migration, schema = DEFAULT_SCHEMA): 
 
 /**
  * Applies what is missing, each migration in the transaction that its file opens, and returns what it applied. Two runs
- * at once are safe: the second waits, then finds nothing to do. Throws WAYBILL_MIGRATION_FAILED with file and line;
+ * at once are safe: each migration is applied by one of them, while the other waits. Throws WAYBILL_MIGRATION_FAILED with file and line;
  * nothing of the failed migration stays.
  */
 export async function migrateUp(client: ClientBase, options: MigrateOptions = {}): Promise<Migration[]> {

@@ -9,6 +9,8 @@ export interface RoleNames {
   readonly app?: string;
   readonly relay?: string;
   readonly observer?: string;
+  /** One more role, for people who look at rows that could not be published, and retry or discard them; none by default. */
+  readonly operator?: string;
   /** One more role, for applications that insert and delete a row in one transaction; none by default. */
   readonly appDelete?: string;
 }

@@ -10,7 +10,7 @@ const REFUSED = /permission denied/;
 let database: FreshDatabase;
 let client: pg.Client;
 const rolesMade: string[] = [];
-let names: { owner: string; app: string; relay: string; observer: string; appDelete: string };
+let names: { owner: string; app: string; relay: string; observer: string; appDelete: string; operator: string };
 
 // Roles belong to the server, so each run of this file has its own.
 beforeAll(async () => {
@@ -23,6 +23,7 @@ beforeAll(async () => {
     relay: name('relay'),
     observer: name('observer'),
     appDelete: name('delete'),
+    operator: name('operator'),
   };
   rolesMade.push(...Object.values(names));
   client = await database.connect();
@@ -82,6 +83,10 @@ describe('the application', () => {
     `select * from waybill.installation`,
     `select waybill.keep_history(retention => '0')`,
     `select waybill.ensure_publication()`,
+    `select waybill.retry(gen_random_uuid())`,
+    `select waybill.discard(gen_random_uuid())`,
+    `select * from waybill.action_log`,
+    `insert into waybill.action_log (action, target) values ('a', 't')`,
     `create table waybill.mine ()`,
   ])('may not: %s', async (sql) => {
     await expect(as('app', sql)).rejects.toThrow(REFUSED);
@@ -111,6 +116,7 @@ describe('the relay', () => {
     `select last_value from waybill.outbox_seq_seq`,
     `select * from waybill.keep_history()`,
     `select waybill.ensure_publication()`,
+    `select waybill.retry(gen_random_uuid()), waybill.discard(gen_random_uuid(), reason => 'none')`,
     `select system_identifier from pg_control_system()`,
     `select timeline_id from pg_control_checkpoint()`,
     `select pg_current_wal_insert_lsn()`,
@@ -129,6 +135,8 @@ describe('the relay', () => {
     `drop table waybill.outbox_history_default`,
     `insert into waybill.migration values (9, 'x', 1)`,
     `update waybill.installation set id = gen_random_uuid()`,
+    `insert into waybill.action_log (action, target) values ('a', 't')`,
+    `delete from waybill.action_log`,
     `create table waybill.mine ()`,
     `drop publication waybill_outbox`,
   ])('may not: %s', async (sql) => {
@@ -146,8 +154,38 @@ describe('the observer', () => {
     'select * from waybill.relay',
     `select waybill.publish('t')`,
     `select waybill.cancel(gen_random_uuid())`,
+    `select waybill.retry(gen_random_uuid())`,
+    `select waybill.discard(gen_random_uuid())`,
+    'select * from waybill.action_log',
   ])('may not: %s', async (sql) => {
     await expect(as('observer', sql)).rejects.toThrow(REFUSED);
+  });
+});
+
+describe('the operator', () => {
+  test.each([
+    'select * from waybill.outbox',
+    'select * from waybill.outbox_history',
+    'select * from waybill.outbox_backlog',
+    'select * from waybill.action_log',
+    'select * from waybill.migration',
+    `select waybill.retry(gen_random_uuid()), waybill.discard(gen_random_uuid(), reason => 'none')`,
+    `select waybill.publication_status(gen_random_uuid())`,
+  ])('may: %s', async (sql) => {
+    await as('operator', sql);
+  });
+
+  test.each([
+    `update waybill.outbox set state = 'discarded'`,
+    'delete from waybill.outbox',
+    `insert into waybill.outbox (type) values ('t')`,
+    `insert into waybill.action_log (action, target) values ('a', 't')`,
+    'delete from waybill.action_log',
+    'select * from waybill.relay',
+    `select waybill.publish('t')`,
+    `select waybill.keep_history()`,
+  ])('may not: %s', async (sql) => {
+    await expect(as('operator', sql)).rejects.toThrow(REFUSED);
   });
 });
 

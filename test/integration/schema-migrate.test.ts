@@ -22,6 +22,9 @@ beforeAll(async () => {
 });
 afterAll(() => database.drop());
 
+const NEXT = SCHEMA_VERSION + 1;
+const FILES = ['0001_outbox.sql', '0002_outbox_operations.sql'];
+
 function migration(version: number, body: string, oldestBinary = 1): Migration {
   const insert = `insert into waybill.migration (version, name, oldest_binary) values (${version}, 'x', ${oldestBinary});`;
   const sql = `-- oldest-binary: ${oldestBinary}\nbegin;\nset local lock_timeout = '200ms';\n${body}\n${insert}\ncommit;\n`;
@@ -34,15 +37,16 @@ describe('migrateUp', () => {
     const options = { schema: 'twice', log: (line: string) => lines.push(line) };
     expect(await migrateUp(client, options)).toHaveLength(SCHEMA_VERSION);
     expect(await migrateUp(client, options)).toEqual([]);
-    expect(lines).toEqual(['applied 0001_outbox.sql']);
+    expect(lines).toEqual(FILES.map((file) => `applied ${file}`));
   });
 
   // Why many rounds: a stale answer about what is installed came in one of twenty.
-  test('two at once: one applies, the other waits and finds it done', async () => {
+  test('two at once: each migration is applied by one of them, the other waits and finds it done', async () => {
     const pair = [client, await database.connect()];
     for (let round = 1; round <= 15; round += 1) {
       const both = await Promise.all(pair.map((one) => migrateUp(one, { schema: `at_once_${round}` })));
-      expect(both.map((applied) => applied.length).sort()).toEqual([0, SCHEMA_VERSION]);
+      const versions = both.flatMap((applied) => applied.map(({ version }) => version));
+      expect(versions.sort()).toEqual(loadMigrations().map(({ version }) => version));
     }
   });
 
@@ -84,10 +88,10 @@ describe('migrateUp', () => {
   });
 
   test('a failure names file and line and leaves nothing', async () => {
-    const broken = migration(2, 'create table waybill.left_over ();\n\nselect 1,\n  nosuch;');
+    const broken = migration(NEXT, 'create table waybill.left_over ();\n\nselect 1,\n  nosuch;');
     await expect(migrateUp(client, { migrations: [...loadMigrations(), broken] })).rejects.toMatchObject({
       code: 'WAYBILL_MIGRATION_FAILED',
-      message: '0002_x.sql:7: column "nosuch" does not exist',
+      message: '0003_x.sql:7: column "nosuch" does not exist',
     });
     const left = await client.query(
       `select to_regclass('waybill.left_over') as left_over, txid_current_if_assigned() as tx`,
@@ -103,15 +107,15 @@ describe('migrateUp', () => {
     let released: Promise<unknown> | undefined;
     await migrateUp(client, {
       schema: 'locked',
-      migrations: [...loadMigrations(), migration(2, 'alter table waybill.outbox add column more int;')],
+      migrations: [...loadMigrations(), migration(NEXT, 'alter table waybill.outbox add column more int;')],
       log: (line) => {
         lines.push(line);
         released ??= holder.query('rollback');
       },
     });
     expect(lines).toEqual([
-      '0002_x.sql: a lock was not to be had within its time, trying again (1 of 5)',
-      'applied 0002_x.sql',
+      '0003_x.sql: a lock was not to be had within its time, trying again (1 of 5)',
+      'applied 0003_x.sql',
     ]);
     await released;
     expect((await client.query('select more from locked.outbox')).rowCount).toBe(0);
@@ -155,6 +159,20 @@ describe('F123: versions of schema and program', () => {
     await check('versions', SCHEMA_VERSION + 1);
   });
 
+  test('N-1: a program built for version 1 runs on version 2', async () => {
+    await migrateUp(client, { schema: 'one_newer' });
+    expect(await migrationStatus(client, { schema: 'one_newer' })).toMatchObject({ version: 2, oldestBinary: 1 });
+    await check('one_newer', 1);
+  });
+
+  test('a program built for version 2 asks for the migration on version 1', async () => {
+    await migrateUp(client, { schema: 'one_older', migrations: loadMigrations().slice(0, 1) });
+    await check('one_older', 1);
+    await expect(check('one_older', 2)).rejects.toMatchObject({ code: 'WAYBILL_SCHEMA_TOO_OLD' });
+    expect(await migrateUp(client, { schema: 'one_older' })).toMatchObject([{ version: 2 }]);
+    await check('one_older', 2);
+  });
+
   test('a role without rights on the schema is told about grants', async () => {
     const role = `wb_stranger_${database.name.slice(-10)}`;
     await client.query(`create role ${role}; set role ${role}`);
@@ -169,9 +187,13 @@ describe('F123: versions of schema and program', () => {
 describe('the migrate command', () => {
   test('applies and reports', async () => {
     const target = { servers: [{ url: database.url }], schema: 'by_command' } as const;
-    expect(await readMigrationStatus(target)).toMatchObject({ version: 0, pending: [{ version: 1 }] });
-    expect(await applyMigrations(target, () => undefined)).toEqual(['0001_outbox.sql']);
-    expect(await readMigrationStatus(target)).toMatchObject({ version: 1, pending: [], applied: [{ name: 'outbox' }] });
+    expect(await readMigrationStatus(target)).toMatchObject({ version: 0, pending: [{ version: 1 }, { version: 2 }] });
+    expect(await applyMigrations(target, () => undefined)).toEqual(FILES);
+    expect(await readMigrationStatus(target)).toMatchObject({
+      version: SCHEMA_VERSION,
+      pending: [],
+      applied: [{ name: 'outbox' }, { name: 'outbox_operations' }],
+    });
   });
 
   // psql is what many people apply reviewed SQL with, so it is a promise of its own.
