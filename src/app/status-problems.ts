@@ -136,7 +136,7 @@ function slot({ slot: found, slotName, record, database }: StatusFacts, config: 
   return problems;
 }
 
-function backlog({ backlog: rows, activity: now, schema, parkedErrors }: StatusFacts, config: Config): StatusProblem[] {
+function backlog({ backlog: rows, activity: now, parkedErrors }: StatusFacts, config: Config): StatusProblem[] {
   const problems: StatusProblem[] = [];
   const of = (state: string) => rows?.states.find((row) => row.state === state);
   const ready = of('ready');
@@ -154,7 +154,7 @@ function backlog({ backlog: rows, activity: now, schema, parkedErrors }: StatusF
     problems.push({
       id: 'parked',
       problem: `${amount(parked)} ${parked.count === 1 ? 'is' : 'are'} parked: they could not be published and are kept with their error.${example}`,
-      next: psql(`select seq, id, type, last_error from ${schema}.outbox where state = 'parked' order by seq limit 20`),
+      next: 'waybill outbox list --state parked',
     });
   }
   const blocked = of('blocked');
@@ -162,9 +162,7 @@ function backlog({ backlog: rows, activity: now, schema, parkedErrors }: StatusF
     problems.push({
       id: 'blocked',
       problem: `${amount(blocked)} ${blocked.count === 1 ? 'is' : 'are'} blocked behind a parked row of the same key.`,
-      next: psql(
-        `select key, count(*) from ${schema}.outbox where state = 'blocked' group by key order by 2 desc limit 20`,
-      ),
+      next: 'waybill outbox list --state blocked',
     });
   }
   return problems;
@@ -172,10 +170,6 @@ function backlog({ backlog: rows, activity: now, schema, parkedErrors }: StatusF
 
 function amount({ count, exact }: StateCount): string {
   return `${exact ? '' : 'at least '}${count.toLocaleString('en-US')} ${count === 1 ? 'row' : 'rows'}`;
-}
-
-function psql(sql: string): string {
-  return `psql "$WAYBILL_DATABASE_URL" -c "${sql}"`;
 }
 
 function withHint(message: string, hint: string | null): string {

@@ -7,6 +7,7 @@ import { EXIT, type CliContext, type ExitCode } from './context.js';
 import { exitCodeOf, formatFailure } from './failure.js';
 import { registerDoctor } from './doctor.js';
 import { registerMigrate } from './migrate.js';
+import { registerOutbox } from './outbox.js';
 import { registerRelay } from './relay.js';
 import { registerRun } from './run.js';
 import { registerStatus } from './status.js';
@@ -42,6 +43,7 @@ export async function runCli(args: readonly string[], version: string, context: 
   registerStatus(program, cli);
   registerDoctor(program, cli);
   registerMigrate(program, cli);
+  registerOutbox(program, cli);
   registerRelay(program, cli);
   registerConfig(program, cli);
   try {

@@ -1,4 +1,6 @@
 import { execFile, spawn, type ChildProcess } from 'node:child_process';
+import { existsSync, readdirSync, statSync } from 'node:fs';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 
@@ -20,11 +22,21 @@ export interface RunningProgram {
   finished: Promise<Finished>;
 }
 
-/** Builds dist/ from src/, so that the tests run what users run. */
+/**
+ * Builds dist/ from src/ unless it is newer, so that the tests run what users run. Why not always: another file's child
+ * could read a module that is being written.
+ */
 export async function buildProgram(): Promise<void> {
+  if (existsSync(MAIN) && statSync(MAIN).mtimeMs > newestSource()) return;
   await promisify(execFile)(process.execPath, ['node_modules/typescript/bin/tsc', '-p', 'tsconfig.build.json'], {
     cwd: ROOT,
   });
+}
+
+function newestSource(): number {
+  const source = join(ROOT, 'src');
+  const files = readdirSync(source, { recursive: true, encoding: 'utf8' });
+  return Math.max(...files.map((file) => statSync(join(source, file)).mtimeMs));
 }
 
 /** Starts `waybill` with these arguments and no other environment than PATH and what is given. */

@@ -52,7 +52,12 @@ describe('problems', () => {
     ['F131 a foreign slot', 'slot', 'waybill doctor', { slot: slotEntry({ database: 'other' }) }],
     ['much kept WAL', 'kept-wal', 'waybill doctor', { slot: slotEntry({ keptWalBytes: 3 * 2 ** 30 }) }],
     ['old rows', 'behind', 'waybill doctor', { backlog: { states: [OLD], estimatedRows: null, tableBytes: 1 } }],
-    ['parked rows', 'parked', 'psql', { backlog: { states: [PARKED], estimatedRows: null, tableBytes: 1 } }],
+    [
+      'parked rows',
+      'parked',
+      'waybill outbox list --state parked',
+      { backlog: { states: [PARKED], estimatedRows: null, tableBytes: 1 } },
+    ],
     [
       'F56 another cluster',
       'identity',

@@ -1,0 +1,137 @@
+import type { Config } from '../config/load.js';
+import { toDatabaseError } from '../postgres/errors.js';
+import { checkSchema } from '../postgres/migrations.js';
+import {
+  callForRows,
+  listEntries,
+  mayRead,
+  readActions,
+  readHistoryRows,
+  readOutboxRow,
+  readStates,
+  takeSnapshot,
+  type ActionEntry,
+  type Answer,
+  type MessageRow,
+  type OutboxEntry,
+  type RowFilter,
+  type RowSnapshot,
+} from '../postgres/operator-rows.js';
+import { withDatabase, type SqlClient } from './session.js';
+
+export type { ActionEntry, Answer, MessageRow, OutboxEntry, RowFilter, RowSnapshot };
+
+type Database = Config['database'];
+
+/** What an operator can do to a row that is held. */
+export type RowAct = 'retry' | 'discard';
+
+/** The states that each act changes. */
+export const ACTS_ON: Readonly<Record<RowAct, readonly string[]>> = {
+  retry: ['parked', 'scheduled'],
+  discard: ['parked', 'blocked', 'scheduled'],
+};
+
+/** The answer of the function when it did what was asked. */
+export const DONE: Readonly<Record<RowAct, string>> = { retry: 'scheduled', discard: 'discarded' };
+
+/** Rows of the outbox, and whether there are more than were asked for. */
+export interface OutboxList {
+  rows: OutboxEntry[];
+  more: boolean;
+}
+
+/** All that is known of a message. What this role may not read is null. */
+export interface MessageRecord {
+  outbox: MessageRow | null;
+  history: MessageRow[] | null;
+  actions: ActionEntry[] | null;
+}
+
+/** What is to be done to which rows. */
+export interface RowOrder {
+  act: RowAct;
+  ids: readonly string[];
+  reason: string | null;
+  /** Rows that have left these states since they were chosen stay as they are; null: whatever their state. */
+  states: readonly string[] | null;
+}
+
+/** Most rows of one bulk act, so that their ids fit into memory; the next call takes the next ones. */
+export const MOST_BULK_ROWS = 500_000;
+
+/** Rows in one transaction: it locks them, and the relay waits for none of them longer than this takes. */
+const BATCH_ROWS = 500;
+const LIMITS = { lockTimeoutMs: 5_000, statementTimeoutMs: 60_000 };
+const LOOK_MS = 150_000;
+const BATCH_MS = 75_000;
+/** What a timer can count to. */
+const LONGEST_MS = 2 ** 31 - 1;
+
+/** The first rows that the filter lets through, in the order of the table. */
+export function listOutbox(database: Database, filter: RowFilter, limit: number): Promise<OutboxList> {
+  return work(database, 'listing the outbox', LOOK_MS, async (client) => {
+    const rows = await listEntries(client, database.schema, filter, limit + 1);
+    return { rows: rows.slice(0, limit), more: rows.length > limit };
+  });
+}
+
+/** A message in the outbox, in the history and in the log of what operators did; undefined if none of them knows it. */
+export function showMessage(database: Database, id: string, withBody: boolean): Promise<MessageRecord | undefined> {
+  return work(database, 'looking for the message', LOOK_MS, async (client) => {
+    const { schema } = database;
+    const outbox = (await readOutboxRow(client, schema, id, withBody)) ?? null;
+    const history = (await mayRead(client, schema, 'outbox_history'))
+      ? await readHistoryRows(client, schema, id, withBody)
+      : null;
+    const actions = (await mayRead(client, schema, 'action_log')) ? await readActions(client, schema, id) : null;
+    const isKnown = outbox !== null || (history?.length ?? 0) > 0 || (actions?.length ?? 0) > 0;
+    return isKnown || history === null ? { outbox, history, actions } : undefined;
+  });
+}
+
+/** The rows that the filter lets through now, at most `limit`; later ones are not touched by what follows. */
+export function chooseRows(database: Database, filter: RowFilter, limit = MOST_BULK_ROWS): Promise<RowSnapshot> {
+  return work(database, 'choosing the rows', LOOK_MS, (client) =>
+    takeSnapshot(client, database.schema, filter, Math.min(limit, MOST_BULK_ROWS)),
+  );
+}
+
+/** The states of these rows, without touching them. */
+export function lookAtRows(database: Database, ids: readonly string[]): Promise<Answer[]> {
+  return work(database, 'looking at the rows', LOOK_MS, (client) => readStates(client, database.schema, ids));
+}
+
+/**
+ * Retries or discards rows in batches, each a transaction, and tells each batch's answers as it is committed. When it
+ * rejects, the batches that were told stay done.
+ */
+export function actOnRows(
+  database: Database,
+  { act, ids, reason, states }: RowOrder,
+  onBatch: (answers: readonly Answer[]) => void,
+): Promise<void> {
+  const limitMs = Math.min(LONGEST_MS, LOOK_MS + Math.ceil(ids.length / BATCH_ROWS) * BATCH_MS);
+  return work(database, act === 'retry' ? 'retrying rows' : 'discarding rows', limitMs, async (client) => {
+    for (let start = 0; start < ids.length; start += BATCH_ROWS) {
+      const batch = ids.slice(start, start + BATCH_ROWS);
+      onBatch(await callForRows(client, database.schema, act, batch, reason, states));
+    }
+  });
+}
+
+async function work<T>(
+  database: Database,
+  doing: string,
+  workTimeoutMs: number,
+  act: (client: SqlClient) => Promise<T>,
+): Promise<T> {
+  return withDatabase(database, { ...LIMITS, workTimeoutMs }, async (client) => {
+    try {
+      await checkSchema(client, { schema: database.schema });
+      return await act(client);
+    } catch (error) {
+      throw toDatabaseError(error, doing);
+    }
+  });
+}
