@@ -69,6 +69,11 @@ export class Admission {
     this.#check = options.check;
   }
 
+  /** Rows come for another try: what was wrong with their exchanges is asked anew. */
+  tryAgain(): void {
+    this.#exchanges.forgetFaults();
+  }
+
   /**
    * Publishes the row or sets it aside; the work must be in `works` already. Returns a promise only when it must wait
    * (for room, or for a first look at an exchange), so that the common case costs none.

@@ -44,6 +44,11 @@ export class ExchangeChecks {
     this.#known.set(name, { fault, untilMs: this.#clock.now() + MISSING_FOR_MS });
   }
 
+  /** Forgets what is missing or forbidden: somebody has asked for another try, so it may have been mended. */
+  forgetFaults(): void {
+    for (const [name, known] of this.#known) if (known.fault) this.#known.delete(name);
+  }
+
   /** Forgets everything: a channel died, perhaps because an exchange was deleted. */
   forget(): void {
     this.#known.clear();

@@ -147,6 +147,7 @@ export class TableFeed {
   /** Publishes rows whose time has come. Gives how many there were. */
   async due(): Promise<number> {
     const batch = await this.#table.makeDue(LIST_ROWS);
+    if (batch.length > 0) this.#admission.tryAgain();
     await this.#publish(batch, 'due');
     return batch.length;
   }
