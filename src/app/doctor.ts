@@ -11,6 +11,7 @@ import {
   readSystemIdentifier,
 } from '../postgres/inspect-server.js';
 import { readInstallation, readRelays, readSlot, type RelayEntry } from '../postgres/inspect.js';
+import { identifySystemBySql, type ReplicationIdentity } from '../postgres/identify.js';
 import { identifyPrimary } from '../postgres/primary.js';
 import { checkSchema, migrationStatus } from '../postgres/migrations.js';
 import { OUTBOX_COLUMNS } from '../postgres/outbox-row.js';
@@ -21,6 +22,7 @@ import { fail, ok, warn, type Finding } from './doctor-findings.js';
 import { checkSchemaObjects } from './doctor-schema.js';
 import { checkServer } from './doctor-server.js';
 import { replicationEndpoints } from './endpoints.js';
+import { assertOneServer } from './one-server.js';
 import { withDatabase, type SqlClient } from './session.js';
 import { askBroker } from './status.js';
 
@@ -31,6 +33,7 @@ const STATE_COLUMNS = ['state', 'last_error', 'next_attempt_at', 'hold_no'];
 /** What the database side tells the broker's checks. */
 interface Remembered {
   server: DatabaseEndpoint | undefined;
+  identity: ReplicationIdentity | undefined;
   installation: string | undefined;
   record: RelayEntry | undefined;
 }
@@ -38,7 +41,7 @@ interface Remembered {
 /** Looks at everything that can be seen beforehand; changes nothing. What cannot be reached is a finding, not an error. */
 export async function examine(config: Config): Promise<Finding[]> {
   const findings: Finding[] = [];
-  const remembered: Remembered = { server: undefined, installation: undefined, record: undefined };
+  const remembered: Remembered = { server: undefined, identity: undefined, installation: undefined, record: undefined };
   await gather(findings, 'database', async () => {
     const examined = (client: SqlClient, server: DatabaseEndpoint): Promise<void> => {
       remembered.server = server;
@@ -48,7 +51,9 @@ export async function examine(config: Config): Promise<Finding[]> {
   });
   if (config.relay.source === 'wal') {
     await gather(findings, 'replication-connection', async () => {
-      await identifyPrimary(replicationEndpoints(config.database, remembered.server), 'waybill inspection');
+      const servers = replicationEndpoints(config.database, remembered.server);
+      const { identity } = await identifyPrimary(servers, 'waybill inspection');
+      if (remembered.identity) assertOneServer(remembered.identity, identity);
       findings.push(ok('replication-connection', 'a replication connection can be opened'));
     });
   }
@@ -92,6 +97,7 @@ async function examineDatabase(
   const server = await inspectServer(client);
   const clockDifferenceMs = (asked + Date.now()) / 2 - server.clock.getTime();
   findings.push(ok('database', `database ${server.database} answers`));
+  remembered.identity = { ...(await identifySystemBySql(client)), database: server.database };
   // Why: a role that may not read our tables still learns everything about the server.
   const { schemaVersion, relays, refused } = await readOwnTables(client, schema);
   remembered.record = relays.find(({ name }) => name === config.relay.name);

@@ -20,6 +20,7 @@ import { pause, type Clock } from '../runtime/clock.js';
 import type { Failure } from '../runtime/signal.js';
 import type { Logger } from '../telemetry/log.js';
 import { RelayConnections } from './relay-connections.js';
+import { assertOneServer } from './one-server.js';
 import { assertPublication, usableSlot, type SlotFacts } from './relay-slot.js';
 import type { SqlClient } from './session.js';
 
@@ -161,19 +162,14 @@ async function openReader(connections: RelayConnections): Promise<SqlClient> {
   return reader;
 }
 
-/** A slot made on one server and looked for on another would pin WAL where nobody looks. */
 async function identifyReplication(
   connections: RelayConnections,
   here: SystemIdentity,
   server: ServerFacts,
 ): Promise<SystemIdentity> {
   const there = await connections.identify();
-  if (there.systemIdentifier === here.systemIdentifier && there.database === server.database) return there;
-  throw new WaybillError(
-    'WAYBILL_DATABASE_UNSUITABLE',
-    `database.url leads to database ${server.database} of cluster ${here.systemIdentifier}, database.replicationUrl to database ${there.database} of cluster ${there.systemIdentifier}`,
-    { hint: 'Both must lead to the same database of the same server: correct database.replicationUrl.' },
-  );
+  assertOneServer({ ...here, database: server.database }, there);
+  return there;
 }
 
 /** Rows that only the slot can bring forbid to leave it. */

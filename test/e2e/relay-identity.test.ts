@@ -1,5 +1,6 @@
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { runProgram } from '../integration/built-program.js';
+import { freshDatabase } from '../support/database.js';
 import { freshVhost, type FreshVhost } from '../support/broker.js';
 import { outboxStage, type OutboxStage } from '../support/outbox-stage.js';
 import { startBrokerProbe } from '../support/broker-probe.js';
@@ -46,5 +47,30 @@ describe('the servers that a relay works with', () => {
     expect(probe.ids()).toEqual([row?.id]);
     await probe.close();
     expect(await again.stop()).toBe(0);
+  });
+
+  it('3.8 a replicationUrl that leads to another database: nothing is made there, and doctor says it beforehand', async () => {
+    const elsewhere = await freshDatabase();
+    try {
+      const environment = {
+        WAYBILL_DATABASE_URL: stage.database.url,
+        WAYBILL_DATABASE_REPLICATION_URL: elsewhere.url,
+        WAYBILL_BROKER_URL: stage.vhost.url,
+      };
+      const looked = await runProgram(['doctor'], environment);
+      expect(looked.code).toBe(4);
+      expect(looked.out).toMatch(/FAIL +replication-connection: [^]*correct database\.replicationUrl/);
+      const relay = startRelay({
+        databaseUrl: stage.database.url,
+        brokerUrl: stage.vhost.url,
+        env: { WAYBILL_DATABASE_REPLICATION_URL: elsewhere.url },
+      });
+      const line = await relay.waitForLog((each) => each.level === 'error', 'the reason why it halts');
+      expect(JSON.stringify(line)).toContain('WAYBILL_DATABASE_UNSUITABLE');
+      expect(await elsewhere.query('select from pg_replication_slots where database = current_database()')).toEqual([]);
+      expect(await relay.stop()).toBe(0);
+    } finally {
+      await elsewhere.drop();
+    }
   });
 });
