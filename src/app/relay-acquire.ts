@@ -139,6 +139,7 @@ export async function acquire(context: SessionContext, holdings: Holdings): Prom
     walSenderTimeoutMs: server.walSenderTimeoutMs,
     timelineChanged: before?.timeline != null && before.timeline !== identity.timeline,
     publicationMade: false,
+    insertThenDeleteSeen: before?.insertThenDeleteSeen ?? false,
     replace: undefined,
   };
   if (!fromLog) {

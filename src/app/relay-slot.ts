@@ -1,5 +1,5 @@
 import { WaybillError } from '../core/errors.js';
-import type { Lsn } from '../core/lsn.js';
+import { formatLsn, type Lsn } from '../core/lsn.js';
 import { inspectPublication } from '../postgres/relay-record.js';
 import type { Slot, SlotState } from '../postgres/slot.js';
 import { pause } from '../runtime/clock.js';
@@ -38,6 +38,8 @@ export interface SlotFacts {
   walSenderTimeoutMs: number;
   timelineChanged: boolean;
   publicationMade: boolean;
+  /** Applications delete rows themselves: between the old slot and a new one such rows are in the log alone. */
+  insertThenDeleteSeen: boolean;
   /** Why it must go, whatever its state. */
   replace: string | undefined;
 }
@@ -62,8 +64,14 @@ export async function usableSlot(
     if (!state.active) {
       if (lost === undefined) return state;
       log.error(
-        { slot: slot.name, reason: lost },
-        'dropping the replication slot; pending rows are read from the table',
+        {
+          slot: slot.name,
+          reason: lost,
+          from: state.confirmedFlushLsn === null ? null : formatLsn(state.confirmedFlushLsn),
+        },
+        facts.insertThenDeleteSeen
+          ? 'dropping the replication slot; pending rows are read from the table, but rows that applications deleted themselves and that were not published yet are lost'
+          : 'dropping the replication slot; pending rows are read from the table',
       );
       await slot.drop();
       return undefined;

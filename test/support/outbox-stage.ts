@@ -98,7 +98,14 @@ export async function outboxStage(options: StageOptions = {}): Promise<OutboxSta
     async emptied(withinMs = 60_000) {
       const isEmpty = async (): Promise<boolean> =>
         (await database.query('select from waybill.outbox limit 1')).length === 0;
-      await until(isEmpty, { withinMs, everyMs: 50, what: 'the outbox to be empty' });
+      try {
+        await until(isEmpty, { withinMs, everyMs: 50, what: 'the outbox to be empty' });
+      } catch (error) {
+        const left = await database.query(
+          'select state, last_error, count(*)::int as n from waybill.outbox group by 1, 2 order by 3 desc limit 5',
+        );
+        throw new Error(`${String(error)}; left: ${JSON.stringify(left)}`, { cause: error });
+      }
     },
     async taken() {
       const { messageCount } = await broker((channel) => channel.checkQueue(QUEUE));
