@@ -5,7 +5,7 @@ import { Window } from '../core/window.js';
 import { Admission } from '../outbox/admission.js';
 import { ExchangeChecks } from '../outbox/exchange-checks.js';
 import type { RelayCounters } from '../outbox/ports.js';
-import { Publishing } from '../outbox/publishing.js';
+import { Publishing, STALL_HINT } from '../outbox/publishing.js';
 import { Pump } from '../outbox/pump.js';
 import { Settler } from '../outbox/settler.js';
 import { TableFeed } from '../outbox/table-feed.js';
@@ -340,7 +340,7 @@ class Pipeline {
     else if (stalledMs > config.relay.stallTimeoutMs) {
       failure.fail(
         new WaybillError('WAYBILL_BROKER_STALLED', `RabbitMQ has said nothing for ${Math.round(stalledMs / 1000)} s`, {
-          hint: 'Look for a memory or disk alarm: rabbitmq-diagnostics alarms',
+          hint: STALL_HINT,
         }),
       );
     }

@@ -30,6 +30,9 @@ export interface PublishingEvents<T> {
 
 /** So many nacks in a row, about ten seconds, and a row waits in the table instead of in the window. */
 const MAX_NACKS = 8;
+/** What to do about a broker that is there and confirms nothing. */
+export const STALL_HINT =
+  'Look for an alarm (rabbitmq-diagnostics alarms) or a quorum queue without a leader (rabbitmq-queues quorum_status QUEUE).';
 const WATCH_INTERVAL_MS = 500;
 
 /**
@@ -262,7 +265,7 @@ export class Publishing<T extends Publishable> {
       if (oldest !== undefined && now - Math.max(oldest, this.#answerableSinceMs) > this.#confirmTimeoutMs) {
         this.#events.onFailed(
           new WaybillError('WAYBILL_BROKER_STALLED', `no confirm for ${this.#confirmTimeoutMs} ms`, {
-            hint: 'The broker takes messages but does not store them: look for a quorum queue without a majority.',
+            hint: STALL_HINT,
           }),
         );
         return;

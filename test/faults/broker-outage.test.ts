@@ -37,13 +37,16 @@ describe('a broker that dies, freezes or blocks', () => {
   const published = async (): Promise<number> =>
     (await stage.database.query<{ n: number }>('select count(*)::int as n from waybill.outbox_history'))[0]?.n ?? 0;
 
-  // With a quorum queue the relay gets no confirms after some restarts of the broker; the cause is not found yet.
-  it.todo('F68 F69 fact 45 kill -9 and start of the broker under load, quorum queue: nothing lost');
+  const quorum = { 'x-queue-type': 'quorum' };
 
-  it.each([['classic durable', undefined]])(
+  it.each([
+    ['quorum', quorum],
+    ['classic durable', undefined],
+  ])(
     'F68 F69 fact 45 kill -9 and start of the broker under load, %s queue: nothing lost',
     async (_, queueArguments) => {
       await begin({}, queueArguments);
+      await rabbit.flushDeclarations();
       const load = stage.write(6_000);
       await until(async () => (await published()) > 1_000, { what: 'the load to run', withinMs: 30_000 });
       await rabbit.kill9();
@@ -58,6 +61,22 @@ describe('a broker that dies, freezes or blocks', () => {
       expect(result.duplicates).toBeLessThanOrEqual(5 * WINDOW);
     },
   );
+
+  it('F70 F21 a quorum queue without a leader confirms nothing: the relay lets go of PostgreSQL, and all arrives when it answers', async () => {
+    await begin({ WAYBILL_RELAY_STALL_TIMEOUT: '1s' }, quorum);
+    const leader = `whereis('${new URL(stage.vhost.url).pathname.slice(1)}_${stage.queue}')`;
+    await rabbit.ctl('eval', `ok = sys:suspend(${leader}).`);
+    const written = await stage.write(300);
+    const line = await relay.waitForLog((each) => each.msg.startsWith('the relay session ended'), 'the end', 30_000);
+    expect(line['err']).toMatchObject({ code: 'WAYBILL_BROKER_STALLED' });
+    expect(String((line['err'] as { hint?: string }).hint)).toContain('quorum_status');
+    await rabbit.ctl('eval', `ok = sys:resume(${leader}).`);
+    await stage.emptied();
+    expect(await relay.stop()).toBe(0);
+    const result = tally(written, await stage.taken());
+    expect(result).toMatchObject(noLoss);
+    expect(result.duplicates).toBeLessThanOrEqual(5 * WINDOW);
+  });
 
   it('F86 fact 35 a frozen broker is noticed by its heartbeats, and the relay goes on when it is back', async () => {
     await begin({ WAYBILL_BROKER_HEARTBEAT: '1s', WAYBILL_BROKER_CONNECT_TIMEOUT: '1s' });

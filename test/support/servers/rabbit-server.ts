@@ -19,6 +19,11 @@ export interface RabbitServer {
   start(): Promise<void>;
   /** Stops the node in order and resolves with the milliseconds that took. */
   stop(): Promise<number>;
+  /**
+   * Writes to disk what the node knows of its quorum queues. Why: RabbitMQ keeps their names in a file that it flushes
+   * later (issue 15725 of rabbitmq-server); killed before that, it starts the queue empty and without a leader for ever.
+   */
+  flushDeclarations(): Promise<void>;
   /** SIGKILL to the node. */
   kill9(): Promise<void>;
   /** SIGSTOP to the node: connections stay open and nothing answers. */

@@ -72,6 +72,9 @@ class BorrowedRabbit extends RabbitUrls implements RabbitServer {
   alarm(): Promise<void> {
     return refuse('alarm');
   }
+  flushDeclarations(): Promise<void> {
+    return refuse('flushDeclarations');
+  }
   close(): Promise<void> {
     return Promise.resolve();
   }
@@ -176,6 +179,10 @@ class PrivateRabbit extends RabbitUrls implements RabbitServer {
       'eval',
       on ? `rabbit_alarm:set_alarm({${resource}, []}).` : `rabbit_alarm:clear_alarm(${resource}).`,
     );
+  }
+
+  async flushDeclarations(): Promise<void> {
+    await this.ctl('eval', '[ok = dets:sync(Table) || Table <- dets:all()].');
   }
 
   close(): Promise<void> {
