@@ -4,7 +4,7 @@
 -- Roles that exist are kept as they are, but for the grants. Those that are made here have no password; give the ones
 -- that log in theirs by "alter role ... password" or a rule in pg_hba.conf. With -v app_delete=NAME there is one
 -- more role, for applications that insert and delete a row in one transaction; with -v operator=NAME another one, for
--- people who look at rows that could not be published, and retry or discard them.
+-- people who look at rows that could not be published, and retry, discard or replay them.
 --
 -- Run it as a superuser, or as a role that owns the database and the schema and may create roles.
 
@@ -161,8 +161,8 @@ grant select on sequence :"schema".outbox_seq_seq to :"relay";
 grant usage, select on sequence :"schema".outbox_hold_no to :"relay";
 grant execute on function
   :"schema".keep_history, :"schema".ensure_publication, :"schema".headers_are_publishable to :"relay";
--- For an operator who uses the relay's configuration: `waybill outbox retry` and `discard`.
-grant execute on function :"schema".retry, :"schema".discard to :"relay";
+-- For an operator who uses the relay's configuration: `waybill outbox retry`, `discard` and `replay` by id.
+grant execute on function :"schema".retry, :"schema".discard, :"schema".replay to :"relay";
 
 -- Whoever watches.
 grant select on :"schema".outbox_backlog to :"observer";
@@ -192,7 +192,8 @@ begin
       'grant select on %1$I.outbox, %1$I.outbox_history, %1$I.outbox_backlog, %1$I.action_log, %1$I.migration to %2$I',
       schema_name, operator_role);
     execute format(
-      'grant execute on function %1$I.retry, %1$I.discard, %1$I.publication_status to %2$I', schema_name, operator_role);
+      'grant execute on function %1$I.retry, %1$I.discard, %1$I.replay, %1$I.publication_status to %2$I',
+      schema_name, operator_role);
   end if;
 end
 $$;

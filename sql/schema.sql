@@ -344,6 +344,54 @@ begin
 end
 $function$;
 
+CREATE OR REPLACE FUNCTION waybill.replay(id uuid, reason text DEFAULT NULL::text, as_new boolean DEFAULT false)
+ RETURNS text
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  kept record;
+  waiting text;
+  new_id uuid;
+begin
+  select h.* into kept from waybill.outbox_history h where h.id = replay.id order by h.settled_at desc limit 1;
+  select o.state into waiting from waybill.outbox o where o.id = replay.id;
+  if waiting is not null and not (coalesce(as_new, false) and kept.id is not null) then
+    return 'in the outbox: ' || waiting;
+  elsif kept.id is null then
+    return 'unknown';
+  elsif kept.outcome not in ('published', 'accepted') then
+    return 'not published: ' || kept.outcome;
+  elsif kept.headers is null then
+    return 'body not kept';
+  end if;
+  new_id := case when as_new then gen_random_uuid() else replay.id end;
+  insert into waybill.outbox (
+    id, type, key, schema_version, payload, payload_bytes, content_type, content_encoding, headers, exchange,
+    routing_key, correlation_id, causation_id, reply_to, traceparent, tracestate, priority, occurred_at
+  ) values (
+    new_id, kept.type, kept.key, kept.schema_version, kept.payload, kept.payload_bytes, kept.content_type,
+    kept.content_encoding, kept.headers, kept.exchange, kept.routing_key, kept.correlation_id, kept.causation_id,
+    kept.reply_to, kept.traceparent, kept.tracestate, kept.priority, kept.occurred_at
+  )
+  -- Somebody else replays it at this moment.
+  on conflict on constraint outbox_id_is_unique do nothing;
+  if not found then
+    return 'in the outbox: ready';
+  end if;
+  insert into waybill.action_log (action, target, reason, details)
+  values ('outbox.replay', replay.id::text, replay.reason, jsonb_strip_nulls(jsonb_build_object(
+    'type', kept.type, 'published_at', kept.published_at, 'new_id', case when as_new then new_id end)));
+  if as_new then
+    insert into waybill.action_log (action, target, reason, details)
+    values ('outbox.replay', new_id::text, replay.reason, jsonb_build_object('type', kept.type, 'copy_of', replay.id));
+    return 'replayed as ' || new_id;
+  end if;
+  return 'replayed';
+end
+$function$;
+
 CREATE OR REPLACE FUNCTION waybill.retry(id uuid, reason text DEFAULT NULL::text)
  RETURNS text
  LANGUAGE plpgsql
@@ -546,6 +594,8 @@ CREATE INDEX outbox_history_id ON waybill.outbox_history USING btree (id);
 
 CREATE INDEX outbox_history_key ON waybill.outbox_history USING btree (key, settled_at);
 
+CREATE INDEX outbox_history_settled ON waybill.outbox_history USING brin (settled_at);
+
 CREATE INDEX outbox_withdrawn ON waybill.outbox USING btree (seq) WHERE (state = ANY (ARRAY['cancelled'::text, 'discarded'::text]));
 
 create view waybill.outbox_backlog as
@@ -570,7 +620,7 @@ comment on column waybill.action_log.at is 'When it was done.';
 
 comment on column waybill.action_log.actor is 'The role that had logged in (session_user).';
 
-comment on column waybill.action_log.action is 'outbox.retry or outbox.discard.';
+comment on column waybill.action_log.action is 'outbox.retry, outbox.discard or outbox.replay.';
 
 comment on column waybill.action_log.target is 'The id of the message.';
 
@@ -736,6 +786,8 @@ comment on index waybill.outbox_history_id is 'One message by its id.';
 
 comment on index waybill.outbox_history_key is 'The messages of a key, by time.';
 
+comment on index waybill.outbox_history_settled is 'What left the outbox in a span of time; for whoever follows it.';
+
 comment on sequence waybill.outbox_hold_no is 'Numbers for outbox.hold_no.';
 
 comment on index waybill.outbox_withdrawn is 'Cancelled and discarded rows, which the relay moves to the history.';
@@ -801,5 +853,7 @@ comment on function waybill.publication_status(id uuid) is 'Where a message is: 
 comment on function waybill.publish(type text, payload json, key text, payload_bytes bytea, headers jsonb, id uuid, schema_version integer, content_type text, content_encoding text, exchange text, routing_key text, correlation_id text, causation_id text, reply_to text, traceparent text, tracestate text, priority integer, expires_at timestamp with time zone, deliver_at timestamp with time zone, occurred_at timestamp with time zone) is 'Writes one row to the outbox and returns its id, the message_id. The same as a plain INSERT. The parameters are the columns of the outbox.';
 
 comment on function waybill.publish_many(messages json) is 'Writes one row for each object of the array and returns their ids in the same order. The names are those of publish; null means the default, also for payload; payload_bytes is base64; a payload is kept as written, byte for byte. An unknown name is an error that says where, and nothing is written.';
+
+comment on function waybill.replay(id uuid, reason text, as_new boolean) is 'Publishes a message of the history once more, with the id, type, key, route, headers and body that it had, so that a consumer that had it ignores it; its not-before and not-after times are left out. With as_new the copy has an id of its own, and every consumer takes it for another message. Answers: replayed; replayed as ID; or, with nothing changed: in the outbox: ready (or another state; it goes out from there), not published: discarded (or another outcome), body not kept (relay.history was not full), unknown (or longer ago than the history goes back). What it does is written to the action_log.';
 
 comment on function waybill.retry(id uuid, reason text) is 'Has the relay publish a parked row, or one that waits for its next attempt, at once and with its attempts counted anew; the error stays until it is published. Answers: scheduled; or, with nothing changed: blocked (a parked row of its key goes first), not due yet (it waits for its deliver_at), not held: ready (or cancelled, discarded), already published (or another outcome of the history), unknown. What it changes is written to the action_log.';

@@ -14,26 +14,33 @@ import {
   type Answer,
   type MessageRow,
   type OutboxEntry,
-  type RowFilter,
   type RowSnapshot,
 } from '../postgres/operator-rows.js';
+import { readReplayable, replayRows, takeHistorySnapshot } from '../postgres/history-rows.js';
+import type { Moment, RowFilter } from '../postgres/row-filter.js';
+import { pause, systemClock } from '../runtime/clock.js';
 import { withDatabase, type SqlClient } from './session.js';
 
-export type { ActionEntry, Answer, MessageRow, OutboxEntry, RowFilter, RowSnapshot };
+export type { ActionEntry, Answer, MessageRow, Moment, OutboxEntry, RowFilter, RowSnapshot };
 
 type Database = Config['database'];
 
-/** What an operator can do to a row that is held. */
-export type RowAct = 'retry' | 'discard';
+/** What an operator can do: to a row that is held, or (replay) to a message that had been published. */
+export type RowAct = 'retry' | 'discard' | 'replay';
 
 /** The states that each act changes. */
 export const ACTS_ON: Readonly<Record<RowAct, readonly string[]>> = {
   retry: ['parked', 'scheduled'],
   discard: ['parked', 'blocked', 'scheduled'],
+  replay: ['published', 'accepted'],
 };
 
-/** The answer of the function when it did what was asked. */
-export const DONE: Readonly<Record<RowAct, string>> = { retry: 'scheduled', discard: 'discarded' };
+/** Whether the function did what was asked. */
+export function isDone(act: RowAct, { answer }: Answer): boolean {
+  return act === 'replay'
+    ? answer.startsWith('replayed')
+    : answer === { retry: 'scheduled', discard: 'discarded' }[act];
+}
 
 /** Rows of the outbox, and whether there are more than were asked for. */
 export interface OutboxList {
@@ -55,6 +62,10 @@ export interface RowOrder {
   reason: string | null;
   /** Rows that have left these states since they were chosen stay as they are; null: whatever their state. */
   states: readonly string[] | null;
+  /** Replay: under new ids, so that consumers take the copies for other messages. */
+  asNew?: boolean;
+  /** At most so many rows a second; undefined: as fast as the database takes them. */
+  rowsPerSecond?: number | undefined;
 }
 
 /** Most rows of one bulk act, so that their ids fit into memory; the next call takes the next ones. */
@@ -62,6 +73,11 @@ export const MOST_BULK_ROWS = 500_000;
 
 /** Rows in one transaction: it locks them, and the relay waits for none of them longer than this takes. */
 const BATCH_ROWS = 500;
+const DOING: Readonly<Record<RowAct, string>> = {
+  retry: 'retrying rows',
+  discard: 'discarding rows',
+  replay: 'replaying messages',
+};
 const LIMITS = { lockTimeoutMs: 5_000, statementTimeoutMs: 60_000 };
 const LOOK_MS = 150_000;
 const BATCH_MS = 75_000;
@@ -91,31 +107,50 @@ export function showMessage(database: Database, id: string, withBody: boolean): 
 }
 
 /** The rows that the filter lets through now, at most `limit`; later ones are not touched by what follows. */
-export function chooseRows(database: Database, filter: RowFilter, limit = MOST_BULK_ROWS): Promise<RowSnapshot> {
+export function chooseRows(
+  database: Database,
+  act: RowAct,
+  filter: RowFilter,
+  limit = MOST_BULK_ROWS,
+): Promise<RowSnapshot> {
+  const take = act === 'replay' ? takeHistorySnapshot : takeSnapshot;
   return work(database, 'choosing the rows', LOOK_MS, (client) =>
-    takeSnapshot(client, database.schema, filter, Math.min(limit, MOST_BULK_ROWS)),
+    take(client, database.schema, filter, Math.min(limit, MOST_BULK_ROWS)),
   );
 }
 
 /** The states of these rows, without touching them. */
-export function lookAtRows(database: Database, ids: readonly string[]): Promise<Answer[]> {
-  return work(database, 'looking at the rows', LOOK_MS, (client) => readStates(client, database.schema, ids));
+export function lookAtRows(database: Database, act: RowAct, ids: readonly string[]): Promise<Answer[]> {
+  const look = act === 'replay' ? readReplayable : readStates;
+  return work(database, 'looking at the rows', LOOK_MS, (client) => look(client, database.schema, ids));
 }
 
 /**
- * Retries or discards rows in batches, each a transaction, and tells each batch's answers as it is committed. When it
- * rejects, the batches that were told stay done.
+ * Retries, discards or replays rows in batches, each a transaction, and tells each batch's answers as it is committed.
+ * When it rejects, the batches that were told stay done.
  */
 export function actOnRows(
   database: Database,
-  { act, ids, reason, states }: RowOrder,
+  order: RowOrder,
   onBatch: (answers: readonly Answer[]) => void,
+  clock = systemClock,
 ): Promise<void> {
-  const limitMs = Math.min(LONGEST_MS, LOOK_MS + Math.ceil(ids.length / BATCH_ROWS) * BATCH_MS);
-  return work(database, act === 'retry' ? 'retrying rows' : 'discarding rows', limitMs, async (client) => {
-    for (let start = 0; start < ids.length; start += BATCH_ROWS) {
-      const batch = ids.slice(start, start + BATCH_ROWS);
-      onBatch(await callForRows(client, database.schema, act, batch, reason, states));
+  const { act, ids, reason, states, asNew = false, rowsPerSecond } = order;
+  const batchRows = Math.max(1, Math.min(BATCH_ROWS, Math.floor((rowsPerSecond ?? Infinity) / 2)));
+  const pacedMs = rowsPerSecond === undefined ? 0 : (ids.length / rowsPerSecond) * 1000;
+  const limitMs = Math.min(LONGEST_MS, LOOK_MS + pacedMs + Math.ceil(ids.length / batchRows) * BATCH_MS);
+  return work(database, DOING[act], limitMs, async (client) => {
+    const startedAt = clock.now();
+    for (let start = 0; start < ids.length; start += batchRows) {
+      const batch = ids.slice(start, start + batchRows);
+      if (rowsPerSecond !== undefined) {
+        await pause(clock, Math.max(0, startedAt + (start / rowsPerSecond) * 1000 - clock.now()));
+      }
+      onBatch(
+        act === 'replay'
+          ? await replayRows(client, database.schema, batch, reason, asNew)
+          : await callForRows(client, database.schema, act, batch, reason, states),
+      );
     }
   });
 }

@@ -2,7 +2,7 @@ import type { Answer, MessageRecord, MessageRow, OutboxList, RowSnapshot } from 
 import { aligned, columns, printable, spoken, spokenBytes, spokenCount } from './text.js';
 
 /** Lines of lists are at most so long. */
-const WIDTH = 100;
+const WIDTH = 80;
 const BLANKS = 2;
 const UUID_WIDTH = 36;
 /** Most kinds of rows that are told one by one. */
@@ -16,33 +16,35 @@ export function cell(text: string, width: number): string {
   return signs.length <= width ? line : `${signs.slice(0, Math.max(0, width - 1)).join('')}…`;
 }
 
-/** Rows as a person reads them: a line for each, and one more for why and how long it is held. */
+/** Rows as a person reads them: a line for each, and one more for its key and why and how long it is held. */
 export function formatList({ rows, more }: OutboxList): string {
   if (rows.length === 0) return 'No row of the outbox fits.';
   const ages = rows.map(({ ageMs }) => spoken(ageMs));
-  const stateWidth = Math.max(5, ...rows.map(({ state }) => state.length));
-  const ageWidth = Math.max(3, ...ages.map((age) => age.length));
-  // What is left for type and key, the type having the larger share.
-  const left = WIDTH - UUID_WIDTH - stateWidth - ageWidth - 'TRIES'.length - 5 * BLANKS;
-  const keyWidth = Math.min(Math.floor(left * 0.4), Math.max(3, ...rows.map(({ key }) => key?.length ?? 0)));
+  const widths = [
+    UUID_WIDTH,
+    Math.max(5, ...rows.map(({ state }) => state.length)),
+    Math.max(3, ...ages.map((age) => age.length)),
+  ];
+  const left = WIDTH - widths.reduce((sum, width) => sum + width + BLANKS, 0);
   const table = columns([
-    ['ID', 'STATE', 'AGE', 'TRIES', 'TYPE', 'KEY'],
-    ...rows.map((row, n) => [
-      row.id,
-      row.state,
-      ages[n] ?? '',
-      String(row.attempts),
-      cell(row.type, left - keyWidth),
-      row.key === null ? '-' : cell(row.key, keyWidth),
-    ]),
+    ['ID', 'STATE', 'AGE', 'TYPE'],
+    ...rows.map((row, n) => [row.id, row.state, ages[n] ?? '', cell(row.type, left)]),
   ]).split('\n');
-  const lines = rows.flatMap((row, n) => {
-    const due = row.dueInMs === null ? '' : row.dueInMs <= 0 ? 'due now' : `due in ${spoken(row.dueInMs)}`;
-    const why = cell([due, row.error ?? ''].filter((part) => part !== '').join('; '), WIDTH - 4);
-    return why === '' ? [table[n + 1] ?? ''] : [table[n + 1] ?? '', `    ${why}`];
-  });
+  const lines = rows.flatMap((row, n) => [table[n + 1] ?? '', ...remarks(row)]);
   const end = more ? [`There are more than these ${spokenCount(rows.length)}; --limit shows more of them.`] : [];
   return [table[0], ...lines, ...end].join('\n');
+}
+
+function remarks({ key, attempts, dueInMs, error }: OutboxList['rows'][number]): string[] {
+  const due = dueInMs === null ? '' : dueInMs <= 0 ? 'due now' : `due in ${spoken(dueInMs)}`;
+  const parts = [
+    key === null ? '' : `key ${cell(key, 30)}`,
+    attempts === 0 ? '' : `${spokenCount(attempts)} ${attempts === 1 ? 'try' : 'tries'}`,
+    due,
+    error ?? '',
+  ];
+  const line = cell(parts.filter((part) => part !== '').join('; '), WIDTH - 4);
+  return line === '' ? [] : [`    ${line}`];
 }
 
 /** All that is known of one message; its body only if it was asked for. */

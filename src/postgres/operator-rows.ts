@@ -1,19 +1,7 @@
 import type { Client } from 'pg';
 import { select } from './inspect.js';
+import { conditionOf, type RowFilter } from './row-filter.js';
 import { quoteSchema } from './schema-name.js';
-
-/** Which rows of the outbox are meant; what is left out does not narrow. Ages are by the database's clock. */
-export interface RowFilter {
-  states?: readonly string[];
-  type?: string;
-  key?: string;
-  /** A part of the error, in any case. */
-  error?: string;
-  /** Written at most so long ago. */
-  sinceMs?: number;
-  /** Written longer ago than this. */
-  olderMs?: number;
-}
 
 /** One row of a list. */
 export interface OutboxEntry {
@@ -91,25 +79,6 @@ export interface RowSnapshot {
 export interface Answer {
   id: string;
   answer: string;
-}
-
-/** The condition of a filter, with its parameters numbered from 1. */
-export function conditionOf(filter: RowFilter): { sql: string; values: unknown[] } {
-  const parts: string[] = [];
-  const values: unknown[] = [];
-  const add = (value: unknown, part: (parameter: string) => string): void => {
-    if (value === undefined) return;
-    values.push(value);
-    parts.push(part(`$${values.length}`));
-  };
-  const age = (parameter: string): string => `statement_timestamp() - ${parameter}::float8 * interval '1 millisecond'`;
-  add(filter.states, (parameter) => `o.state = any(${parameter}::text[])`);
-  add(filter.type, (parameter) => `o.type = ${parameter}`);
-  add(filter.key, (parameter) => `o.key = ${parameter}`);
-  add(filter.error, (parameter) => `strpos(lower(o.last_error), lower(${parameter})) > 0`);
-  add(filter.sinceMs, (parameter) => `o.created_at >= ${age(parameter)}`);
-  add(filter.olderMs, (parameter) => `o.created_at < ${age(parameter)}`);
-  return { sql: parts.length === 0 ? 'true' : parts.join(' and '), values };
 }
 
 /** The first rows that are meant, in the order of the table. */

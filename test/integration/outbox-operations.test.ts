@@ -213,8 +213,8 @@ describe('the commands', () => {
     expect(await list('--limit', '2')).toEqual([parked, other]);
     const human = await waybill(['list', '--limit', '2']);
     expect(human).toMatchObject({ code: 0, err: '' });
-    expect(human.out).toMatch(/ID +STATE +AGE +TRIES +TYPE +KEY\n/);
-    expect(human.out).toContain('    no exchange "x"\n');
+    expect(human.out).toMatch(/ID +STATE +AGE +TYPE\n/);
+    expect(human.out).toContain('    key k; 3 tries; no exchange "x"\n');
     expect(human.out).toContain('more than these 2');
     expect((await waybill(['list', '--key', 'nobody'])).out).toBe('No row of the outbox fits.\n');
   });

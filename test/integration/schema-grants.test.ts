@@ -85,6 +85,7 @@ describe('the application', () => {
     `select waybill.ensure_publication()`,
     `select waybill.retry(gen_random_uuid())`,
     `select waybill.discard(gen_random_uuid())`,
+    `select waybill.replay(gen_random_uuid())`,
     `select * from waybill.action_log`,
     `insert into waybill.action_log (action, target) values ('a', 't')`,
     `create table waybill.mine ()`,
@@ -117,6 +118,7 @@ describe('the relay', () => {
     `select * from waybill.keep_history()`,
     `select waybill.ensure_publication()`,
     `select waybill.retry(gen_random_uuid()), waybill.discard(gen_random_uuid(), reason => 'none')`,
+    `select waybill.replay(gen_random_uuid(), as_new => true)`,
     `select system_identifier from pg_control_system()`,
     `select timeline_id from pg_control_checkpoint()`,
     `select pg_current_wal_insert_lsn()`,
@@ -156,6 +158,7 @@ describe('the observer', () => {
     `select waybill.cancel(gen_random_uuid())`,
     `select waybill.retry(gen_random_uuid())`,
     `select waybill.discard(gen_random_uuid())`,
+    `select waybill.replay(gen_random_uuid())`,
     'select * from waybill.action_log',
   ])('may not: %s', async (sql) => {
     await expect(as('observer', sql)).rejects.toThrow(REFUSED);
@@ -170,6 +173,7 @@ describe('the operator', () => {
     'select * from waybill.action_log',
     'select * from waybill.migration',
     `select waybill.retry(gen_random_uuid()), waybill.discard(gen_random_uuid(), reason => 'none')`,
+    `select waybill.replay(gen_random_uuid(), as_new => true)`,
     `select waybill.publication_status(gen_random_uuid())`,
   ])('may: %s', async (sql) => {
     await as('operator', sql);

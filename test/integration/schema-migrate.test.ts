@@ -23,12 +23,13 @@ beforeAll(async () => {
 afterAll(() => database.drop());
 
 const NEXT = SCHEMA_VERSION + 1;
-const FILES = ['0001_outbox.sql', '0002_outbox_operations.sql'];
+const FILE = `${String(NEXT).padStart(4, '0')}_x.sql`;
+const FILES = loadMigrations().map(({ file }) => file);
 
 function migration(version: number, body: string, oldestBinary = 1): Migration {
   const insert = `insert into waybill.migration (version, name, oldest_binary) values (${version}, 'x', ${oldestBinary});`;
   const sql = `-- oldest-binary: ${oldestBinary}\nbegin;\nset local lock_timeout = '200ms';\n${body}\n${insert}\ncommit;\n`;
-  return { version, name: 'x', file: `000${version}_x.sql`, oldestBinary, sql };
+  return { version, name: 'x', file: `${String(version).padStart(4, '0')}_x.sql`, oldestBinary, sql };
 }
 
 describe('migrateUp', () => {
@@ -91,7 +92,7 @@ describe('migrateUp', () => {
     const broken = migration(NEXT, 'create table waybill.left_over ();\n\nselect 1,\n  nosuch;');
     await expect(migrateUp(client, { migrations: [...loadMigrations(), broken] })).rejects.toMatchObject({
       code: 'WAYBILL_MIGRATION_FAILED',
-      message: '0003_x.sql:7: column "nosuch" does not exist',
+      message: `${FILE}:7: column "nosuch" does not exist`,
     });
     const left = await client.query(
       `select to_regclass('waybill.left_over') as left_over, txid_current_if_assigned() as tx`,
@@ -114,8 +115,8 @@ describe('migrateUp', () => {
       },
     });
     expect(lines).toEqual([
-      '0003_x.sql: a lock was not to be had within its time, trying again (1 of 5)',
-      'applied 0003_x.sql',
+      `${FILE}: a lock was not to be had within its time, trying again (1 of 5)`,
+      `applied ${FILE}`,
     ]);
     await released;
     expect((await client.query('select more from locked.outbox')).rowCount).toBe(0);
@@ -159,9 +160,12 @@ describe('F123: versions of schema and program', () => {
     await check('versions', SCHEMA_VERSION + 1);
   });
 
-  test('N-1: a program built for version 1 runs on version 2', async () => {
+  test('N-1: a program built for version 1 runs on the newest version', async () => {
     await migrateUp(client, { schema: 'one_newer' });
-    expect(await migrationStatus(client, { schema: 'one_newer' })).toMatchObject({ version: 2, oldestBinary: 1 });
+    expect(await migrationStatus(client, { schema: 'one_newer' })).toMatchObject({
+      version: SCHEMA_VERSION,
+      oldestBinary: 1,
+    });
     await check('one_newer', 1);
   });
 
@@ -169,7 +173,7 @@ describe('F123: versions of schema and program', () => {
     await migrateUp(client, { schema: 'one_older', migrations: loadMigrations().slice(0, 1) });
     await check('one_older', 1);
     await expect(check('one_older', 2)).rejects.toMatchObject({ code: 'WAYBILL_SCHEMA_TOO_OLD' });
-    expect(await migrateUp(client, { schema: 'one_older' })).toMatchObject([{ version: 2 }]);
+    expect(await migrateUp(client, { schema: 'one_older' })).toHaveLength(SCHEMA_VERSION - 1);
     await check('one_older', 2);
   });
 
@@ -187,12 +191,12 @@ describe('F123: versions of schema and program', () => {
 describe('the migrate command', () => {
   test('applies and reports', async () => {
     const target = { servers: [{ url: database.url }], schema: 'by_command' } as const;
-    expect(await readMigrationStatus(target)).toMatchObject({ version: 0, pending: [{ version: 1 }, { version: 2 }] });
+    expect(await readMigrationStatus(target)).toMatchObject({ version: 0, pending: loadMigrations() });
     expect(await applyMigrations(target, () => undefined)).toEqual(FILES);
     expect(await readMigrationStatus(target)).toMatchObject({
       version: SCHEMA_VERSION,
       pending: [],
-      applied: [{ name: 'outbox' }, { name: 'outbox_operations' }],
+      applied: loadMigrations().map(({ name }) => ({ name })),
     });
   });
 

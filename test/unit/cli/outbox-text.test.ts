@@ -76,28 +76,28 @@ describe('formatList', () => {
       more: false,
     });
     expect(text.split('\n')).toEqual([
-      'ID                                    STATE   AGE        TRIES  TYPE        KEY',
-      `${ID}  parked  2 h 5 min  3      order.paid  order-1`,
-      '    unroutable: 312 NO_ROUTE',
-      `${ID}  ready   2 h 5 min  0      order.paid  -`,
+      'ID                                    STATE   AGE        TYPE',
+      `${ID}  parked  2 h 5 min  order.paid`,
+      '    key order-1; 3 tries; unroutable: 312 NO_ROUTE',
+      `${ID}  ready   2 h 5 min  order.paid`,
     ]);
   });
 
-  test('no line is longer than 100 columns, whatever is in the rows', () => {
+  test('no line wraps at 80 columns, whatever is in the rows', () => {
     const long = 'x'.repeat(900);
     const rows = [
       entry({ type: long, key: long, error: long, state: 'discarded', ageMs: 86_400_000 * 364.5 }),
       entry({ type: long, key: null }),
       entry({ state: 'scheduled', dueInMs: 90_000, error: `a\n${long}` }),
     ];
-    for (const line of formatList({ rows, more: true }).split('\n')) expect(line.length).toBeLessThanOrEqual(100);
+    for (const line of formatList({ rows, more: true }).split('\n')) expect(line.length).toBeLessThanOrEqual(80);
   });
 
   test('a scheduled row says when it is due', () => {
     const due = (dueInMs: number) =>
       formatList({ rows: [entry({ state: 'scheduled', dueInMs, error: 'e' })], more: false });
-    expect(due(90_000)).toContain('\n    due in 90 s; e');
-    expect(due(-5)).toContain('\n    due now; e');
+    expect(due(90_000)).toContain('; due in 90 s; e');
+    expect(due(-5)).toContain('; due now; e');
   });
 
   test('says that there is nothing, or more', () => {

@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { conditionOf } from '../../../src/postgres/operator-rows.js';
+import { conditionOf } from '../../../src/postgres/row-filter.js';
 
 test('without a filter every row is meant', () => {
   expect(conditionOf({})).toEqual({ sql: 'true', values: [] });
@@ -12,8 +12,8 @@ test('each filter narrows, and no value becomes a part of the statement', () => 
     type: hostile,
     key: hostile,
     error: hostile,
-    sinceMs: 60_000,
-    olderMs: 1_000,
+    since: { agoMs: 60_000 },
+    until: { agoMs: 1_000 },
   });
   expect(sql.split(' and ')).toEqual([
     'o.state = any($1::text[])',
@@ -27,5 +27,14 @@ test('each filter narrows, and no value becomes a part of the statement', () => 
 });
 
 test('an empty text and an age of nothing are filters, too', () => {
-  expect(conditionOf({ key: '', sinceMs: 0 }).values).toEqual(['', 0]);
+  expect(conditionOf({ key: '', since: { agoMs: 0 } }).values).toEqual(['', 0]);
+});
+
+test('a date is a moment, too; a table without errors is not narrowed by one', () => {
+  const at = new Date('2026-01-02T00:00:00Z');
+  const columns = { state: 'o.outcome', error: null, time: 'o.settled_at' };
+  expect(conditionOf({ ids: ['x'], error: 'e', since: { at } }, columns)).toEqual({
+    sql: 'o.id = any($1::uuid[]) and o.settled_at >= $2::timestamptz',
+    values: [['x'], at],
+  });
 });

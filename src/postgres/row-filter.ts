@@ -1,0 +1,58 @@
+/** A moment as an operator gives it: so long ago by the database's clock, or a date. */
+export type Moment = { agoMs: number } | { at: Date };
+
+/** Which messages are meant; what is left out does not narrow. */
+export interface RowFilter {
+  ids?: readonly string[];
+  states?: readonly string[];
+  type?: string;
+  key?: string;
+  /** A part of the error, in any case. */
+  error?: string;
+  /** Not before this. */
+  since?: Moment;
+  /** Before this. */
+  until?: Moment;
+}
+
+/** What the parts of a filter are called in a table; without `error` the table keeps none. */
+export interface FilterColumns {
+  state: string;
+  error: string | null;
+  time: string;
+}
+
+const OUTBOX: FilterColumns = { state: 'o.state', error: 'o.last_error', time: 'o.created_at' };
+
+/** The condition of a filter, with its parameters numbered from 1. The table is `o`. */
+export function conditionOf(filter: RowFilter, columns = OUTBOX): { sql: string; values: unknown[] } {
+  const parts: string[] = [];
+  const values: unknown[] = [];
+  const add = (value: unknown, part: (parameter: string) => string): void => {
+    if (value === undefined) return;
+    values.push(value);
+    parts.push(part(`$${values.length}`));
+  };
+  const addMoment = (moment: Moment | undefined, comparison: string): void => {
+    if (moment === undefined) return;
+    if ('at' in moment) add(moment.at, (parameter) => `${columns.time} ${comparison} ${parameter}::timestamptz`);
+    else {
+      add(
+        moment.agoMs,
+        (parameter) =>
+          `${columns.time} ${comparison} statement_timestamp() - ${parameter}::float8 * interval '1 millisecond'`,
+      );
+    }
+  };
+  add(filter.ids, (parameter) => `o.id = any(${parameter}::uuid[])`);
+  add(filter.states, (parameter) => `${columns.state} = any(${parameter}::text[])`);
+  add(filter.type, (parameter) => `o.type = ${parameter}`);
+  add(filter.key, (parameter) => `o.key = ${parameter}`);
+  if (columns.error !== null) {
+    const { error } = columns;
+    add(filter.error, (parameter) => `strpos(lower(${error}), lower(${parameter})) > 0`);
+  }
+  addMoment(filter.since, '>=');
+  addMoment(filter.until, '<');
+  return { sql: parts.length === 0 ? 'true' : parts.join(' and '), values };
+}
