@@ -1,0 +1,251 @@
+import { createHash } from 'node:crypto';
+import { refusal, type Acceptance } from './acceptance.js';
+import { identify, type Identification, type IdNamespace } from './identification.js';
+
+/** One arrival, as the broker gave it; properties that are absent are undefined. */
+export interface Delivery {
+  /** Belongs to the channel on which it came. */
+  deliveryTag: number;
+  redelivered: boolean;
+  exchange: string;
+  routingKey: string;
+  properties: DeliveryProperties;
+  body: Buffer;
+}
+
+export interface DeliveryProperties {
+  messageId?: unknown;
+  type?: unknown;
+  contentType?: unknown;
+  contentEncoding?: unknown;
+  correlationId?: unknown;
+  replyTo?: unknown;
+  appId?: unknown;
+  priority?: unknown;
+  /** Seconds since 1970. */
+  timestamp?: unknown;
+  headers?: Readonly<Record<string, unknown>> | undefined;
+}
+
+/** A delivery as a row of the inbox. Made by the delivery and the consumer's rules alone, so that a copy is the same. */
+export interface InboundRow {
+  messageId: string;
+  /** The id that the message came with, where `messageId` had to be made. */
+  originalId: string | null;
+  /** Why the row is kept as dead at once. */
+  dead: { reason: 'missing-id' | 'malformed' | 'not-accepted'; text: string } | null;
+  type: string | null;
+  key: string | null;
+  schemaVersion: number | null;
+  body: Buffer;
+  bodyHash: Buffer;
+  contentType: string | null;
+  contentEncoding: string | null;
+  /** A JSON object. */
+  headers: string;
+  exchange: string;
+  routingKey: string;
+  correlationId: string | null;
+  causationId: string | null;
+  replyTo: string | null;
+  appId: string | null;
+  priority: number | null;
+  /** ISO 8601, or null when the timestamp is no date. */
+  occurredAt: string | null;
+  traceparent: string | null;
+  tracestate: string | null;
+  /** Everything but the body, readable, of a message that cannot be text. */
+  rawProperties: string | null;
+}
+
+/** What a consumer takes in, and how it tells messages apart. */
+export interface IntakeRules {
+  identification: Identification;
+  idNamespace: IdNamespace;
+  accept: readonly Acceptance[];
+  maxBodyBytes: number;
+}
+
+/** Deeper headers are not JSON that anybody reads. */
+const MAX_HEADER_DEPTH = 16;
+const LAST_SECOND = 253_402_300_799;
+const MAX_VERSION = 2_147_483_647;
+
+/** Makes the row of a delivery; what cannot be worked with becomes a row that is dead at once, never an error. */
+export function toInboundRow(delivery: Delivery, rules: IntakeRules): InboundRow {
+  const { properties, body, exchange, routingKey } = delivery;
+  const headers = properties.headers ?? {};
+  const row: InboundRow = {
+    messageId: '',
+    originalId: null,
+    dead: null,
+    type: asText(properties.type),
+    key: asText(own(headers, 'x-waybill-key')),
+    schemaVersion: asVersion(own(headers, 'x-waybill-schema-version')),
+    body,
+    bodyHash: createHash('sha256').update(body).digest(),
+    contentType: asText(properties.contentType),
+    contentEncoding: asText(properties.contentEncoding),
+    headers: '{}',
+    exchange,
+    routingKey,
+    correlationId: asText(properties.correlationId),
+    causationId: asText(own(headers, 'x-waybill-causation-id')),
+    replyTo: asText(properties.replyTo),
+    appId: asText(properties.appId),
+    priority: typeof properties.priority === 'number' ? properties.priority : null,
+    occurredAt: asDate(properties.timestamp),
+    traceparent: asText(own(headers, 'traceparent')),
+    tracestate: asText(own(headers, 'tracestate')),
+    rawProperties: null,
+  };
+  const json = toJson(headers);
+  if (json === undefined) return malformed(row, properties, 'its headers are nested too deeply');
+  row.headers = json;
+  const untextual = namesWithoutText(row);
+  if (untextual.length > 0) {
+    return malformed(
+      row,
+      properties,
+      `${untextual.join(', ')} cannot be text in PostgreSQL (a NUL or half a character)`,
+    );
+  }
+  if (body.length > rules.maxBodyBytes) {
+    // Why without its body: a row larger than the limit could not be read back in one piece.
+    return malformed({ ...row, body: Buffer.alloc(0) }, properties, `its body has ${body.length} bytes`);
+  }
+  const id = identify(rules.identification, rules.idNamespace, {
+    ...row,
+    messageId: asText(properties.messageId),
+    headers,
+  });
+  if (id === undefined) {
+    const text = 'it has no id where the consumer looks for one';
+    return { ...row, messageId: syntheticId('missing', row, properties), dead: { reason: 'missing-id', text } };
+  }
+  row.messageId = id;
+  const refused = refusal(rules.accept, row);
+  if (refused !== undefined) row.dead = { reason: 'not-accepted', text: refused };
+  return row;
+}
+
+/**
+ * The row of a message that cannot be a row as it is. Everything that came as text is kept in `rawProperties`, with what
+ * PostgreSQL refuses made readable; the body stays as it is.
+ */
+export function malformed(row: InboundRow, properties: DeliveryProperties, text: string): InboundRow {
+  return {
+    ...row,
+    messageId: syntheticId('malformed', row, properties),
+    originalId: readable(asText(properties.messageId)),
+    dead: { reason: 'malformed', text },
+    type: readable(row.type),
+    key: readable(row.key),
+    contentType: null,
+    contentEncoding: null,
+    headers: '{}',
+    exchange: readable(row.exchange) ?? '',
+    routingKey: readable(row.routingKey) ?? '',
+    correlationId: null,
+    causationId: null,
+    replyTo: null,
+    appId: null,
+    traceparent: null,
+    tracestate: null,
+    rawProperties: readableJson(toJson(properties) ?? '{}'),
+  };
+}
+
+/** The same for every copy of a message, so that a redelivery finds its row. */
+function syntheticId(kind: string, row: InboundRow, properties: DeliveryProperties): string {
+  const hash = createHash('sha256');
+  hash.update(JSON.stringify([row.exchange, row.routingKey, toJson(withoutDelivery(properties)) ?? '']));
+  hash.update(row.bodyHash);
+  return `${kind}:${hash.digest('hex')}`;
+}
+
+/** Headers that the broker changes from delivery to delivery. */
+function withoutDelivery(properties: DeliveryProperties): DeliveryProperties {
+  const headers = Object.fromEntries(
+    Object.entries(properties.headers ?? {}).filter(([name]) => name !== 'x-delivery-count' && name !== 'x-death'),
+  );
+  return { ...properties, headers };
+}
+
+const TEXT_COLUMNS = [
+  'type',
+  'key',
+  'contentType',
+  'contentEncoding',
+  'headers',
+  'exchange',
+  'routingKey',
+  'correlationId',
+  'causationId',
+  'replyTo',
+  'appId',
+  'traceparent',
+  'tracestate',
+] as const;
+
+function namesWithoutText(row: InboundRow): string[] {
+  return TEXT_COLUMNS.filter((name) => !isText(row[name], name === 'headers'));
+}
+
+/** In JSON text a NUL and a lone surrogate are escapes; what is well-formed is written as it is. */
+const UNTEXTUAL_ESCAPE = /((?<!\\)(?:\\\\)*)\\u(?:0000|d[89a-f][0-9a-f]{2})/gi;
+
+/** F60, fact 78: PostgreSQL keeps neither a NUL nor half a character. */
+function isText(value: string | null, isJson: boolean): boolean {
+  if (value === null) return true;
+  if (isJson) return value.search(UNTEXTUAL_ESCAPE) === -1;
+  return !value.includes('\0') && value.isWellFormed();
+}
+
+function readable(value: string | null): string | null {
+  return value?.toWellFormed().replaceAll('\0', '\u2400') ?? null;
+}
+
+function readableJson(json: string): string {
+  return json.replaceAll(UNTEXTUAL_ESCAPE, '$1\u2400');
+}
+
+/** Headers as JSON; bytes and other values that JSON has no word for are written in a readable way. */
+function toJson(value: object): string | undefined {
+  return isDeeperThan(value, MAX_HEADER_DEPTH) ? undefined : JSON.stringify(value, plain);
+}
+
+function plain(this: unknown, _name: string, value: unknown): unknown {
+  if (typeof value === 'bigint') return value.toString();
+  if (isBytes(value)) return { '!': 'bytes', base64: Buffer.from(value.data).toString('base64') };
+  return value;
+}
+
+/** What JSON.stringify makes of a Buffer before it asks `plain`. */
+function isBytes(value: unknown): value is { type: 'Buffer'; data: number[] } {
+  return typeof value === 'object' && value !== null && 'type' in value && value.type === 'Buffer' && 'data' in value;
+}
+
+function isDeeperThan(value: unknown, levels: number): boolean {
+  if (typeof value !== 'object' || value === null || Buffer.isBuffer(value)) return false;
+  return levels === 0 || Object.values(value).some((child) => isDeeperThan(child, levels - 1));
+}
+
+function own(headers: Readonly<Record<string, unknown>>, name: string): unknown {
+  return Object.hasOwn(headers, name) ? headers[name] : undefined;
+}
+
+function asText(value: unknown): string | null {
+  if (typeof value === 'string') return value;
+  return typeof value === 'number' || typeof value === 'boolean' ? String(value) : null;
+}
+
+function asVersion(value: unknown): number | null {
+  const number = typeof value === 'string' && /^\d{1,10}$/.test(value) ? Number(value) : value;
+  return typeof number === 'number' && Number.isInteger(number) && number >= 0 && number <= MAX_VERSION ? number : null;
+}
+
+function asDate(seconds: unknown): string | null {
+  if (typeof seconds !== 'number' || !Number.isInteger(seconds) || seconds < 0 || seconds > LAST_SECOND) return null;
+  return new Date(seconds * 1000).toISOString();
+}
