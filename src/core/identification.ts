@@ -72,13 +72,13 @@ function plainId(how: Identification, given: Identifiable): string | undefined {
     case 'hash':
       return `sha256:${sha256(lengths(given.exchange, given.routingKey), given.body)}`;
     case 'template': {
-      let isWhole = true;
+      const missing: string[] = [];
       const id = how.text.replaceAll(/\{([^{}]*)\}/g, (_, name: string) => {
         const value = text(name.startsWith('header:') ? headerOf(given, name.slice(7)) : PLACEHOLDERS[name]?.(given));
-        if (value === undefined) isWhole = false;
+        if (value === undefined) missing.push(name);
         return value ?? '';
       });
-      return isWhole ? id : undefined;
+      return missing.length === 0 ? id : undefined;
     }
   }
 }
