@@ -133,7 +133,7 @@ export function toInboundRow(delivery: Delivery, rules: IntakeRules): InboundRow
  * The row of a message that cannot be a row as it is. Everything that came as text is kept in `rawProperties`, with what
  * PostgreSQL refuses made readable; the body stays as it is.
  */
-export function malformed(row: InboundRow, properties: DeliveryProperties, text: string): InboundRow {
+function malformed(row: InboundRow, properties: DeliveryProperties, text: string): InboundRow {
   return {
     ...row,
     messageId: syntheticId('malformed', row, properties),
