@@ -1,6 +1,4 @@
 import type { Config } from '../config/load.js';
-import { toDatabaseError } from '../postgres/errors.js';
-import { checkSchema } from '../postgres/migrations.js';
 import {
   callForRows,
   listEntries,
@@ -19,7 +17,7 @@ import {
 import { readReplayable, replayRows, takeHistorySnapshot } from '../postgres/history-rows.js';
 import type { Moment, RowFilter } from '../postgres/row-filter.js';
 import { pause, systemClock } from '../runtime/clock.js';
-import { withDatabase, type SqlClient } from './session.js';
+import { operatorWork, type SqlClient } from './session.js';
 
 export type { ActionEntry, Answer, MessageRow, Moment, OutboxEntry, RowFilter, RowSnapshot };
 
@@ -78,7 +76,6 @@ const DOING: Readonly<Record<RowAct, string>> = {
   discard: 'discarding rows',
   replay: 'replaying messages',
 };
-const LIMITS = { lockTimeoutMs: 5_000, statementTimeoutMs: 60_000 };
 const LOOK_MS = 150_000;
 const BATCH_MS = 75_000;
 /** What a timer can count to. */
@@ -86,7 +83,7 @@ const LONGEST_MS = 2 ** 31 - 1;
 
 /** The first rows that the filter lets through, in the order of the table. */
 export function listOutbox(database: Database, filter: RowFilter, limit: number): Promise<OutboxList> {
-  return work(database, 'listing the outbox', LOOK_MS, async (client) => {
+  return operatorWork(database, 'listing the outbox', async (client) => {
     const rows = await listEntries(client, database.schema, filter, limit + 1);
     return { rows: rows.slice(0, limit), more: rows.length > limit };
   });
@@ -94,7 +91,7 @@ export function listOutbox(database: Database, filter: RowFilter, limit: number)
 
 /** A message in the outbox, in the history and in the log of what operators did; undefined if none of them knows it. */
 export function showMessage(database: Database, id: string, withBody: boolean): Promise<MessageRecord | undefined> {
-  return work(database, 'looking for the message', LOOK_MS, async (client) => {
+  return operatorWork(database, 'looking for the message', async (client) => {
     const { schema } = database;
     const outbox = (await readOutboxRow(client, schema, id, withBody)) ?? null;
     const history = (await mayRead(client, schema, 'outbox_history'))
@@ -114,7 +111,7 @@ export function chooseRows(
   limit = MOST_BULK_ROWS,
 ): Promise<RowSnapshot> {
   const take = act === 'replay' ? takeHistorySnapshot : takeSnapshot;
-  return work(database, 'choosing the rows', LOOK_MS, (client) =>
+  return operatorWork(database, 'choosing the rows', (client) =>
     take(client, database.schema, filter, Math.min(limit, MOST_BULK_ROWS)),
   );
 }
@@ -122,7 +119,7 @@ export function chooseRows(
 /** The states of these rows, without touching them. */
 export function lookAtRows(database: Database, act: RowAct, ids: readonly string[]): Promise<Answer[]> {
   const look = act === 'replay' ? readReplayable : readStates;
-  return work(database, 'looking at the rows', LOOK_MS, (client) => look(client, database.schema, ids));
+  return operatorWork(database, 'looking at the rows', (client) => look(client, database.schema, ids));
 }
 
 /**
@@ -139,7 +136,7 @@ export function actOnRows(
   const batchRows = Math.max(1, Math.min(BATCH_ROWS, Math.floor((rowsPerSecond ?? Infinity) / 2)));
   const pacedMs = rowsPerSecond === undefined ? 0 : (ids.length / rowsPerSecond) * 1000;
   const limitMs = Math.min(LONGEST_MS, LOOK_MS + pacedMs + Math.ceil(ids.length / batchRows) * BATCH_MS);
-  return work(database, DOING[act], limitMs, async (client) => {
+  const inBatches = async (client: SqlClient): Promise<void> => {
     const startedAt = clock.now();
     for (let start = 0; start < ids.length; start += batchRows) {
       const batch = ids.slice(start, start + batchRows);
@@ -152,21 +149,6 @@ export function actOnRows(
           : await callForRows(client, database.schema, act, batch, reason, states),
       );
     }
-  });
-}
-
-async function work<T>(
-  database: Database,
-  doing: string,
-  workTimeoutMs: number,
-  act: (client: SqlClient) => Promise<T>,
-): Promise<T> {
-  return withDatabase(database, { ...LIMITS, workTimeoutMs }, async (client) => {
-    try {
-      await checkSchema(client, { schema: database.schema });
-      return await act(client);
-    } catch (error) {
-      throw toDatabaseError(error, doing);
-    }
-  });
+  };
+  return operatorWork(database, DOING[act], inBatches, limitMs);
 }

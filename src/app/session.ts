@@ -2,6 +2,8 @@ import type { Config } from '../config/load.js';
 import { WaybillError } from '../core/errors.js';
 import type { Unusable } from '../core/usable-host.js';
 import { closeQuietly, type connectSql, type DatabaseEndpoint } from '../postgres/connect.js';
+import { toDatabaseError } from '../postgres/errors.js';
+import { checkSchema } from '../postgres/migrations.js';
 import { connectToPrimary } from '../postgres/primary.js';
 import { systemClock, within } from '../runtime/clock.js';
 import { databaseEndpoints } from './endpoints.js';
@@ -40,4 +42,24 @@ export async function withDatabase<T>(
   } finally {
     closeQuietly(client);
   }
+}
+
+const OPERATOR_LIMITS = { lockTimeoutMs: 5_000, statementTimeoutMs: 60_000 };
+const OPERATOR_WORK_MS = 150_000;
+
+/** The work of an operator's command on an installed schema; what goes wrong is told as what it was `doing`. */
+export function operatorWork<T>(
+  database: Config['database'],
+  doing: string,
+  act: (client: SqlClient) => Promise<T>,
+  workTimeoutMs = OPERATOR_WORK_MS,
+): Promise<T> {
+  return withDatabase(database, { ...OPERATOR_LIMITS, workTimeoutMs }, async (client) => {
+    try {
+      await checkSchema(client, { schema: database.schema });
+      return await act(client);
+    } catch (error) {
+      throw toDatabaseError(error, doing);
+    }
+  });
 }

@@ -10,6 +10,7 @@ import { registerMigrate } from './migrate.js';
 import { registerOutbox } from './outbox.js';
 import { registerRelay } from './relay.js';
 import { registerRun } from './run.js';
+import { registerTrace } from './trace.js';
 import { registerStatus } from './status.js';
 
 /** What the commands share: the world, the configuration, and the exit code that they leave. */
@@ -43,6 +44,7 @@ export async function runCli(args: readonly string[], version: string, context: 
   registerStatus(program, cli);
   registerDoctor(program, cli);
   registerMigrate(program, cli);
+  registerTrace(program, cli);
   registerOutbox(program, cli);
   registerRelay(program, cli);
   registerConfig(program, cli);

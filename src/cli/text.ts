@@ -54,3 +54,16 @@ export function spokenBytes(bytes: number): string {
 export function spokenCount(count: number): string {
   return count.toLocaleString('en-US');
 }
+
+/** Lines of at most `width` signs, broken between words; a longer word stands alone. */
+export function wrapped(text: string, width: number): string[] {
+  const lines: string[] = [];
+  let line = '';
+  for (const word of text.split(' ')) {
+    if (line !== '' && line.length + 1 + word.length > width) {
+      lines.push(line);
+      line = word;
+    } else line = line === '' ? word : `${line} ${word}`;
+  }
+  return [...lines, line];
+}

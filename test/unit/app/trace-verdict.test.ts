@@ -1,0 +1,123 @@
+import { describe, expect, test } from 'vitest';
+import type { MessageRow } from '../../../src/app/outbox-admin.js';
+import { verdictOf, type TraceEvidence } from '../../../src/app/trace-verdict.js';
+
+const ID = '00000000-0000-4000-8000-000000000001';
+const AT = new Date('2026-01-02T03:04:05Z');
+
+type Inboxed = NonNullable<TraceEvidence['inbox']>[number];
+
+function inbox(given: Partial<Inboxed> = {}): Inboxed {
+  return {
+    seq: '1',
+    consumer: 'billing',
+    messageId: ID,
+    originalId: null,
+    type: 'order.paid',
+    key: null,
+    schemaVersion: 1,
+    status: 'done',
+    deadReason: null,
+    failures: 0,
+    abandoned: 0,
+    error: null,
+    receivedAt: AT,
+    processedAt: null,
+    nextAttemptAt: null,
+    leaseUntil: null,
+    lockedBy: null,
+    size: 2,
+    neighbours: null,
+    ...given,
+  };
+}
+
+const message = (state: string, given: Partial<MessageRow> = {}): MessageRow =>
+  ({
+    id: ID,
+    state,
+    key: 'order-1',
+    error: null,
+    nextAttemptAt: null,
+    exchange: 'e',
+    routingKey: 'r',
+    ...given,
+  }) as MessageRow;
+
+const verdict = (given: Partial<TraceEvidence>) =>
+  verdictOf({ id: ID, outbox: null, history: [], inbox: [], ...given });
+
+const DEAD = { status: 'dead', deadReason: 'attempts', failures: 8 };
+
+describe('the outbox', () => {
+  test.each([
+    ['parked', 'too_large: the body has 9 bytes', 'source data', `waybill outbox discard ${ID}`],
+    ['parked', 'bad_header: x', 'source data', `waybill outbox discard ${ID}`],
+    ['parked', 'exchange_missing: exchange x does not exist', 'the route', `waybill outbox retry ${ID}`],
+    ['parked', 'unroutable: RabbitMQ returned it', 'the route', `waybill outbox retry ${ID}`],
+    ['blocked', null, 'on its way', 'waybill outbox list --state parked --key order-1'],
+    ['scheduled', 'unroutable: x', 'on its way', `waybill outbox retry ${ID}`],
+    ['scheduled', null, 'on its way', null],
+    ['ready', null, 'on its way', 'waybill status'],
+    ['discarded', null, 'given up', null],
+    ['cancelled', null, 'given up', null],
+  ])('a %s row (%s): %s', (state, error, expected, next) => {
+    expect(verdict({ outbox: message(state, { error }) })).toMatchObject({ verdict: expected, next });
+  });
+
+  test('a key is an argument that a shell takes as it is', () => {
+    const { next } = verdict({ outbox: message('blocked', { key: `it's; rm -rf` }) });
+    expect(next).toBe(`waybill outbox list --state parked --key 'it'\\''s; rm -rf'`);
+  });
+});
+
+describe('the history', () => {
+  test.each([
+    ['published', 'no trouble'],
+    ['accepted', 'the route'],
+    ['discarded', 'given up'],
+    ['expired', 'given up'],
+  ])('%s: %s', (state, expected) => {
+    expect(verdict({ history: [message(state)] }).verdict).toBe(expected);
+  });
+  test('what no table knows is unknown', () => {
+    expect(verdict({}).verdict).toBe('unknown');
+    expect(verdict({ history: null, inbox: null }).verdict).toBe('unknown');
+  });
+});
+
+describe('the consumers', () => {
+  test.each<[string, Inboxed[], string]>([
+    ['all applied it', [inbox(), inbox({ consumer: 'mail' })], 'no trouble'],
+    ['one fails, another applied it', [inbox(DEAD), inbox({ consumer: 'mail' })], 'this consumer'],
+    ['two fail alike', [inbox(DEAD), inbox({ ...DEAD, consumer: 'mail' })], 'source data'],
+    ['it alone fails', [inbox({ ...DEAD, neighbours: { applied: 90, failing: 1 } })], 'source data'],
+    ['the others of its type fail, too', [inbox({ ...DEAD, neighbours: { applied: 3, failing: 9 } })], 'this consumer'],
+    ['nothing to compare with', [inbox({ ...DEAD, neighbours: { applied: 0, failing: 0 } })], 'not clear'],
+    [
+      'it waits after a failure',
+      [inbox({ status: 'waiting', failures: 1, neighbours: { applied: 0, failing: 5 } })],
+      'this consumer',
+    ],
+    ['malformed', [inbox({ status: 'dead', deadReason: 'malformed' })], 'source data'],
+    ['no id', [inbox({ status: 'dead', deadReason: 'no-id' })], 'source data'],
+    [
+      'a conflict beside the one that was applied',
+      [inbox(), inbox({ status: 'dead', deadReason: 'conflict' })],
+      'source data',
+    ],
+    ['not accepted', [inbox({ status: 'dead', deadReason: 'not-accepted' })], 'this consumer'],
+    ['pending', [inbox({ status: 'pending' })], 'on its way'],
+    ['running', [inbox({ status: 'running' })], 'on its way'],
+    ['blocked', [inbox({ status: 'blocked' })], 'on its way'],
+    ['deferred', [inbox({ status: 'waiting' })], 'on its way'],
+    ['discarded', [inbox({ status: 'discarded' })], 'given up'],
+  ])('%s', (_, rows, expected) => {
+    expect(verdict({ inbox: rows, history: [message('published')] }).verdict).toBe(expected);
+  });
+
+  test('the next command names the consumer and the id under which the row is kept', () => {
+    const rows = [inbox({ ...DEAD, deadReason: 'conflict', messageId: 'conflict:ab', originalId: ID })];
+    expect(verdict({ inbox: rows }).next).toBe('waybill inbox show --consumer billing conflict:ab');
+  });
+});
