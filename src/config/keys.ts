@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { consumerKeys, consumersSection } from './consumers.js';
 import { keyDocs, type KeyDocs } from './leaves.js';
 import { settings } from './schema.js';
 
@@ -9,8 +10,27 @@ export interface Key extends KeyDocs {
   environmentName: string;
 }
 
+/** Stands for the name of a consumer in the path of its keys. */
+const NAME = '<name>';
+
 /** Every key, in the order of the schema. */
 export const keys: readonly Key[] = leavesOf(settings, []);
+
+/** The path with the placeholder in the place of a consumer's name, as the keys have it. */
+export function generalPath(path: readonly string[]): string[] {
+  return path.map((part, index) => (index === 1 && path[0] === 'consumers' ? NAME : part));
+}
+
+/** The keys, those of consumers once for each of these names. */
+export function keysFor(consumers: readonly string[]): Key[] {
+  return keys.flatMap((key) => {
+    if (key.path[1] !== NAME) return [key];
+    return consumers.map((name) => {
+      const path = key.path.map((part, index) => (index === 1 ? name : part));
+      return { ...key, path, name: path.join('.'), environmentName: environmentName(path) };
+    });
+  });
+}
 
 export const keyByName: ReadonlyMap<string, Key> = new Map(keys.map((key) => [key.name, key]));
 
@@ -21,13 +41,14 @@ export const sectionNames: ReadonlySet<string> = new Set(
 
 /** `relay.maxInFlight` as an environment variable. */
 function environmentName(path: readonly string[]): string {
-  const words = path.map((part) => part.replaceAll(/(?<=[a-z0-9])(?=[A-Z])/g, '_').toUpperCase());
+  const words = path.map((part) => part.replaceAll(/(?<=[a-z0-9])(?=[A-Z])|-/g, '_').toUpperCase());
   return ['WAYBILL', ...words].join('_');
 }
 
 function leavesOf(schema: z.core.$ZodType, path: readonly string[]): Key[] {
   const docs = keyDocs(schema);
   if (docs) return [{ ...docs, path, name: path.join('.'), environmentName: environmentName(path) }];
+  if (schema === consumersSection) return leavesOf(consumerKeys, [...path, NAME]);
   if (schema instanceof z.ZodPrefault) return leavesOf(schema.unwrap(), path);
   if (schema instanceof z.ZodObject) {
     const shape: Readonly<Record<string, z.core.$ZodType>> = schema.shape;

@@ -4,7 +4,7 @@ import { formatDuration, formatSize, parseDuration, parseSize, type Parsed } fro
 /** What the reference, the environment reader and the problem texts know of one key. */
 export interface KeyDocs {
   doc: string;
-  kind: 'url' | 'text' | 'name' | 'file' | 'command' | 'choice' | 'integer' | 'duration' | 'size';
+  kind: 'url' | 'text' | 'name' | 'file' | 'command' | 'list' | 'flag' | 'choice' | 'integer' | 'duration' | 'size';
   values: string;
   /** As a person would write it; undefined when the key has no default. */
   default: string | undefined;
@@ -178,6 +178,45 @@ export function optionalUrl(check: Parse<string>, { values, doc }: Pick<KeyDocs,
     default: without,
     required: false,
     secret: true,
+  });
+}
+
+/** A list whose items `check` reads; `fallback` as a person would write it. In the environment a JSON array. */
+export function list<T>(
+  check: Parse<T>,
+  { values, doc, fallback = [] }: Pick<KeyDocs, 'values' | 'doc'> & { fallback?: readonly unknown[] },
+) {
+  const parse: Parse<readonly T[]> = (raw) => {
+    if (!Array.isArray(raw)) return { problem: 'is not a list', mend: `write it like ${values}` };
+    const items: T[] = [];
+    for (const item of raw) {
+      const parsed = check(item);
+      if ('problem' in parsed) return parsed;
+      items.push(parsed.value);
+    }
+    return { value: items };
+  };
+  return leaf(orDefault<readonly T[]>(literal(parse(fallback)), parse), {
+    doc,
+    kind: 'list',
+    values,
+    default: fallback.length === 0 ? 'none' : JSON.stringify(fallback),
+    required: false,
+    secret: false,
+  });
+}
+
+/** Yes or no. */
+export function flag(fallback: boolean, doc: string) {
+  const parse: Parse<boolean> = (raw) =>
+    typeof raw === 'boolean' ? { value: raw } : { problem: 'is neither true nor false', mend: 'write true or false' };
+  return leaf(orDefault(fallback, parse), {
+    doc,
+    kind: 'flag',
+    values: 'true, false',
+    default: String(fallback),
+    required: false,
+    secret: false,
   });
 }
 

@@ -50,6 +50,7 @@ export function loadSchemaName(sources: ConfigSources): string {
 function read({ file, environment, readFile }: ConfigSources, mayBeMissing: readonly string[]) {
   const problems: ConfigProblem[] = [];
   const tree = file ? parseFile(file.text, file.name, problems) : {};
+  if (typeof tree['relay'] === 'boolean') tree['relay'] = { enabled: tree['relay'] };
   const fileIsBroken = problems.length > 0;
   const origins = applyEnvironment(tree, environment, readFile, problems);
   const parsed = settings.safeParse(tree);
@@ -147,7 +148,7 @@ function checkTogether(given: Settings, origins: Origins): ConfigProblem[] {
   return problems;
 }
 
-function toConfig({ database, broker, relay, log }: Settings) {
+function toConfig({ database, broker, relay, consumers, log }: Settings) {
   const { heartbeat, connectTimeout, ...brokerRest } = broker;
   const {
     onUnroutable,
@@ -179,6 +180,7 @@ function toConfig({ database, broker, relay, log }: Settings) {
       confirmTimeoutMs: confirmTimeout,
       drainTimeoutMs: drainTimeout,
     },
+    consumers,
     log,
   };
 }

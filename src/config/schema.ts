@@ -1,9 +1,11 @@
 import { z } from 'zod';
+import { consumersSection } from './consumers.js';
 import {
   choice,
   command,
   duration,
   filePath,
+  flag,
   integer,
   optionalChoice,
   optionalUrl,
@@ -70,6 +72,7 @@ const broker = z.strictObject({
 });
 
 const relay = z.strictObject({
+  enabled: flag(true, 'Whether the relay runs. `relay: false` says the same: for a process that only consumes.'),
   name: text('default', checkRelayName, {
     kind: 'name',
     values: 'a-z, 0-9, _, -',
@@ -175,6 +178,7 @@ export const settings = z.strictObject({
   database: database.prefault({}),
   broker: broker.prefault({}),
   relay: relay.prefault({}),
+  consumers: consumersSection,
   log: log.prefault({}),
 });
 

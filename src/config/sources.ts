@@ -1,5 +1,5 @@
 import { isMap, LineCounter, parseDocument } from 'yaml';
-import { keyByName, keys, sectionNames, type Key } from './keys.js';
+import { generalPath, keyByName, keysFor, sectionNames, type Key } from './keys.js';
 import { nearestName, type ConfigProblem } from './problems.js';
 
 /** A tree of raw values as the file has them. */
@@ -40,7 +40,7 @@ function copyTree(tree: RawTree, path: string[] = []): RawTree {
   const copy = Object.create(null) as RawTree;
   for (const [part, value] of Object.entries(tree)) {
     const here = [...path, part];
-    const isSection = sectionNames.has(here.join('.'));
+    const isSection = sectionNames.has(generalPath(here).join('.'));
     if (isSection && value === null) copy[part] = Object.create(null);
     else if (isSection && isTree(value)) copy[part] = copyTree(value, here);
     else copy[part] = value;
@@ -68,9 +68,17 @@ export function applyEnvironment(
 ): Origins {
   const origins: Origins = new Map();
   const known = new Set(OTHER_NAMES);
-  for (const key of keys) {
+  for (const key of keysFor(consumerNames(tree))) {
     const plain = key.environmentName;
     const file = `${plain}_FILE`;
+    if (known.has(plain) && (environment[plain] || environment[file])) {
+      problems.push({
+        at: plain,
+        problem: 'stands for keys of two consumers, whose names differ in - and _ only',
+        mend: 'rename one of them, or keep the key in the file',
+      });
+      continue;
+    }
     known.add(plain).add(file);
     const text = environment[plain];
     const path = environment[file];
@@ -96,6 +104,12 @@ export function applyEnvironment(
     });
   }
   return origins;
+}
+
+/** Why only the file's: where a name ends and a key begins cannot be told from a variable's name. */
+function consumerNames(tree: RawTree): string[] {
+  const section = tree['consumers'];
+  return isTree(section) ? Object.keys(section) : [];
 }
 
 function readSecret(
@@ -140,7 +154,8 @@ function place(tree: RawTree, key: Key, text: string, variable: string, problems
 /** What a text stands for; what it cannot stand for is left to the schema's check. */
 function valueOf(key: Key, text: string): unknown {
   if (key.kind === 'integer' && /^\d+$/.test(text.trim())) return Number(text);
-  if (key.kind !== 'command') return text;
+  if (key.kind === 'flag') return text === 'true' ? true : text === 'false' ? false : text;
+  if (key.kind !== 'command' && key.kind !== 'list') return text;
   try {
     return JSON.parse(text) as unknown;
   } catch {
@@ -161,10 +176,10 @@ function isForeign(name: string, value: string): boolean {
 
 /** The key that was probably meant by an unknown name of the file. */
 export function nearestKey(path: readonly string[]): string | undefined {
-  const name = path.join('.');
   const last = path.at(-1) ?? '';
   const siblings = [...keyByName.keys(), ...sectionNames];
-  const meant = nearestName(name, siblings);
-  if (meant !== undefined) return meant;
-  return siblings.find((candidate) => candidate.split('.').at(-1)?.toLowerCase() === last.toLowerCase());
+  const meant =
+    nearestName(generalPath(path).join('.'), siblings) ??
+    siblings.find((candidate) => candidate.split('.').at(-1)?.toLowerCase() === last.toLowerCase());
+  return path[0] === 'consumers' ? meant?.replace('<name>', path[1] ?? '') : meant;
 }
