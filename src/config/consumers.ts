@@ -170,7 +170,7 @@ export const consumersSection = z
       const parsed = consumers[kindOf(given)].safeParse(given ?? {});
       if (!parsed.success) {
         for (const issue of parsed.error.issues) {
-          context.issues.push({ ...issue, input: undefined, path: [name, ...issue.path] } as never);
+          context.issues.push({ ...issue, input: undefined, path: [name, ...issue.path] });
         }
         continue;
       }

@@ -40,7 +40,7 @@ export const sectionNames: ReadonlySet<string> = new Set(
 );
 
 /** `relay.maxInFlight` as an environment variable. */
-function environmentName(path: readonly string[]): string {
+export function environmentName(path: readonly string[]): string {
   const words = path.map((part) => part.replaceAll(/(?<=[a-z0-9])(?=[A-Z])|-/g, '_').toUpperCase());
   return ['WAYBILL', ...words].join('_');
 }

@@ -1,7 +1,7 @@
 import { staysLocal } from './hosts.js';
 import { passwordsIn } from './urls.js';
 import { ConfigInvalid, type ConfigProblem } from './problems.js';
-import { keyByName } from './keys.js';
+import { environmentName } from './keys.js';
 import { settings, type Settings, type TLS_MODES } from './schema.js';
 import { applyEnvironment, nearestKey, parseFile, type Environment, type Origins, type RawTree } from './sources.js';
 
@@ -91,7 +91,7 @@ function describe(issue: Issue, origins: Origins): ConfigProblem[] {
   }
   if (issue.code === 'custom') {
     const mend: unknown = issue.params?.['mend'];
-    const missing = issue.message === 'is missing' ? ` (or ${keyByName.get(name)?.environmentName ?? ''})` : '';
+    const missing = issue.message === 'is missing' ? ` (or ${environmentName(path)})` : '';
     return [{ at: place(name, origins) + missing, problem: issue.message, mend: String(mend) }];
   }
   return [{ at: place(name, origins), problem: 'is not a section', mend: 'indent its keys beneath it' }];

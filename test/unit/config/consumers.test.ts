@@ -127,7 +127,7 @@ consumers:
       'consumers.b.queue is also the queue of a',
     ]);
     expect(problemsOf('consumers: { a: { handler: { kind: sql } } }')).toEqual([
-      'consumers.a.handler.function is missing',
+      'consumers.a.handler.function (or WAYBILL_CONSUMERS_A_HANDLER_FUNCTION) is missing',
     ]);
     expect(problemsOf('consumers: [a]')).toEqual(['consumers is not a map of names']);
     expect(problemsOf('consumers: { a: 1 }')).toEqual(['consumers.a is not a section']);

@@ -131,7 +131,7 @@ describe('a valid configuration', () => {
       const environment = { ...URLS, [key.environmentName]: value };
       let problems: readonly { problem: string }[] = [];
       try {
-        loadConfig(sources('consumers: { billing: {} }', environment));
+        loadConfig(sources('consumers: { billing: { handler: { kind: sql } } }', environment));
       } catch (error) {
         problems = (error as ConfigInvalid).problems;
       }
