@@ -33,12 +33,11 @@ export interface InboundRow {
   /** The id that the message came with, where `messageId` had to be made. */
   originalId: string | null;
   /** Why the row is kept as dead at once. */
-  dead: { reason: 'missing-id' | 'malformed' | 'not-accepted'; text: string } | null;
+  dead: { reason: 'no-id' | 'malformed' | 'not-accepted'; text: string } | null;
   type: string | null;
   key: string | null;
   schemaVersion: number | null;
   body: Buffer;
-  bodyHash: Buffer;
   contentType: string | null;
   contentEncoding: string | null;
   /** A JSON object. */
@@ -68,6 +67,7 @@ export interface IntakeRules {
 
 /** Deeper headers are not JSON that anybody reads. */
 const MAX_HEADER_DEPTH = 16;
+const NOT_TEXT = 'cannot be text in PostgreSQL (a NUL or half a character)';
 const LAST_SECOND = 253_402_300_799;
 const MAX_VERSION = 2_147_483_647;
 
@@ -83,7 +83,6 @@ export function toInboundRow(delivery: Delivery, rules: IntakeRules): InboundRow
     key: asText(own(headers, 'x-waybill-key')),
     schemaVersion: asVersion(own(headers, 'x-waybill-schema-version')),
     body,
-    bodyHash: createHash('sha256').update(body).digest(),
     contentType: asText(properties.contentType),
     contentEncoding: asText(properties.contentEncoding),
     headers: '{}',
@@ -104,11 +103,7 @@ export function toInboundRow(delivery: Delivery, rules: IntakeRules): InboundRow
   row.headers = json;
   const untextual = namesWithoutText(row);
   if (untextual.length > 0) {
-    return malformed(
-      row,
-      properties,
-      `${untextual.join(', ')} cannot be text in PostgreSQL (a NUL or half a character)`,
-    );
+    return malformed(row, properties, `${untextual.join(', ')} ${NOT_TEXT}`);
   }
   if (body.length > rules.maxBodyBytes) {
     // Why without its body: a row larger than the limit could not be read back in one piece.
@@ -121,8 +116,9 @@ export function toInboundRow(delivery: Delivery, rules: IntakeRules): InboundRow
   });
   if (id === undefined) {
     const text = 'it has no id where the consumer looks for one';
-    return { ...row, messageId: syntheticId('missing', row, properties), dead: { reason: 'missing-id', text } };
+    return { ...row, messageId: syntheticId('no-id', row, properties), dead: { reason: 'no-id', text } };
   }
+  if (!isText(id, false)) return malformed(row, properties, `its id ${NOT_TEXT}`);
   row.messageId = id;
   const refused = refusal(rules.accept, row);
   if (refused !== undefined) row.dead = { reason: 'not-accepted', text: refused };
@@ -160,7 +156,7 @@ function malformed(row: InboundRow, properties: DeliveryProperties, text: string
 function syntheticId(kind: string, row: InboundRow, properties: DeliveryProperties): string {
   const hash = createHash('sha256');
   hash.update(JSON.stringify([row.exchange, row.routingKey, toJson(withoutDelivery(properties)) ?? '']));
-  hash.update(row.bodyHash);
+  hash.update(row.body);
   return `${kind}:${hash.digest('hex')}`;
 }
 

@@ -60,8 +60,8 @@ describe('the inbox row of a delivery', () => {
       toInboundRow({ ...delivery({ headers: { a: 1, 'x-delivery-count': 4 } }), redelivered: true }, rules),
       toInboundRow(delivery({ headers: { a: 1 } }, '{}'), rules),
     ];
-    expect(first.dead?.reason).toBe('missing-id');
-    expect(first.messageId).toMatch(/^missing:[0-9a-f]{64}$/);
+    expect(first.dead?.reason).toBe('no-id');
+    expect(first.messageId).toMatch(/^no-id:[0-9a-f]{64}$/);
     expect(again.messageId).toBe(first.messageId);
     expect(other.messageId).not.toBe(first.messageId);
   });
@@ -72,12 +72,13 @@ describe('the inbox row of a delivery', () => {
     ['a NUL in a header name', { messageId: 'm', headers: { 'a\0': 1 } }],
     ['half a character', { messageId: 'm', appId: '\ud800' }],
     ['half a character in a header', { messageId: 'm', headers: { x: 'a\udfffb' } }],
+    ['half a character in its id', { messageId: 'm\udc00' }],
     ['headers without end', { messageId: 'm', headers: nested(40) }],
   ])('keeps a message with %s as malformed, its properties readable (F60, fact 78)', (_, properties) => {
     const row = toInboundRow(delivery(properties), rules);
     expect(row.dead?.reason).toBe('malformed');
     expect(row.messageId).toMatch(/^malformed:[0-9a-f]{64}$/);
-    expect(row.originalId).toBe('m');
+    expect(row.originalId).toMatch(/^m\ufffd?$/);
     expect(row.body.toString()).toBe('{"n": 1.10}');
     const texts = [row.type, row.headers, row.rawProperties, row.appId].filter((text) => text !== null);
     for (const text of texts) expect(text.isWellFormed() && !text.includes('\0') && !/\\u0000/.test(text)).toBe(true);
