@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { createInterface } from 'node:readline/promises';
 import { EXIT } from './cli/context.js';
 import { formatFailure } from './cli/failure.js';
@@ -44,6 +44,8 @@ const { version } = JSON.parse(readFileSync(new URL('../package.json', import.me
 const code = await runCli(process.argv.slice(2), version, {
   environment: process.env,
   readFile: (path) => readFileSync(path, 'utf8'),
+  exists: existsSync,
+  writeNew: (path, text, mode) => writeFileSync(path, text, { flag: 'wx', mode }),
   out: (text) => process.stdout.write(text),
   err: (text) => process.stderr.write(text),
   outIsTerminal: process.stdout.isTTY,

@@ -49,6 +49,11 @@ export function configuration(context: CliContext, options: () => GlobalOptions)
   };
 }
 
+/** The configuration that an environment alone makes. */
+export function configFrom(environment: CliContext['environment'], readFile: CliContext['readFile']): Config {
+  return loadConfig({ environment, readFile });
+}
+
 function readConfigFile(context: CliContext, option: string | undefined): ConfigSources['file'] {
   const name = option ?? (context.environment['WAYBILL_CONFIG'] || undefined);
   if (name === undefined) return undefined;

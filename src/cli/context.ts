@@ -3,6 +3,9 @@ export interface CliContext {
   environment: Readonly<Record<string, string | undefined>>;
   /** Name of the file and line ends included; throws like node:fs. */
   readFile: (path: string) => string;
+  exists: (path: string) => boolean;
+  /** Writes a file that is not there yet, with this mode; throws like node:fs, EEXIST included. */
+  writeNew: (path: string, text: string, mode: number) => void;
   /** Results. */
   out: (text: string) => void;
   /** Problems and progress. */

@@ -6,6 +6,7 @@ import { registerConfig } from './config.js';
 import { EXIT, type CliContext, type ExitCode } from './context.js';
 import { exitCodeOf, formatFailure } from './failure.js';
 import { registerDoctor } from './doctor.js';
+import { registerInit } from './init.js';
 import { registerMigrate } from './migrate.js';
 import { registerOutbox } from './outbox.js';
 import { registerRelay } from './relay.js';
@@ -40,6 +41,7 @@ export async function runCli(args: readonly string[], version: string, context: 
     .showHelpAfterError('(`waybill --help` lists the commands)')
     .exitOverride()
     .configureOutput({ writeOut: context.out, writeErr: context.err });
+  registerInit(program, cli);
   registerRun(program, cli);
   registerStatus(program, cli);
   registerDoctor(program, cli);

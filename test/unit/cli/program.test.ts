@@ -15,6 +15,8 @@ async function waybill(args: string[], environment: Record<string, string> = {},
       if (text === undefined) throw Object.assign(new Error('none'), { code: 'ENOENT' });
       return text;
     },
+    exists: (path) => files[path] !== undefined,
+    writeNew: (path, text) => void (files[path] = text),
     out: (text) => (out += text),
     err: (text) => (err += text),
     outIsTerminal: false,
