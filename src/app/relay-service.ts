@@ -3,6 +3,7 @@ import type { Config } from '../config/load.js';
 import { consequenceOf } from '../core/error-policy.js';
 import { isWaybillError, WaybillError } from '../core/errors.js';
 import { backoffMs, RECONNECT_BACKOFF } from '../core/schedule.js';
+import { Suspects } from '../core/suspects.js';
 import type { RelayCounters } from '../outbox/ports.js';
 import { pause, systemClock, within, type Clock } from '../runtime/clock.js';
 import { Failure } from '../runtime/signal.js';
@@ -75,6 +76,7 @@ class Supervisor implements RelayService {
   readonly #stopping = new AbortController();
   readonly #end: Promise<'drained' | 'incomplete'>;
   readonly #onPhase: (phase: RelayPhase) => void;
+  readonly #suspects = new Suspects();
   #failures = 0;
   /** Of the session that ended last. */
   #unsettled = 0;
@@ -122,6 +124,7 @@ class Supervisor implements RelayService {
           failure,
           stopping: this.#stopping.signal,
           narrow,
+          suspects: this.#suspects,
           onUnsettled: (rows) => (this.#unsettled = rows),
           replaceSlot,
           onPhase: (phase) => this.#enter(phase),

@@ -1,6 +1,7 @@
-import { WaybillError } from '../core/errors.js';
+import { isWaybillError, WaybillError } from '../core/errors.js';
 import { formatLsn, LSN_ZERO, type Lsn } from '../core/lsn.js';
 import { Ledger } from '../core/ledger.js';
+import type { Suspects } from '../core/suspects.js';
 import { Window } from '../core/window.js';
 import { Admission } from '../outbox/admission.js';
 import { ExchangeChecks } from '../outbox/exchange-checks.js';
@@ -27,6 +28,8 @@ export interface SessionOptions extends SessionContext {
   stopping: AbortSignal;
   /** The broker stalled before: the first message is the probe. */
   narrow: boolean;
+  /** Messages that may have made the broker close the connections of earlier sessions. */
+  suspects: Suspects;
   /** Told at its end how many rows the session had taken up and not settled. */
   onUnsettled: (rows: number) => void;
 }
@@ -42,7 +45,7 @@ const LAST_SETTLE_MS = 2_000;
  *        any failure ─▶ everything is dropped at once, and the error goes to the supervisor
  *
  * Nothing is carried over to the next session but what the database and the slot keep: after a failover ids and
- * positions of the old timeline mean nothing.
+ * positions of the old timeline mean nothing. The one exception are the suspects: which messages must go alone.
  */
 export async function runRelaySession(options: SessionOptions): Promise<'drained' | 'incomplete'> {
   const { failure, stopping } = options;
@@ -124,6 +127,7 @@ class Pipeline {
       clock,
       counters,
       confirmTimeoutMs: config.relay.confirmTimeoutMs,
+      suspects: options.suspects,
       events: {
         onConfirmed: heard((work) => this.#admission.confirmed(work)),
         onReturned: heard((work, reason) => this.#admission.returned(work, reason)),
@@ -207,6 +211,11 @@ class Pipeline {
   /** O8: whatever failed, nothing is published from this moment on, not even by work that is under way. */
   #cutOff(): void {
     this.#acquired.broker.abort();
+    const { failure, suspects } = this.#options;
+    if (isWaybillError(failure.error, 'WAYBILL_CONNECTION_CLOSED')) {
+      const { messageIds, alone } = this.#publishing.lost;
+      suspects.accuse(messageIds, alone, failure.error.message);
+    }
     this.#wakeAll();
   }
 

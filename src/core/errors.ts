@@ -22,6 +22,8 @@ export const ERROR_CODES = {
   WAYBILL_STREAM_PROTOCOL: 'The replication stream sent something this program does not understand.',
   WAYBILL_BROKER_UNAVAILABLE: 'RabbitMQ cannot be reached or went away.',
   WAYBILL_BROKER_REFUSED: 'RabbitMQ refused the credentials, the virtual host or a permission.',
+  WAYBILL_CONNECTION_CLOSED:
+    'RabbitMQ closed the whole connection over something that was sent; what was in flight goes one by one, and a message that does it alone three times is parked.',
   WAYBILL_BROKER_STALLED: 'RabbitMQ confirmed nothing for too long.',
   WAYBILL_TOPOLOGY_MISMATCH: 'An exchange or queue exists with other properties.',
   WAYBILL_LOCK_TAKEN: 'Another relay of this installation holds the lock queue.',

@@ -3,6 +3,7 @@ import { WaybillError } from '../core/errors.js';
 import type { Fault } from '../core/fault.js';
 import type { Message } from '../core/message.js';
 import { backoffMs, NACK_BACKOFF } from '../core/schedule.js';
+import type { Suspects } from '../core/suspects.js';
 import type { Window } from '../core/window.js';
 import type { Clock } from '../runtime/clock.js';
 import type { ExchangeChecks } from './exchange-checks.js';
@@ -38,13 +39,15 @@ const WATCH_INTERVAL_MS = 500;
 /**
  * Publishes in order and says what became of each message (O4, O5).
  *
- *   flowing ──channel died──▶ reopening ──▶ isolating ──suspects done──▶ flowing
- *                                 ▲             │ channel died: the one in flight is the culprit
- *                                 └─────────────┘
+ *   flowing ──channel died──▶ reopening ──▶ isolating ──queue empty──▶ flowing
+ *      │                          ▲           │   ▲ channel died: the one in flight is the culprit
+ *      │                          └───────────┘   │
+ *      └──────────a suspect comes─────────────────┘
  *
  * When a channel dies, everything unconfirmed is unknown, not failed. The broker does not name the culprit, so the
  * unconfirmed are sent again one by one in their order; the one that kills the channel alone is refused. What is
- * published meanwhile waits behind them. When the connection dies, the session ends: the lock queue went with it.
+ * published meanwhile waits behind them. When the connection dies, the session ends: the lock queue went with it. If the
+ * broker closed it over something that was sent, those in flight are suspects of the next sessions, and go alone there.
  */
 export class Publishing<T extends Publishable> {
   readonly #connection: PublishConnection;
@@ -58,11 +61,15 @@ export class Publishing<T extends Publishable> {
   #channel: PublishChannel | undefined;
   /** The books of the current channel; a late word from an older one finds that one's books empty. */
   #tracker = new ConfirmTracker<T>();
-  /** Waiting to be sent, in order; the first `#suspects` of them go one by one. */
+  /** Waiting to be sent, in order; the first `#doubted` of them go one by one, and so do suspects. */
   #queue: T[] = [];
-  #suspects = 0;
-  /** Ends the wait for the word about a suspect. */
-  #endAlone: (() => void) | undefined;
+  #doubted = 0;
+  /** Sent when nothing else was in flight, and nothing else is sent before the word about it. */
+  #alone: T | undefined;
+  /** Ends the wait for the broker's next word. */
+  #endWait: (() => void) | undefined;
+  readonly #suspects: Suspects;
+  #lost: { messageIds: string[]; alone: boolean } = { messageIds: [], alone: false };
   #nacked: T[] = [];
   #cancelNackTimer: (() => void) | undefined;
   #cancelWatch: () => void = () => undefined;
@@ -76,6 +83,8 @@ export class Publishing<T extends Publishable> {
     clock: Clock;
     confirmTimeoutMs: number;
     counters: RelayCounters;
+    /** Outlives the session. */
+    suspects: Suspects;
     events: PublishingEvents<T>;
   }) {
     this.#connection = options.connection;
@@ -84,6 +93,7 @@ export class Publishing<T extends Publishable> {
     this.#clock = options.clock;
     this.#events = options.events;
     this.#counters = options.counters;
+    this.#suspects = options.suspects;
     this.#confirmTimeoutMs = options.confirmTimeoutMs;
   }
 
@@ -98,8 +108,7 @@ export class Publishing<T extends Publishable> {
   /** Takes credit and publishes, or queues behind what must go first. The caller has seen that the window has room. */
   publish(item: T): void {
     this.#window.take(item.bytes);
-    if (this.#mode === 'flowing') this.#send(item);
-    else this.#queue.push(item);
+    this.#sendInTurn(item);
   }
 
   /** Taken, and without a final word from the broker. */
@@ -107,11 +116,16 @@ export class Publishing<T extends Publishable> {
     return this.#tracker.size + this.#queue.length + this.#nacked.length;
   }
 
+  /** What was on the wire when a channel died last, and whether it had gone alone. */
+  get lost(): { readonly messageIds: readonly string[]; readonly alone: boolean } {
+    return this.#lost;
+  }
+
   async close(): Promise<void> {
     this.#mode = 'closed';
     this.#cancelWatch();
     this.#cancelNackTimer?.();
-    this.#endAlone?.();
+    this.#endWait?.();
     await this.#channel?.close();
   }
 
@@ -134,6 +148,15 @@ export class Publishing<T extends Publishable> {
     this.#tracker = tracker;
   }
 
+  #sendInTurn(item: T): void {
+    if (this.#mode === 'flowing' && !this.#suspects.has(idOf(item))) {
+      this.#send(item);
+      return;
+    }
+    this.#queue.push(item);
+    if (this.#mode === 'flowing') this.#isolate().catch((failure: unknown) => this.#events.onFailed(failure as Error));
+  }
+
   #send(item: T): void {
     const { message } = item;
     if (!message || !this.#channel) throw new Error('publishing: nothing to send, or nowhere to');
@@ -145,7 +168,7 @@ export class Publishing<T extends Publishable> {
       if (!this.#channel.isOpen || (error instanceof Error && error.name === 'IllegalOperationError')) {
         // Its close is on the way and sends this one after what is unconfirmed, before all that comes later (O5).
         this.#queue.unshift(item);
-        if (this.#mode === 'isolating') this.#suspects += 1;
+        if (this.#alone === item) this.#doubted += 1;
         if (this.#mode !== 'closed') this.#mode = 'reopening';
       } else this.#refuse(item, { fault: 'bad_property', text: `the client cannot encode it: ${text}` });
       return;
@@ -163,6 +186,7 @@ export class Publishing<T extends Publishable> {
       this.#window.give(item.bytes);
       this.#window.widen();
       item.nacks = 0;
+      this.#suspects.forget(idOf(item));
       if (outcome.kind === 'confirmed') {
         this.#counters.confirmed += 1;
         this.#events.onConfirmed(item);
@@ -171,10 +195,11 @@ export class Publishing<T extends Publishable> {
         this.#events.onReturned(item, outcome.reason);
       }
     }
-    this.#endAlone?.();
+    this.#endWait?.();
   }
 
   #refuse(item: T, fault: Fault): void {
+    this.#suspects.forget(idOf(item));
     this.#window.give(item.bytes);
     this.#events.onRefused(item, fault);
   }
@@ -193,17 +218,16 @@ export class Publishing<T extends Publishable> {
       const again = this.#nacked;
       this.#nacked = [];
       this.#counters.resent += again.length;
-      for (const each of again) {
-        if (this.#mode === 'flowing') this.#send(each);
-        else this.#queue.push(each);
-      }
+      for (const each of again) this.#sendInTurn(each);
     });
   }
 
   #channelDied(tracker: ConfirmTracker<T>, error: Error): void {
     if (this.#mode === 'closed') return;
     const unknown = tracker.lost();
-    const alone = this.#mode === 'isolating' ? unknown[0] : undefined;
+    const alone = this.#alone;
+    this.#alone = undefined;
+    this.#lost = { messageIds: unknown.map(idOf), alone: alone !== undefined };
     this.#exchanges.forget();
     if (alone && isChannelException(error)) {
       unknown.shift();
@@ -217,43 +241,53 @@ export class Publishing<T extends Publishable> {
     }
     this.#counters.resent += unknown.length;
     this.#queue = [...unknown, ...this.#queue];
-    this.#suspects += unknown.length;
+    this.#doubted += unknown.length;
     this.#mode = 'reopening';
     this.#events.onChannelDied(error, unknown.length);
-    this.#endAlone?.();
+    this.#endWait?.();
     this.#recover(tracker).catch((failure: unknown) => this.#events.onFailed(failure as Error));
   }
 
-  /** Opens a channel and sends the suspects one by one. Ends early when that channel dies too: its own recovery goes on. */
+  /** Ends early when the new channel dies, too: its own recovery goes on. */
   async #recover(dead: ConfirmTracker<T>): Promise<void> {
     if (this.#tracker !== dead) return;
     await this.#openChannel();
+    if ((this.#mode as string) !== 'closed') await this.#isolate();
+  }
+
+  /** Sends what is queued: what is doubted or suspected one by one, the rest as fast as it comes. */
+  async #isolate(): Promise<void> {
     const tracker = this.#tracker;
     const superseded = (): boolean => this.#tracker !== tracker || this.#mode !== 'isolating';
-    if ((this.#mode as string) === 'closed') return;
+    const quiet = async (): Promise<void> => {
+      while (tracker.size > 0 && !superseded()) await new Promise<void>((resolve) => (this.#endWait = resolve));
+    };
     this.#mode = 'isolating';
-    while (this.#suspects > 0) {
-      const fault = await this.#exchanges.check(this.#queue[0]?.message?.exchange ?? '');
-      if (superseded()) return;
-      const item = this.#queue.shift();
-      this.#suspects -= 1;
-      if (!item) break;
-      if (fault) {
-        this.#refuse(item, fault);
-        continue;
+    for (let item = this.#queue[0]; item; item = this.#queue[0]) {
+      if (this.#doubted > 0 || this.#suspects.has(idOf(item))) {
+        await quiet();
+        if (superseded()) return;
+        const fault = this.#suspects.verdict(idOf(item)) ?? (await this.#exchanges.check(item.message?.exchange ?? ''));
+        if (superseded()) return;
+        this.#queue.shift();
+        this.#doubted = Math.max(0, this.#doubted - 1);
+        if (fault) {
+          this.#refuse(item, fault);
+          continue;
+        }
+        this.#alone = item;
+        this.#send(item);
+        await quiet();
+        if (superseded()) return;
+        this.#alone = undefined;
+      } else {
+        this.#queue.shift();
+        this.#send(item);
+        // The send may have found the connection closing; the rest keeps its place behind it.
+        if (superseded()) return;
       }
-      const decided = new Promise<void>((resolve) => (this.#endAlone = resolve));
-      this.#send(item);
-      if (tracker.size > 0) await decided;
-      this.#endAlone = undefined;
-      if (superseded()) return;
     }
     this.#mode = 'flowing';
-    for (const item of this.#queue.splice(0)) {
-      // A send may find the connection closing; the rest keeps its place behind it.
-      if (this.#queue.length > 0) this.#queue.push(item);
-      else this.#send(item);
-    }
   }
 
   /** F87: a broker that says nothing for too long is given up, not just logged. */
@@ -273,6 +307,10 @@ export class Publishing<T extends Publishable> {
       this.#watch();
     });
   }
+}
+
+function idOf(item: Publishable): string {
+  return item.message?.messageId ?? '';
 }
 
 /** The broker closed the channel over something that was sent on it; a lost connection gives no reply code. */

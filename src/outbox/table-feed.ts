@@ -179,15 +179,20 @@ export class TableFeed {
         seqs.push(each.seq);
         bytes += each.bytes;
       }
-      for (const row of await this.#table.readRows(seqs)) {
-        // The stream may have brought it since the list was made.
-        if (this.#works.has(row.seq)) continue;
-        onRow?.(row);
-        const work = tableWork(row, origin);
-        this.#works.add(work);
-        published += 1;
-        const wait = this.#admission.admit(work);
-        if (wait) await wait;
+      const settled = this.#works.watch(new Set(seqs));
+      try {
+        for (const row of await this.#table.readRows(seqs)) {
+          // The stream may have brought it since the list was made, and it may even be settled since it was read.
+          if (this.#works.has(row.seq) || settled.removed.has(row.seq)) continue;
+          onRow?.(row);
+          const work = tableWork(row, origin);
+          this.#works.add(work);
+          published += 1;
+          const wait = this.#admission.admit(work);
+          if (wait) await wait;
+        }
+      } finally {
+        settled.end();
       }
     }
     return published;

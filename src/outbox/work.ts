@@ -44,6 +44,7 @@ export function tableWork(row: OutboxRow, origin: Exclude<Origin, 'stream'>): Wo
 /** Everything unsettled, by seq. Shared by pump, table reads and settler; one relay session has one. */
 export class Works {
   readonly #bySeq = new Map<string, Work>();
+  readonly #watched = new Set<{ seqs: ReadonlySet<string>; removed: Set<string> }>();
 
   /** The unsettled work for this very row, if any. */
   find(row: { seq: string; id: string }): Work | undefined {
@@ -61,6 +62,17 @@ export class Works {
 
   remove(work: Work): void {
     if (this.#bySeq.get(work.row.seq) === work) this.#bySeq.delete(work.row.seq);
+    for (const { seqs, removed } of this.#watched) if (seqs.has(work.row.seq)) removed.add(work.row.seq);
+  }
+
+  /**
+   * Notes which of these are settled until `end`: an answer that was read before and comes after must not bring them
+   * back.
+   */
+  watch(seqs: ReadonlySet<string>): { readonly removed: ReadonlySet<string>; end(): void } {
+    const watch = { seqs, removed: new Set<string>() };
+    this.#watched.add(watch);
+    return { removed: watch.removed, end: () => void this.#watched.delete(watch) };
   }
 
   get size(): number {

@@ -6,6 +6,13 @@ export function replyCode(error: unknown): number | undefined {
   return typeof error.code === 'number' ? error.code : undefined;
 }
 
+/**
+ * Reply codes with which the broker closes a connection over what it was sent: frame, syntax, command invalid, channel,
+ * unexpected frame, not implemented, internal (a message may crash the channel's process). Not 320, an operator's, nor 530.
+ * Source: https://www.rabbitmq.com/amqp-0-9-1-reference#constants
+ */
+const OBJECTIONS: ReadonlySet<number | undefined> = new Set([501, 502, 503, 504, 505, 540, 541]);
+
 /** Turns an error of the client or the broker into ours, once; `doing` says what failed. Ours pass unchanged. */
 export function toBrokerError(error: unknown, doing: string): WaybillError {
   if (error instanceof WaybillError) return error;
@@ -28,5 +35,6 @@ export function toBrokerError(error: unknown, doing: string): WaybillError {
     );
   }
   if (replyCode(error) === 406) return fail('WAYBILL_TOPOLOGY_MISMATCH', text);
+  if (OBJECTIONS.has(replyCode(error))) return fail('WAYBILL_CONNECTION_CLOSED', text);
   return fail('WAYBILL_BROKER_UNAVAILABLE', text, 'Is RabbitMQ running and reachable under broker.url?');
 }

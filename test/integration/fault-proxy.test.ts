@@ -8,6 +8,7 @@ import { startBrokerProbe } from '../support/broker-probe.js';
 import { freshDatabase, type FreshDatabase } from '../support/database.js';
 import { startFaultProxy, type FaultProxy } from '../support/fault-proxy.js';
 import { until } from '../support/waiting.js';
+import { connectionClose } from '../support/wire/amqp-frames.js';
 
 let proxy: FaultProxy;
 afterEach(() => proxy.close());
@@ -143,6 +144,83 @@ describe('in front of RabbitMQ', () => {
     await expect(amqp.connect(proxy.url(vhost.url))).rejects.toThrow();
     proxy.refuse(false);
     await (await amqp.connect(proxy.url(vhost.url))).close();
+  });
+
+  test('delays both directions from an event on, without narrowing the line, and loses nothing', async () => {
+    const { queue } = await channel.assertQueue('', { exclusive: true });
+    const late = proxy.at('amqp.client.header', 3, () => proxy.delay(100));
+    const waits: number[] = [];
+    for (let n = 1; n <= 4; n += 1) {
+      const began = performance.now();
+      publishOne(queue, `m${n}`);
+      await channel.waitForConfirms();
+      waits.push(performance.now() - began);
+    }
+    await late;
+    // The third header passed as the delay began; there and back is twice the latency.
+    expect(waits[3]).toBeGreaterThanOrEqual(200);
+    const began = performance.now();
+    for (let n = 1; n <= 200; n += 1) publishOne(queue, `p${n}`);
+    await channel.waitForConfirms();
+    expect(performance.now() - began).toBeGreaterThanOrEqual(200);
+    // One after the other they would take 40 s.
+    expect(performance.now() - began).toBeLessThan(10_000);
+    expect(confirmed).toBe(204);
+    proxy.delay(0);
+    await connection.close();
+  });
+
+  test('floods: many frames in one chunk, or byte by byte; all of it arrives in order', async () => {
+    const queue = 'flooded';
+    await channel.assertQueue(queue);
+    const socket = connection.connection as unknown as { stream: NodeJS.ReadableStream };
+    const chunks: number[] = [];
+    socket.stream.on('data', (chunk: Buffer) => chunks.push(chunk.length));
+    for (const [flow, names] of [
+      ['burst', 'abcdefghij'],
+      ['dribble', 'klmnopqrst'],
+    ] as const) {
+      proxy.flood(flow);
+      chunks.length = 0;
+      for (const name of names) {
+        publishOne(queue, name);
+        // A return and its ack: several frames from the server.
+        publishOne('nowhere', name);
+      }
+      await channel.waitForConfirms();
+      if (flow === 'burst') expect(Math.max(...chunks)).toBeGreaterThan(500);
+      else expect(chunks.reduce((a, b) => a + b, 0) / chunks.length).toBeLessThan(20);
+    }
+    proxy.flood('as-it-comes');
+    expect(confirmed).toBe(40);
+    const probe = await startBrokerProbe({ url: vhost.url, queue });
+    await probe.waitFor(20);
+    expect(probe.ids().join('')).toBe('abcdefghijklmnopqrst');
+    await probe.close();
+    await connection.close();
+  });
+
+  test('answers in the place of the broker at each match, and the broker hears no more', async () => {
+    await channel.assertQueue('answered');
+    const end = proxy.every((unit) => unit.names.includes('amqp.client.header') && unit.bytes.includes('poison'), {
+      answer: connectionClose(501, 'FRAME_ERROR - test'),
+    });
+    publishOne('answered', 'good');
+    await channel.waitForConfirms();
+    const error = once(connection, 'error') as Promise<[Error & { code: number }]>;
+    publishOne('answered', 'poison');
+    publishOne('answered', 'after');
+    expect((await error)[0]).toMatchObject({
+      code: 501,
+      message: expect.stringContaining('FRAME_ERROR - test') as unknown,
+    });
+    await ended;
+    await until(() => proxy.connections === 0, { what: 'the end of the connection' });
+    end();
+    const probe = await startBrokerProbe({ url: vhost.url, queue: 'answered' });
+    await probe.waitFor(1);
+    expect(probe.ids()).toEqual(['good']);
+    await probe.close();
   });
 
   test('large bodies pass whole', async () => {

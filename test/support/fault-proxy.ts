@@ -1,10 +1,14 @@
 import { once } from 'node:events';
 import { createServer, type AddressInfo, type Socket } from 'node:net';
-import { ProxiedLink } from './proxied-link.js';
+import type { Flow } from './proxied-lane.js';
+import { ProxiedLink, type LinkAction } from './proxied-link.js';
 import type { WireUnit } from './wire/units.js';
 
-/** What happens at a point, and whether the unit there still passes. */
-export type FaultAction = 'cut-before' | 'cut-after' | 'stall-before' | 'stall-after';
+/**
+ * What happens at a point: a fault, and whether the unit there still passes; bytes that its sender gets instead, as if
+ * from the other end, which is cut off; or something of the test's own, before the unit passes.
+ */
+export type FaultAction = LinkAction | (() => void);
 
 /** A name of wire/amqp-frames.ts or wire/postgres-messages.ts, or a look at the unit itself. */
 export type FaultPoint = string | ((unit: WireUnit) => boolean);
@@ -48,6 +52,18 @@ export interface FaultProxy {
     action: FaultAction,
     options?: { scope?: 'connection' | 'all' },
   ): Promise<WireUnit>;
+  /** Acts at each unit that matches, until the end that is returned. */
+  every(point: FaultPoint, action: FaultAction): () => void;
+  /**
+   * From now on each unit passes so many milliseconds after it came, in each direction, on these and on new connections:
+   * latency, not a narrower line. 0 ends it.
+   */
+  delay(ms: number): void;
+  /**
+   * From now on bytes are handed on in bursts (gathered until the sender pauses, then many frames in one chunk), or
+   * dribbled one by one. The default ends it.
+   */
+  flood(flow: Flow): void;
   /** Units with this name that have reached the proxy so far. */
   count(name: string): number;
   /** Shows every unit as it is about to pass; returns the end of it. */
@@ -57,7 +73,8 @@ export interface FaultProxy {
 
 interface Trap {
   matches: (unit: WireUnit) => boolean;
-  left: number;
+  /** Matches until it acts; undefined acts at each of them. */
+  left: number | undefined;
   action: FaultAction;
   all: boolean;
   spring: (unit: WireUnit) => void;
@@ -71,6 +88,8 @@ export async function startFaultProxy(options: FaultProxyOptions): Promise<Fault
   const traps = new Set<Trap>();
   let stalled = false;
   let refusing = false;
+  let delayMs = 0;
+  let flow: Flow = 'as-it-comes';
 
   const server = createServer({ noDelay: true, pauseOnConnect: true }, (client: Socket) => {
     if (refusing) {
@@ -84,6 +103,7 @@ export async function startFaultProxy(options: FaultProxyOptions): Promise<Fault
     );
     links.add(link);
     link.onceEnded(() => links.delete(link));
+    link.shape(delayMs, flow);
     if (stalled) link.stall();
   });
   server.listen(0, '127.0.0.1');
@@ -91,25 +111,33 @@ export async function startFaultProxy(options: FaultProxyOptions): Promise<Fault
   const { port } = server.address() as AddressInfo;
 
   /** Called by a link with each unit before it passes; says what to do there. */
-  function inspect(unit: WireUnit, link: ProxiedLink): FaultAction | undefined {
+  function inspect(unit: WireUnit, link: ProxiedLink): LinkAction | undefined {
     for (const name of unit.names) counts.set(name, (counts.get(name) ?? 0) + 1);
     for (const listener of listeners) listener(unit);
     for (const trap of traps) {
-      if (!trap.matches(unit) || --trap.left > 0) continue;
-      traps.delete(trap);
-      if (trap.all) {
-        if (trap.action.startsWith('stall')) stalled = true;
+      if (!trap.matches(unit) || (trap.left !== undefined && --trap.left > 0)) continue;
+      if (trap.left !== undefined) traps.delete(trap);
+      const { action } = trap;
+      if (trap.all && typeof action === 'string') {
+        if (action.startsWith('stall')) stalled = true;
         for (const other of links) {
           if (other === link) continue;
-          if (trap.action.startsWith('cut')) other.cut();
+          if (action.startsWith('cut')) other.cut();
           else other.stall();
         }
       }
       trap.spring(unit);
-      return trap.action;
+      if (typeof action !== 'function') return action;
+      action();
     }
     return undefined;
   }
+
+  const matcher = (point: FaultPoint): Trap['matches'] =>
+    typeof point === 'string' ? (unit) => unit.names.includes(point) : point;
+  const shape = (): void => {
+    for (const link of links) link.shape(delayMs, flow);
+  };
 
   return {
     port,
@@ -137,8 +165,21 @@ export async function startFaultProxy(options: FaultProxyOptions): Promise<Fault
       refusing = on;
     },
     at(point, nth, action, { scope = 'connection' } = {}) {
-      const matches = typeof point === 'string' ? (unit: WireUnit) => unit.names.includes(point) : point;
+      const matches = matcher(point);
       return new Promise((spring) => traps.add({ matches, left: nth, action, all: scope === 'all', spring }));
+    },
+    every(point, action) {
+      const trap = { matches: matcher(point), left: undefined, action, all: false, spring: () => undefined };
+      traps.add(trap);
+      return () => void traps.delete(trap);
+    },
+    delay(ms) {
+      delayMs = ms;
+      shape();
+    },
+    flood(how) {
+      flow = how;
+      shape();
     },
     count: (name) => counts.get(name) ?? 0,
     tap(listener) {

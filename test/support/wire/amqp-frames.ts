@@ -63,3 +63,16 @@ function frameName(type: number, body: Buffer): string {
   const [className, methods] = CLASSES[classId] ?? [`class-${classId}`, {}];
   return `${className}.${methods[methodId] ?? `method-${methodId}`}`;
 }
+
+/** The frame with which a broker closes a whole connection. */
+export function connectionClose(replyCode: number, replyText: string): Buffer {
+  const text = Buffer.from(replyText);
+  const body = Buffer.alloc(11 + text.length);
+  body.writeUInt16BE(10, 0);
+  body.writeUInt16BE(50, 2);
+  body.writeUInt16BE(replyCode, 4);
+  body.writeUInt8(text.length, 6);
+  text.copy(body, 7);
+  const head = Buffer.from([1, 0, 0, 0, 0, 0, body.length]);
+  return Buffer.concat([head, body, Buffer.from([0xce])]);
+}

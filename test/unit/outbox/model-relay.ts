@@ -2,6 +2,7 @@ import { Turns } from '../../../src/runtime/turns.js';
 import { WaybillError } from '../../../src/core/errors.js';
 import { Ledger } from '../../../src/core/ledger.js';
 import { LSN_ZERO, maxLsn, type Lsn } from '../../../src/core/lsn.js';
+import { Suspects } from '../../../src/core/suspects.js';
 import { Window } from '../../../src/core/window.js';
 import { Admission } from '../../../src/outbox/admission.js';
 import { ExchangeChecks } from '../../../src/outbox/exchange-checks.js';
@@ -84,6 +85,7 @@ export class ModelRelay {
       clock,
       confirmTimeoutMs: 1e12,
       counters,
+      suspects: new Suspects(),
       events: {
         onConfirmed: heard((work) => admission.confirmed(work)),
         onReturned: heard((work, reason) => admission.returned(work, reason)),

@@ -1,6 +1,7 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { turn } from '../../support/manual-clock.js';
+import { MAX_KILLS, Suspects } from '../../../src/core/suspects.js';
 import { Bench } from './scripted-broker.js';
 
 async function openBench(): Promise<Bench> {
@@ -30,6 +31,65 @@ test('F72, F78-F80: the one that kills the channel alone is refused; its neighbo
   const told = ['died 4', 'confirmed a', 'refused b refused_by_broker', 'died 0', 'confirmed c', 'confirmed d'];
   expect(bench.told).toEqual([...told, 'confirmed e', 'confirmed f']);
   expect([bench.window.messages, bench.window.bytes, bench.publishing.outstanding]).toEqual([0, 0, 0]);
+});
+
+test('F72, F78: suspects of an earlier session go alone, everybody else flows, and the killer is named', async () => {
+  const suspects = new Suspects();
+  const first = new Bench(suspects);
+  await first.publishing.open();
+  first.publish('abcd');
+  first.channel.events.onAck(1, false);
+  first.channel.die();
+  expect(first.publishing.lost).toEqual({ messageIds: ['b', 'c', 'd'], alone: false });
+  suspects.accuse(first.publishing.lost.messageIds, first.publishing.lost.alone, '541');
+  await first.publishing.close();
+  for (let kill = 1; kill <= MAX_KILLS; kill += 1) {
+    const bench = new Bench(suspects);
+    await bench.publishing.open();
+    bench.publish('abcdef');
+    // With a killer known, its neighbours are free.
+    expect(bench.sent).toEqual([kill === 1 ? 'a' : 'ab']);
+    for (let tag = 1; tag <= 2; tag += 1) {
+      bench.channel.events.onAck(tag, false);
+      await turn();
+    }
+    expect(bench.sent).toEqual(['abc']);
+    bench.channel.die();
+    expect(bench.publishing.lost).toEqual({ messageIds: ['c'], alone: true });
+    suspects.accuse(['c'], true, '541');
+    await bench.publishing.close();
+  }
+  const last = new Bench(suspects);
+  await last.publishing.open();
+  last.publish('cdef');
+  await turn();
+  expect(last.sent).toEqual(['def']);
+  expect(last.told).toEqual(['refused c refused_by_broker']);
+  expect([last.window.messages, last.publishing.outstanding]).toEqual([3, 3]);
+});
+
+test('F75: a suspect that is nacked stays alone when it goes again', async () => {
+  const suspects = new Suspects();
+  suspects.accuse(['b'], false, '541');
+  const bench = new Bench(suspects);
+  await bench.publishing.open();
+  bench.publish('ab');
+  bench.channel.events.onAck(1, false);
+  await turn();
+  bench.channel.events.onNack(2, false);
+  await turn();
+  bench.publish('c');
+  bench.clock.advance(100);
+  await turn();
+  expect(bench.sent).toEqual(['abc']);
+  bench.channel.events.onAck(3, false);
+  await turn();
+  expect(bench.sent).toEqual(['abcb']);
+  bench.publish('d');
+  expect(bench.sent).toEqual(['abcb']);
+  bench.channel.events.onAck(4, false);
+  await turn();
+  expect(bench.sent).toEqual(['abcbd']);
 });
 
 test('F68, F87: a channel that is lost without a reply code refuses nobody, also one that was alone', async () => {

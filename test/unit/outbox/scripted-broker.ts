@@ -1,6 +1,7 @@
 import type { Return } from '../../../src/core/confirms.js';
 import type { Fault } from '../../../src/core/fault.js';
 import { toMessage, isFault, type Message } from '../../../src/core/message.js';
+import { Suspects } from '../../../src/core/suspects.js';
 import { Window } from '../../../src/core/window.js';
 import { ExchangeChecks } from '../../../src/outbox/exchange-checks.js';
 import type { PublishChannel, PublishChannelEvents, PublishConnection } from '../../../src/outbox/ports.js';
@@ -56,22 +57,28 @@ export class Bench implements PublishConnection {
   isBlocked = false;
   openFails: Error | undefined;
   failure: Error | undefined;
-  readonly publishing = new Publishing<Item>({
-    connection: this,
-    exchanges: new ExchangeChecks(this, this.clock),
-    window: this.window,
-    clock: this.clock,
-    confirmTimeoutMs: 30_000,
-    counters: this.counters,
-    events: {
-      onConfirmed: ({ name }) => this.told.push(`confirmed ${name}`),
-      onReturned: ({ name }, reason: Return) => this.told.push(`returned ${name} ${reason.replyCode}`),
-      onRefused: ({ name }, { fault }) => this.told.push(`refused ${name} ${fault}`),
-      onNackedTooOften: ({ name }) => this.told.push(`nacked ${name}`),
-      onFailed: (error) => (this.failure ??= error),
-      onChannelDied: (_error, unconfirmed) => this.told.push(`died ${unconfirmed}`),
-    },
-  });
+  readonly publishing: Publishing<Item>;
+
+  /** `suspects` as earlier sessions left them. */
+  constructor(suspects = new Suspects()) {
+    this.publishing = new Publishing<Item>({
+      connection: this,
+      exchanges: new ExchangeChecks(this, this.clock),
+      window: this.window,
+      clock: this.clock,
+      confirmTimeoutMs: 30_000,
+      counters: this.counters,
+      suspects,
+      events: {
+        onConfirmed: ({ name }) => this.told.push(`confirmed ${name}`),
+        onReturned: ({ name }, reason: Return) => this.told.push(`returned ${name} ${reason.replyCode}`),
+        onRefused: ({ name }, { fault }) => this.told.push(`refused ${name} ${fault}`),
+        onNackedTooOften: ({ name }) => this.told.push(`nacked ${name}`),
+        onFailed: (error) => (this.failure ??= error),
+        onChannelDied: (_error, unconfirmed) => this.told.push(`died ${unconfirmed}`),
+      },
+    });
+  }
 
   openChannel(events: PublishChannelEvents): Promise<PublishChannel> {
     if (this.openFails) return Promise.reject(this.openFails);
