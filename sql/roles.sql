@@ -127,6 +127,10 @@ begin
     from pg_proc p join pg_namespace n on n.oid = p.pronamespace
     where n.nspname = schema_name and p.proowner <> owner_oid
     union all
+    select format('alter type %I.%I owner to %I', schema_name, c.relname, owner_role)
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where n.nspname = schema_name and c.relowner <> owner_oid and c.relkind = 'c'
+    union all
     select format('alter publication %I owner to %I', b.pubname, owner_role)
     from pg_publication b where b.pubname = schema_name || '_outbox' and b.pubowner <> owner_oid
   loop
@@ -151,6 +155,12 @@ grant select (seq, id) on :"schema".outbox to :"app";
 grant execute on function
   :"schema".publish, :"schema".publish_many, :"schema".cancel, :"schema".publication_status,
   :"schema".headers_are_publishable to :"app";
+-- Its inbox: only rows of consumers that the owner gave it by grant_consumer.
+grant execute on function
+  :"schema".first_time, :"schema".first_result, :"schema".newer, :"schema".json_of_body,
+  :"schema".payload(:"schema".inbox_message), :"schema".payload(:"schema".claimed_message),
+  :"schema".inbox_claim, :"schema".inbox_complete, :"schema".inbox_fail, :"schema".inbox_defer, :"schema".inbox_extend,
+  :"schema".inbox_handling to :"app";
 
 -- The relay: no DDL; partitions and the publication are kept by the owner's functions.
 grant select, insert, update, delete on :"schema".outbox to :"relay";
@@ -164,8 +174,29 @@ grant execute on function
 -- For an operator who uses the relay's configuration: `waybill outbox retry`, `discard` and `replay` by id.
 grant execute on function :"schema".retry, :"schema".discard, :"schema".replay to :"relay";
 
+
+-- The receiver of the inbox is the same program; its sql handlers run as this role, without the owner's rights.
+grant select, insert, update, delete on
+  :"schema".inbox, :"schema".inbox_attempt, :"schema".consumer to :"relay";
+grant select on :"schema".consumer_grant, :"schema".inbox_backlog, :"schema".action_log to :"relay";
+grant select, delete on :"schema".idempotency to :"relay";
+grant usage, select on sequence :"schema".inbox_seq_seq to :"relay";
+grant execute on function
+  :"schema".json_of_body, :"schema".payload(:"schema".inbox_message), :"schema".payload(:"schema".claimed_message),
+  :"schema".payload(:"schema".inbox), :"schema".message_of, :"schema".set_handling, :"schema".consumer_settings,
+  :"schema".consumer_for_caller, :"schema".key_lock, :"schema".release_key, :"schema".inbox_age, :"schema".put_back,
+  :"schema".end_expired_leases, :"schema".take_rows, :"schema".check_claim, :"schema".claimed_row,
+  :"schema".inbox_claim, :"schema".inbox_complete, :"schema".inbox_fail, :"schema".inbox_defer, :"schema".inbox_extend,
+  :"schema".inbox_handling, :"schema".first_time, :"schema".first_result, :"schema".newer,
+  :"schema".register_consumers, :"schema".consumer_break, :"schema".consumer_mend, :"schema".inbox_wake,
+  :"schema".arrivals, :"schema".store_arrivals, :"schema".handler_call, :"schema".deferred_constraints,
+  :"schema".call_handler, :"schema".inbox_receive, :"schema".inbox_claim_rows, :"schema".lock_keys,
+  :"schema".finish_row, :"schema".inbox_apply, :"schema".inbox_settle, :"schema".revive_row, :"schema".inbox_refund,
+  :"schema".inbox_due, :"schema".inbox_sweep, :"schema".inbox_deaths, :"schema".inbox_deaths_copied,
+  :"schema".inbox_clean, :"schema".clean_idempotency to :"relay";
+
 -- Whoever watches.
-grant select on :"schema".outbox_backlog to :"observer";
+grant select on :"schema".outbox_backlog, :"schema".inbox_backlog to :"observer";
 
 -- Insert-then-delete: its writers are members of this role and of the application's.
 do $$

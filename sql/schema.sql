@@ -5,6 +5,122 @@ set check_function_bodies = off;
 
 create schema waybill;
 
+create type waybill.claimed_message as (
+  seq bigint,
+  claim_token uuid,
+  attempt integer,
+  lease_until timestamp with time zone,
+  consumer text,
+  message_id text,
+  original_id text,
+  type text,
+  key text,
+  schema_version integer,
+  body bytea,
+  content_type text,
+  content_encoding text,
+  headers jsonb,
+  exchange text,
+  routing_key text,
+  correlation_id text,
+  causation_id text,
+  reply_to text,
+  app_id text,
+  priority smallint,
+  occurred_at timestamp with time zone,
+  traceparent text,
+  tracestate text,
+  received_at timestamp with time zone
+);
+
+create type waybill.inbox_message as (
+  seq bigint,
+  attempt integer,
+  consumer text,
+  message_id text,
+  original_id text,
+  type text,
+  key text,
+  schema_version integer,
+  body bytea,
+  content_type text,
+  content_encoding text,
+  headers jsonb,
+  exchange text,
+  routing_key text,
+  correlation_id text,
+  causation_id text,
+  reply_to text,
+  app_id text,
+  priority smallint,
+  occurred_at timestamp with time zone,
+  traceparent text,
+  tracestate text,
+  received_at timestamp with time zone
+);
+
+CREATE OR REPLACE FUNCTION waybill.arrivals(messages json, bodies bytea)
+ RETURNS TABLE(ordinal integer, message_id text, original_id text, type text, key text, schema_version integer, content_type text, content_encoding text, headers jsonb, exchange text, routing_key text, correlation_id text, causation_id text, reply_to text, app_id text, priority smallint, occurred_at timestamp with time zone, traceparent text, tracestate text, dead_reason text, error text, raw_properties text, failed text, hold boolean, body bytea)
+ LANGUAGE sql
+ STABLE
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+  select
+    r.ordinal::int, r.message_id, r.original_id, r.type, r.key, r.schema_version, r.content_type, r.content_encoding,
+    r.headers, r.exchange, r.routing_key, r.correlation_id, r.causation_id, r.reply_to, r.app_id, r.priority,
+    r.occurred_at, r.traceparent, r.tracestate, r.dead_reason, r.error, r.raw_properties, r.failed,
+    coalesce(r.hold, false),
+    substring(bodies
+      from 1 + coalesce(sum(r.size) over (order by r.ordinal rows between unbounded preceding and 1 preceding), 0)::int
+      for coalesce(r.size, 0))
+  from rows from (json_to_recordset(messages) as (
+    message_id text, size int, original_id text, type text, key text, schema_version int, content_type text,
+    content_encoding text, headers jsonb, exchange text, routing_key text, correlation_id text, causation_id text,
+    reply_to text, app_id text, priority smallint, occurred_at timestamptz, traceparent text, tracestate text,
+    dead_reason text, error text, raw_properties text, failed text, hold boolean
+  )) with ordinality as r (
+    message_id, size, original_id, type, key, schema_version, content_type, content_encoding, headers, exchange,
+    routing_key, correlation_id, causation_id, reply_to, app_id, priority, occurred_at, traceparent, tracestate,
+    dead_reason, error, raw_properties, failed, hold, ordinal
+  )
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.call_handler(calling text, message waybill.inbox_message, deferred text, OUT verdict text, OUT error text, OUT result text)
+ RETURNS record
+ LANGUAGE plpgsql
+AS $function$
+begin
+  perform waybill.set_handling(message);
+  begin
+    execute calling into result using message;
+    -- A broken deferred constraint is this message's, not that of the whole batch at its commit.
+    set constraints all immediate;
+    verdict := 'done';
+    result := nullif(left(result, 4000), '');
+  exception
+    when serialization_failure or deadlock_detected or read_only_sql_transaction then
+      raise;
+    -- Why assert_failure by name: "others" leaves it out. It leaves query_canceled out too, and that is wanted.
+    when assert_failure or others then
+      -- The server is short of something: no message's fault.
+      if sqlstate ~ '^(53|57|58)' then
+        raise;
+      end if;
+      error := sqlstate || ': ' || sqlerrm;
+      result := null;
+      verdict := case
+        when sqlstate = 'WB001' then 'not-yet'
+        when sqlstate = 'WB002' then 'never'
+        when sqlstate ~ '^(42|3F)' then 'broken'
+        else 'retry'
+      end;
+  end;
+  if deferred is not null then
+    execute 'set constraints ' || deferred || ' deferred';
+  end if;
+end
+$function$;
+
 CREATE OR REPLACE FUNCTION waybill.cancel(id uuid)
  RETURNS boolean
  LANGUAGE plpgsql
@@ -18,6 +134,80 @@ begin
     and (o.state = 'scheduled' or o.state = 'ready' and o.deliver_at > clock_timestamp());
   return found;
 end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.check_claim(max integer, lease interval)
+ RETURNS void
+ LANGUAGE plpgsql
+ IMMUTABLE
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+begin
+  if max is null or max not between 1 and 1000 then
+    raise exception 'max must be 1 to 1000' using errcode = '22023';
+  elsif lease is null or lease not between interval '1 second' and interval '1 day' then
+    raise exception 'a lease must be 1 second to 1 day' using errcode = '22023';
+  end if;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.clean_idempotency(older_than interval DEFAULT '30 days'::interval, max_rows integer DEFAULT 10000)
+ RETURNS TABLE(removed bigint, remaining bigint)
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  most_counted constant int := 100000;
+  before constant timestamptz := clock_timestamp() - older_than;
+begin
+  if older_than is null or older_than < interval '0' then
+    raise exception 'older_than must not be negative' using errcode = '22023';
+  end if;
+  delete from waybill.idempotency where ctid = any (array(
+    select d.ctid from waybill.idempotency d where d.first_at < before order by d.first_at limit max_rows
+    for update skip locked
+  ));
+  get diagnostics removed = row_count;
+  select count(*) into remaining from (
+    select from waybill.idempotency d where d.first_at < before limit most_counted
+  ) as left_over;
+  return next;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.consumer_break(consumer text, reason text)
+ RETURNS boolean
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+begin
+  update waybill.consumer c set paused_at = clock_timestamp(), paused_by = 'breaker', paused_reason = left(reason, 4000)
+  where c.name = consumer_break.consumer and c.paused_at is null;
+  return found;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.consumer_mend(consumer text)
+ RETURNS boolean
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+begin
+  update waybill.consumer c set paused_at = null, paused_by = null, paused_reason = null
+  where c.name = consumer_mend.consumer and c.paused_by = 'breaker';
+  return found;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.deferred_constraints()
+ RETURNS text
+ LANGUAGE sql
+ STABLE
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+  select string_agg(format('%I.%I', n.nspname, c.conname), ', ')
+  from pg_constraint c join pg_namespace n on n.oid = c.connamespace
+  where c.condeferred and has_schema_privilege(n.oid, 'usage')
 $function$;
 
 CREATE OR REPLACE FUNCTION waybill.discard(id uuid, reason text DEFAULT NULL::text)
@@ -87,6 +277,48 @@ exception
 end
 $function$;
 
+CREATE OR REPLACE FUNCTION waybill.first_result(scope text, key text)
+ RETURNS text
+ LANGUAGE sql
+ STABLE SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+  select d.result from waybill.idempotency d where d.scope = first_result.scope and d.key = first_result.key
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.first_time(scope text, key text, result text DEFAULT NULL::text)
+ RETURNS boolean
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+begin
+  insert into waybill.idempotency as d (scope, key, result)
+  values (first_time.scope, first_time.key, first_time.result)
+  on conflict on constraint idempotency_pkey do nothing;
+  return found;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.grant_consumer(consumer text, role text)
+ RETURNS void
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+begin
+  if not exists (select from pg_roles r where r.rolname = grant_consumer.role) then
+    raise exception 'no role %', to_json(role) using errcode = '42704';
+  end if;
+  insert into waybill.consumer_grant as g (consumer, role_name)
+  values (grant_consumer.consumer, grant_consumer.role) on conflict do nothing;
+  if found then
+    insert into waybill.action_log (action, target, details)
+    values ('consumer.grant', grant_consumer.consumer, jsonb_build_object('role', grant_consumer.role));
+  end if;
+end
+$function$;
+
 CREATE OR REPLACE FUNCTION waybill.headers_are_publishable(headers jsonb)
  RETURNS boolean
  LANGUAGE plpgsql
@@ -125,6 +357,532 @@ begin
     end case;
   end loop;
   return true;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.inbox_age(seq bigint, message_id text, received_at timestamp with time zone)
+ RETURNS interval
+ LANGUAGE sql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+  select clock_timestamp() - coalesce(
+    (select max(a.at) from waybill.action_log a
+     where a.target = inbox_age.message_id and a.action in ('inbox.retry', 'inbox.replay')
+       and a.details ->> 'seq' = inbox_age.seq::text),
+    inbox_age.received_at)
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.inbox_apply(consumer text, seqs bigint[], token uuid)
+ RETURNS TABLE(seq bigint, status text, verdict text, attempt integer, next_attempt_at timestamp with time zone, dead_reason text, error text, released bigint)
+ LANGUAGE plpgsql
+AS $function$
+#variable_conflict use_column
+declare
+  most_applied constant int := 60;
+  settings constant waybill.consumer := waybill.consumer_settings(inbox_apply.consumer);
+  calling constant text := waybill.handler_call(settings);
+  deferred constant text := waybill.deferred_constraints();
+  claimed waybill.inbox;
+  called record;
+begin
+  if cardinality(seqs) > most_applied then
+    raise exception 'at most % messages are applied in one transaction', most_applied using errcode = '22023';
+  end if;
+  perform waybill.lock_keys(settings, seqs);
+  for seq in select distinct s.seq from unnest(seqs) as s (seq) order by s.seq loop
+    select * into claimed from waybill.inbox i
+    where i.seq = inbox_apply.seq and i.consumer = settings.name and i.status = 'running' and i.claim_token = token
+    for update;
+    status := null;
+    attempt := null;
+    next_attempt_at := null;
+    dead_reason := null;
+    error := null;
+    released := null;
+    if not found then
+      verdict := 'lost';
+      return next;
+      continue;
+    end if;
+    select * into called from waybill.call_handler(calling, waybill.message_of(claimed), deferred);
+    verdict := called.verdict;
+    error := called.error;
+    if verdict = 'done' then
+      released := waybill.finish_row(settings, claimed.seq, claimed.key, called.result);
+      status := 'done';
+    else
+      select p.status, p.attempt, p.next_attempt_at, p.dead_reason, p.released
+      into status, attempt, next_attempt_at, dead_reason, released
+      from waybill.put_back(settings, claimed.seq, verdict, error, null) as p;
+    end if;
+    return next;
+  end loop;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.inbox_claim(consumer text, max integer DEFAULT 10, lease interval DEFAULT '00:01:00'::interval)
+ RETURNS SETOF waybill.claimed_message
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+ SET enable_seqscan TO 'off'
+AS $function$
+declare
+  settings constant waybill.consumer := waybill.consumer_for_caller(inbox_claim.consumer);
+  taken bigint[];
+begin
+  perform waybill.check_claim(max, lease);
+  if settings.paused_at is not null then
+    return;
+  end if;
+  perform waybill.end_expired_leases(settings);
+
+  -- One whose workers vanished twice goes alone: if it takes the next one down as well, it takes nothing else with it.
+  taken := array(
+    select i.seq from waybill.inbox i
+    where i.consumer = settings.name and i.abandoned >= 2 and i.status in ('pending', 'waiting')
+      and (i.next_attempt_at is null or i.next_attempt_at <= clock_timestamp())
+    order by i.seq limit 1 for update skip locked
+  );
+  if cardinality(taken) = 0 then
+    taken := array(
+      select i.seq from waybill.inbox i
+      where i.consumer = settings.name and i.status = 'waiting' and i.next_attempt_at <= clock_timestamp()
+        and i.abandoned < 2
+      order by i.next_attempt_at limit inbox_claim.max for update skip locked
+    );
+    if cardinality(taken) < inbox_claim.max then
+      taken := taken || array(
+        select i.seq from waybill.inbox i
+        where i.consumer = settings.name and i.status = 'pending' and i.abandoned < 2
+        order by i.consumer, i.seq limit inbox_claim.max - cardinality(taken) for update skip locked
+      );
+    end if;
+  end if;
+  if cardinality(taken) > 0 then
+    return query select * from waybill.take_rows(settings, taken, lease);
+  end if;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.inbox_claim_rows(consumer text, seqs bigint[], attempts integer[] DEFAULT NULL::integer[], lease interval DEFAULT '00:01:00'::interval)
+ RETURNS SETOF waybill.claimed_message
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  early constant interval := '100 milliseconds';
+  settings constant waybill.consumer := waybill.consumer_settings(inbox_claim_rows.consumer);
+  taken bigint[];
+begin
+  perform waybill.check_claim(greatest(cardinality(seqs), 1), lease);
+  if settings.paused_at is not null then
+    return;
+  end if;
+  taken := array(
+    select i.seq from waybill.inbox i
+    where i.seq = any (inbox_claim_rows.seqs) and i.consumer = settings.name
+      and (i.status = 'pending' or i.status = 'waiting' and i.next_attempt_at <= clock_timestamp() + early)
+      and (attempts is null
+        or i.failures + i.abandoned + 1 = attempts[array_position(inbox_claim_rows.seqs, i.seq)])
+      and (i.abandoned < 2 or cardinality(inbox_claim_rows.seqs) = 1)
+    order by i.seq for update skip locked
+  );
+  if cardinality(taken) > 0 then
+    return query select * from waybill.take_rows(settings, taken, lease);
+  end if;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.inbox_clean(consumer text, max_rows integer DEFAULT 5000)
+ RETURNS TABLE(what text, removed bigint, remaining bigint)
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+ SET enable_seqscan TO 'off'
+AS $function$
+#variable_conflict use_column
+declare
+  most_counted constant int := 100000;
+  settings constant waybill.consumer := waybill.consumer_settings(inbox_clean.consumer);
+  moment constant timestamptz := clock_timestamp();
+begin
+  what := 'ids';
+  delete from waybill.inbox where seq = any (array(
+    select i.seq from waybill.inbox i
+    where i.consumer = settings.name and i.status in ('done', 'discarded') and i.processed_at < moment - settings.retain_ids
+    order by i.processed_at limit max_rows for update skip locked
+  ));
+  get diagnostics removed = row_count;
+  select count(*) into remaining from (
+    select from waybill.inbox i
+    where i.consumer = settings.name and i.status in ('done', 'discarded') and i.processed_at < moment - settings.retain_ids
+    limit most_counted
+  ) as left_over;
+  return next;
+
+  what := 'bodies';
+  update waybill.inbox set body = null, raw_properties = null where seq = any (array(
+    select i.seq from waybill.inbox i
+    where i.consumer = settings.name and i.body is not null and i.status in ('done', 'discarded')
+      and i.processed_at < moment - settings.retain_bodies
+    order by i.processed_at limit max_rows for update skip locked
+  ));
+  get diagnostics removed = row_count;
+  select count(*) into remaining from (
+    select from waybill.inbox i
+    where i.consumer = settings.name and i.body is not null and i.status in ('done', 'discarded')
+      and i.processed_at < moment - settings.retain_bodies
+    limit most_counted
+  ) as left_over;
+  return next;
+
+  -- A dead row that holds others stays, however old it is: somebody has to decide.
+  what := 'dead';
+  delete from waybill.inbox where seq = any (array(
+    select i.seq from waybill.inbox i
+    where i.consumer = settings.name and i.status = 'dead' and i.processed_at < moment - settings.retain_dead
+      and not (settings.ordering = 'key' and settings.on_dead = 'block' and i.key is not null and exists (
+        select from waybill.inbox b where b.consumer = settings.name and b.key = i.key and b.status = 'blocked'))
+    order by i.processed_at limit max_rows for update skip locked
+  ));
+  get diagnostics removed = row_count;
+  select count(*) into remaining from (
+    select from waybill.inbox i
+    where i.consumer = settings.name and i.status = 'dead' and i.processed_at < moment - settings.retain_dead
+    limit most_counted
+  ) as left_over;
+  return next;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.inbox_complete(seq bigint, token uuid, result text DEFAULT NULL::text)
+ RETURNS void
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  claimed record;
+begin
+  select * into claimed from waybill.claimed_row(seq, token);
+  update waybill.inbox i
+  set status = 'done', processed_at = clock_timestamp(), result = left(inbox_complete.result, 4000), last_error = null,
+    body = case when (claimed.settings).retain_bodies > interval '0' then i.body end,
+    claim_token = null, lease_until = null, locked_by = null
+  where i.seq = inbox_complete.seq;
+  if claimed.keyed is not null then
+    perform waybill.release_key(claimed.settings, claimed.keyed);
+  end if;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.inbox_deaths_copied(consumer text, died_at timestamp with time zone, seq bigint)
+ RETURNS void
+ LANGUAGE sql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+  update waybill.consumer c set copied_died_at = died_at, copied_seq = inbox_deaths_copied.seq
+  where c.name = inbox_deaths_copied.consumer
+    and (c.copied_died_at, c.copied_seq) < (died_at, inbox_deaths_copied.seq)
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.inbox_defer(seq bigint, token uuid, delay interval DEFAULT NULL::interval, error text DEFAULT NULL::text)
+ RETURNS text
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  claimed record;
+begin
+  select * into claimed from waybill.claimed_row(seq, token);
+  return (waybill.put_back(claimed.settings, seq, 'not-yet', error, delay)).status;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.inbox_due(consumer text, within interval DEFAULT '00:00:00'::interval, max_rows integer DEFAULT 500)
+ RETURNS TABLE(seq bigint, attempt integer, status text, next_attempt_at timestamp with time zone, alone boolean)
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+ SET enable_seqscan TO 'off'
+AS $function$
+#variable_conflict use_column
+begin
+  return query
+  select d.seq, d.failures + d.abandoned + 1, d.status, d.next_attempt_at, d.abandoned >= 2
+  from (
+    (select i.* from waybill.inbox i
+     where i.consumer = inbox_due.consumer and i.status = 'waiting'
+       and i.next_attempt_at <= clock_timestamp() + inbox_due.within
+     order by i.next_attempt_at limit inbox_due.max_rows)
+    union all
+    (select i.* from waybill.inbox i
+     where i.consumer = inbox_due.consumer and i.status = 'pending'
+     order by i.consumer, i.seq limit inbox_due.max_rows)
+  ) as d
+  limit inbox_due.max_rows;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.inbox_extend(seq bigint, token uuid, lease interval DEFAULT '00:01:00'::interval)
+ RETURNS timestamp with time zone
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  until timestamptz;
+begin
+  perform waybill.check_claim(1, lease);
+  perform waybill.consumer_for_caller(i.consumer) from waybill.inbox i where i.seq = inbox_extend.seq;
+  update waybill.inbox i set lease_until = clock_timestamp() + inbox_extend.lease
+  where i.seq = inbox_extend.seq and i.status = 'running' and i.claim_token = inbox_extend.token
+  returning i.lease_until into until;
+  if until is null then
+    raise exception 'lease lost: row %', seq using errcode = 'WB003',
+      hint = 'The lease expired and the row was given to another worker, or it is settled already. Roll back.';
+  end if;
+  return until;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.inbox_fail(seq bigint, token uuid, error text, retry_in interval DEFAULT NULL::interval, never boolean DEFAULT false)
+ RETURNS text
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  claimed record;
+begin
+  select * into claimed from waybill.claimed_row(seq, token);
+  return (waybill.put_back(claimed.settings, seq, case when never then 'never' else 'retry' end, error, retry_in)).status;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.inbox_handling(seq bigint, token uuid)
+ RETURNS void
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  handled waybill.inbox;
+begin
+  select * into handled from waybill.inbox i
+  where i.seq = inbox_handling.seq and i.status = 'running' and i.claim_token = inbox_handling.token;
+  if not found then
+    raise exception 'lease lost: row %', seq using errcode = 'WB003';
+  end if;
+  perform waybill.consumer_for_caller(handled.consumer);
+  perform waybill.set_handling(waybill.message_of(handled));
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.inbox_receive(consumer text, messages json, bodies bytea, apply boolean DEFAULT true)
+ RETURNS TABLE(ordinal integer, outcome text, seq bigint, status text, verdict text, attempt integer, next_attempt_at timestamp with time zone, dead_reason text, error text)
+ LANGUAGE plpgsql
+AS $function$
+#variable_conflict use_column
+declare
+  -- Why: over 64 open subtransactions slow every snapshot of the server.
+  most_applied constant int := 60;
+  settings constant waybill.consumer := waybill.consumer_settings(inbox_receive.consumer);
+  applying constant boolean := settings.handler = 'sql' and inbox_receive.apply;
+  calling constant text := case when applying then waybill.handler_call(settings) end;
+  deferred constant text := case when applying then waybill.deferred_constraints() end;
+  stuck text[] := '{}';
+  stored record;
+  called record;
+  settled record;
+begin
+  if applying and json_array_length(messages) > most_applied then
+    raise exception 'at most % messages are applied in one transaction', most_applied using errcode = '22023';
+  end if;
+  for stored in
+    select * from waybill.store_arrivals(settings, messages, bodies, applying) as s order by s.ordinal
+  loop
+    ordinal := stored.ordinal;
+    outcome := stored.outcome;
+    seq := stored.seq;
+    status := stored.status;
+    verdict := null;
+    attempt := stored.attempt;
+    next_attempt_at := null;
+    dead_reason := stored.dead_reason;
+    error := coalesce(stored.error, stored.failed);
+    if outcome = 'inserted' and status = 'pending' and stored.failed is not null then
+      verdict := 'retry';
+    elsif outcome = 'inserted' and status = 'done' and stored.key = any (stuck) then
+      update waybill.inbox i set status = 'blocked', body = (stored.message).body, processed_at = null
+      where i.seq = stored.seq;
+      status := 'blocked';
+    elsif outcome = 'inserted' and status = 'done' then
+      select * into called from waybill.call_handler(calling, stored.message, deferred);
+      verdict := called.verdict;
+      error := called.error;
+      if verdict <> 'done' and settings.retain_bodies = interval '0' then
+        update waybill.inbox i set body = (stored.message).body where i.seq = stored.seq;
+      elsif called.result is not null then
+        update waybill.inbox i set result = called.result where i.seq = stored.seq;
+      end if;
+    end if;
+    if verdict <> 'done' then
+      select * into settled from waybill.put_back(settings, stored.seq, verdict, error, null);
+      status := settled.status;
+      attempt := settled.attempt;
+      next_attempt_at := settled.next_attempt_at;
+      dead_reason := settled.dead_reason;
+    end if;
+    -- Those of its key that come later in this very batch wait behind it.
+    if stored.key is not null and outcome = 'inserted'
+      and (status <> 'done' and status <> 'dead' or status = 'dead' and settings.on_dead = 'block')
+    then
+      stuck := stuck || stored.key;
+    end if;
+    return next;
+  end loop;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.inbox_refund(consumer text, seqs bigint[], since timestamp with time zone)
+ RETURNS integer
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  settings constant waybill.consumer := waybill.consumer_settings(inbox_refund.consumer);
+  refunded record;
+  given_back int := 0;
+begin
+  perform waybill.lock_keys(settings, seqs);
+  for refunded in
+    select i.seq, i.status, i.dead_reason, i.processed_at from waybill.inbox i
+    where i.seq = any (seqs) and i.consumer = settings.name order by i.seq for update
+  loop
+    with given as (
+      update waybill.inbox_attempt a set verdict = 'refunded'
+      where a.inbox_seq = refunded.seq and a.at >= inbox_refund.since and a.verdict in ('retry', 'broken')
+      returning 1
+    ), counted as (
+      select count(*)::int as n from given
+    )
+    update waybill.inbox i set failures = greatest(i.failures - c.n, 0)
+    from counted c where i.seq = refunded.seq and c.n > 0;
+    continue when not found;
+    given_back := given_back + 1;
+    if refunded.status = 'dead' and refunded.dead_reason in ('attempts', 'age')
+      and refunded.processed_at >= inbox_refund.since
+    then
+      perform waybill.revive_row(settings, refunded.seq, clock_timestamp() + settings.retry_delays[1], false);
+    end if;
+  end loop;
+  return given_back;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.inbox_settle(consumer text, token uuid, results json)
+ RETURNS TABLE(seq bigint, status text, verdict text, attempt integer, next_attempt_at timestamp with time zone, dead_reason text, released bigint)
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+#variable_conflict use_column
+declare
+  settings constant waybill.consumer := waybill.consumer_settings(inbox_settle.consumer);
+  answer record;
+  claimed record;
+begin
+  perform waybill.lock_keys(settings, array(select (r.value ->> 'seq')::bigint from json_array_elements(results) as r));
+  for answer in
+    select * from json_to_recordset(results)
+      as r (seq bigint, verdict text, error text, retry_in interval, result text) order by r.seq
+  loop
+    select i.key into claimed from waybill.inbox i
+    where i.seq = answer.seq and i.consumer = settings.name and i.status = 'running'
+      and i.claim_token = inbox_settle.token for update;
+    seq := answer.seq;
+    status := null;
+    verdict := answer.verdict;
+    attempt := null;
+    next_attempt_at := null;
+    dead_reason := null;
+    released := null;
+    if not found then
+      verdict := 'lost';
+    elsif verdict = 'done' then
+      released := waybill.finish_row(settings, seq, claimed.key, answer.result);
+      status := 'done';
+    else
+      select p.status, p.attempt, p.next_attempt_at, p.dead_reason, p.released
+      into status, attempt, next_attempt_at, dead_reason, released
+      from waybill.put_back(settings, answer.seq, answer.verdict, answer.error, answer.retry_in) as p;
+    end if;
+    return next;
+  end loop;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.inbox_sweep(consumer text, after_key text DEFAULT NULL::text, max_keys integer DEFAULT 500)
+ RETURNS TABLE(released integer, next_key text)
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+ SET enable_seqscan TO 'off'
+AS $function$
+#variable_conflict use_column
+declare
+  settings constant waybill.consumer := waybill.consumer_settings(inbox_sweep.consumer);
+begin
+  released := 0;
+  next_key := after_key;
+  for n in 1..max_keys loop
+    select i.key into next_key from waybill.inbox i
+    where i.consumer = settings.name and i.status = 'blocked' and (next_key is null or i.key > next_key)
+    order by i.consumer, i.key limit 1;
+    exit when next_key is null;
+    -- A key that somebody has the lock of is being seen to.
+    if pg_try_advisory_xact_lock(waybill.key_lock(settings.name, next_key))
+      and waybill.release_key(settings, next_key) is not null
+    then
+      released := released + 1;
+    end if;
+  end loop;
+  return next;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.inbox_wake(consumer text)
+ RETURNS void
+ LANGUAGE sql
+AS $function$ select pg_catalog.pg_notify('waybill_inbox', consumer) $function$;
+
+CREATE OR REPLACE FUNCTION waybill.json_of_body(message_id text, body bytea, content_encoding text)
+ RETURNS json
+ LANGUAGE plpgsql
+ STABLE
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  body_text text;
+begin
+  if body is null then
+    raise exception 'the body of message % is gone', to_json(message_id) using errcode = 'WB002',
+      hint = 'It was redacted, or its retention (retention.bodies of the consumer) is over.';
+  elsif lower(content_encoding) not in ('', 'identity', 'utf-8', 'utf8', 'us-ascii', 'ascii') then
+    raise exception 'the body of message % is encoded: %', to_json(message_id), to_json(content_encoding)
+      using errcode = 'WB002', hint = 'Take the bytes of the column body and decode them in the application.';
+  end if;
+  begin
+    body_text := convert_from(case when substring(body for 3) = '\xefbbbf' then substring(body from 4) else body end, 'UTF8');
+  exception
+    when character_not_in_repertoire or untranslatable_character then
+      raise exception 'the body of message % is not UTF-8 text', to_json(message_id) using errcode = 'WB002',
+        hint = 'Take the bytes of the column body.';
+  end;
+  return body_text::json;
+exception
+  when invalid_text_representation or statement_too_complex then
+    raise exception 'the body of message % is not JSON: %', to_json(message_id), sqlerrm using errcode = 'WB002',
+      hint = 'Take the bytes of the column body.';
 end
 $function$;
 
@@ -237,6 +995,40 @@ begin
 end
 $function$;
 
+CREATE OR REPLACE FUNCTION waybill.key_lock(consumer text, key text)
+ RETURNS bigint
+ LANGUAGE sql
+ IMMUTABLE
+AS $function$ select hashtextextended('waybill.inbox ' || consumer || chr(31) || key, 0) $function$;
+
+CREATE OR REPLACE FUNCTION waybill.newer(scope text, key text, version bigint)
+ RETURNS boolean
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+begin
+  insert into waybill.freshness as f (scope, key, version)
+  values (newer.scope, newer.key, newer.version)
+  on conflict on constraint freshness_pkey do update
+  set version = excluded.version, at = excluded.at
+  where f.version < excluded.version;
+  return found;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.payload(message waybill.claimed_message)
+ RETURNS json
+ LANGUAGE sql
+ STABLE
+AS $function$ select waybill.json_of_body(message.message_id, message.body, message.content_encoding) $function$;
+
+CREATE OR REPLACE FUNCTION waybill.payload(message waybill.inbox_message)
+ RETURNS json
+ LANGUAGE sql
+ STABLE
+AS $function$ select waybill.json_of_body(message.message_id, message.body, message.content_encoding) $function$;
+
 CREATE OR REPLACE FUNCTION waybill.publication_status(id uuid)
  RETURNS text
  LANGUAGE sql
@@ -265,8 +1057,13 @@ begin
   ) values (
     message_id, publish.type, publish.key, coalesce(publish.schema_version, 1), publish.payload, publish.payload_bytes,
     publish.content_type, publish.content_encoding, coalesce(publish.headers, '{}'), publish.exchange,
-    publish.routing_key, publish.correlation_id, publish.causation_id, publish.reply_to, publish.traceparent,
-    publish.tracestate, publish.priority, publish.expires_at, publish.deliver_at, coalesce(publish.occurred_at, now())
+    publish.routing_key,
+    coalesce(publish.correlation_id, nullif(current_setting('waybill_message.correlation_id', true), '')),
+    coalesce(publish.causation_id, nullif(current_setting('waybill_message.id', true), '')),
+    publish.reply_to,
+    coalesce(publish.traceparent, nullif(current_setting('waybill_message.traceparent', true), '')),
+    coalesce(publish.tracestate, nullif(current_setting('waybill_message.tracestate', true), '')),
+    publish.priority, publish.expires_at, publish.deliver_at, coalesce(publish.occurred_at, now())
   );
   return message_id;
 end
@@ -330,8 +1127,13 @@ begin
     coalesce(r.id, gen_random_uuid()), r.type, r.key, coalesce(r.schema_version, 1),
     case when json_typeof(e.message -> 'payload') <> 'null' then e.message -> 'payload' end,
     decode(r.payload_bytes, 'base64'), r.content_type, r.content_encoding, coalesce(r.headers, '{}'), r.exchange,
-    r.routing_key, r.correlation_id, r.causation_id, r.reply_to, r.traceparent, r.tracestate, r.priority, r.expires_at,
-    r.deliver_at, coalesce(r.occurred_at, now())
+    r.routing_key,
+    coalesce(r.correlation_id, nullif(current_setting('waybill_message.correlation_id', true), '')),
+    coalesce(r.causation_id, nullif(current_setting('waybill_message.id', true), '')),
+    r.reply_to,
+    coalesce(r.traceparent, nullif(current_setting('waybill_message.traceparent', true), '')),
+    coalesce(r.tracestate, nullif(current_setting('waybill_message.tracestate', true), '')),
+    r.priority, r.expires_at, r.deliver_at, coalesce(r.occurred_at, now())
   from json_array_elements(messages) with ordinality as e (message, position)
   cross join lateral json_to_record(e.message) as r (
     id uuid, type text, key text, schema_version int, payload_bytes text, content_type text, content_encoding text,
@@ -341,6 +1143,67 @@ begin
   )
   order by e.position
   returning o.id;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.register_consumers(consumers json, accept_new boolean DEFAULT false)
+ RETURNS TABLE(name text, action text)
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+#variable_conflict use_column
+declare
+  wanted record;
+  renamed text;
+begin
+  if json_typeof(consumers) is distinct from 'array' then
+    raise exception 'consumers must be an array of objects' using errcode = '22023';
+  end if;
+  lock table waybill.consumer in share row exclusive mode;
+  for wanted in
+    select * from json_to_recordset(consumers) as r (
+      name text, owner text, queue text, identify text, accept text[], handler text, function text, "order" text,
+      on_dead text, retry_delays interval[], max_attempts int, max_age interval, not_yet_for interval,
+      max_abandoned int, retain_ids interval, retain_bodies interval, retain_dead interval
+    ) order by r.name
+  loop
+    if not exists (select from waybill.consumer c where c.name = wanted.name) then
+      select c.name into renamed from waybill.consumer c
+      where c.queue = wanted.queue
+        and c.name not in (select e.value ->> 'name' from json_array_elements(consumers) as e)
+      order by c.registered_at desc limit 1;
+      if found and not accept_new then
+        raise exception 'consumer % has the queue of consumer %, which is not configured any more: was it renamed?',
+          to_json(wanted.name), to_json(renamed)
+          using errcode = 'WB005', hint = format(
+            'A new name forgets which messages were applied. To keep that: select waybill.rename_consumer(%L, %L); if it is another consumer: select waybill.forget_consumer(%L);',
+            renamed, wanted.name, renamed);
+      end if;
+      action := 'created';
+    else
+      action := 'updated';
+    end if;
+    insert into waybill.consumer as c (
+      name, owner, queue, identify, accept, handler, function, ordering, on_dead, retry_delays, max_attempts, max_age,
+      not_yet_for, max_abandoned, retain_ids, retain_bodies, retain_dead
+    ) values (
+      wanted.name, wanted.owner, wanted.queue, coalesce(wanted.identify, 'message-id'), wanted.accept,
+      coalesce(wanted.handler, 'store'), wanted.function, coalesce(wanted."order", 'none'),
+      coalesce(wanted.on_dead, 'block'), coalesce(wanted.retry_delays, '{1s,5s,30s,2m,10m,1h}'),
+      coalesce(wanted.max_attempts, 8), coalesce(wanted.max_age, '7 days'), coalesce(wanted.not_yet_for, '24 hours'),
+      coalesce(wanted.max_abandoned, 5), coalesce(wanted.retain_ids, '14 days'),
+      coalesce(wanted.retain_bodies, '1 day'), coalesce(wanted.retain_dead, '30 days')
+    )
+    on conflict on constraint consumer_pkey do update set
+      owner = excluded.owner, queue = excluded.queue, identify = excluded.identify, accept = excluded.accept,
+      handler = excluded.handler, function = excluded.function, ordering = excluded.ordering,
+      on_dead = excluded.on_dead, retry_delays = excluded.retry_delays, max_attempts = excluded.max_attempts,
+      max_age = excluded.max_age, not_yet_for = excluded.not_yet_for, max_abandoned = excluded.max_abandoned,
+      retain_ids = excluded.retain_ids, retain_bodies = excluded.retain_bodies, retain_dead = excluded.retain_dead,
+      registered_at = excluded.registered_at;
+    name := wanted.name;
+    return next;
+  end loop;
 end
 $function$;
 
@@ -426,6 +1289,39 @@ begin
 end
 $function$;
 
+CREATE OR REPLACE FUNCTION waybill.revoke_consumer(consumer text, role text)
+ RETURNS boolean
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+begin
+  delete from waybill.consumer_grant g
+  where g.consumer = revoke_consumer.consumer and g.role_name = revoke_consumer.role;
+  if not found then
+    return false;
+  end if;
+  insert into waybill.action_log (action, target, details)
+  values ('consumer.revoke', revoke_consumer.consumer, jsonb_build_object('role', revoke_consumer.role));
+  return true;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.set_handling(message waybill.inbox_message)
+ RETURNS void
+ LANGUAGE sql
+AS $function$
+  select
+    set_config('waybill_message.id', case when octet_length(message.message_id) <= 255 then message.message_id else '' end, true),
+    set_config('waybill_message.correlation_id', coalesce(
+      case when octet_length(message.correlation_id) <= 255 then message.correlation_id end,
+      case when octet_length(message.message_id) <= 255 then message.message_id end, ''), true),
+    set_config('waybill_message.traceparent',
+      case when octet_length(message.traceparent) <= 255 then message.traceparent else '' end, true),
+    set_config('waybill_message.tracestate',
+      case when octet_length(message.tracestate) <= 512 then message.tracestate else '' end, true)
+$function$;
+
 create sequence waybill.outbox_hold_no;
 
 create table waybill.action_log (
@@ -438,6 +1334,154 @@ create table waybill.action_log (
   details jsonb default '{}'::jsonb not null,
   constraint action_log_pkey PRIMARY KEY (seq),
   constraint action_log_details_are_an_object CHECK ((jsonb_typeof(details) = 'object'::text))
+);
+
+create table waybill.consumer (
+  name text not null,
+  owner text,
+  queue text not null,
+  identify text default 'message-id'::text not null,
+  accept text[],
+  handler text default 'store'::text not null,
+  function text,
+  ordering text default 'none'::text not null,
+  on_dead text default 'block'::text not null,
+  retry_delays interval[] default '{00:00:01,00:00:05,00:00:30,00:02:00,00:10:00,01:00:00}'::interval[] not null,
+  max_attempts integer default 8 not null,
+  max_age interval default '7 days'::interval not null,
+  not_yet_for interval default '24:00:00'::interval not null,
+  max_abandoned integer default 5 not null,
+  retain_ids interval default '14 days'::interval not null,
+  retain_bodies interval default '1 day'::interval not null,
+  retain_dead interval default '30 days'::interval not null,
+  paused_at timestamp with time zone,
+  paused_by text,
+  paused_reason text,
+  copied_died_at timestamp with time zone default clock_timestamp() not null,
+  copied_seq bigint default 0 not null,
+  created_at timestamp with time zone default clock_timestamp() not null,
+  registered_at timestamp with time zone default clock_timestamp() not null,
+  constraint consumer_pkey PRIMARY KEY (name),
+  constraint consumer_ages_are_positive CHECK (((max_age > '00:00:00'::interval) AND (not_yet_for > '00:00:00'::interval))),
+  constraint consumer_function_is_schema_and_name CHECK ((function ~ '^[A-Za-z_][A-Za-z0-9_$]*\.[A-Za-z_][A-Za-z0-9_$]*$'::text)),
+  constraint consumer_handler_is_known CHECK ((handler = ANY (ARRAY['store'::text, 'sql'::text, 'http'::text]))),
+  constraint consumer_max_abandoned_is_at_least_1 CHECK ((max_abandoned >= 1)),
+  constraint consumer_max_attempts_is_at_least_1 CHECK ((max_attempts >= 1)),
+  constraint consumer_name_is_1_to_255_bytes CHECK (((octet_length(name) >= 1) AND (octet_length(name) <= 255))),
+  constraint consumer_on_dead_is_known CHECK ((on_dead = ANY (ARRAY['block'::text, 'skip'::text]))),
+  constraint consumer_ordering_is_known CHECK ((ordering = ANY (ARRAY['none'::text, 'key'::text]))),
+  constraint consumer_paused_by_is_known CHECK ((paused_by = ANY (ARRAY['operator'::text, 'breaker'::text]))),
+  constraint consumer_pauses_say_by_whom CHECK (((paused_at IS NULL) = (paused_by IS NULL))),
+  constraint consumer_queue_is_1_to_255_bytes CHECK (((octet_length(queue) >= 1) AND (octet_length(queue) <= 255))),
+  constraint consumer_retentions_are_not_negative CHECK (((retain_ids > '00:00:00'::interval) AND (retain_bodies >= '00:00:00'::interval) AND (retain_dead > '00:00:00'::interval))),
+  constraint consumer_retry_delays_are_1_to_32 CHECK (((cardinality(retry_delays) >= 1) AND (cardinality(retry_delays) <= 32))),
+  constraint consumer_retry_delays_are_positive CHECK (('00:00:00'::interval < ALL (retry_delays))),
+  constraint consumer_sql_handlers_have_a_function CHECK (((handler = 'sql'::text) = (function IS NOT NULL)))
+);
+
+create table waybill.consumer_grant (
+  consumer text not null,
+  role_name text not null,
+  granted_at timestamp with time zone default clock_timestamp() not null,
+  granted_by text default SESSION_USER not null,
+  constraint consumer_grant_pkey PRIMARY KEY (consumer, role_name)
+);
+
+create table waybill.freshness (
+  scope text not null,
+  key text not null,
+  version bigint not null,
+  at timestamp with time zone default clock_timestamp() not null,
+  constraint freshness_pkey PRIMARY KEY (scope, key),
+  constraint freshness_scope_and_key_at_most_2048_bytes CHECK (((octet_length(scope) + octet_length(key)) <= 2048))
+);
+
+create table waybill.idempotency (
+  scope text not null,
+  key text not null,
+  first_at timestamp with time zone default clock_timestamp() not null,
+  result text,
+  constraint idempotency_pkey PRIMARY KEY (scope, key),
+  constraint idempotency_scope_and_key_at_most_2048_bytes CHECK (((octet_length(scope) + octet_length(key)) <= 2048))
+);
+
+create table waybill.inbox (
+  seq bigint generated always as identity not null,
+  consumer text not null,
+  message_id text not null,
+  original_id text,
+  type text,
+  key text,
+  schema_version integer,
+  body bytea,
+  content_type text,
+  content_encoding text,
+  headers jsonb default '{}'::jsonb not null,
+  exchange text,
+  routing_key text,
+  correlation_id text,
+  causation_id text,
+  reply_to text,
+  app_id text,
+  priority smallint,
+  occurred_at timestamp with time zone,
+  traceparent text,
+  tracestate text,
+  body_hash bytea,
+  status text default 'pending'::text not null,
+  failures integer default 0 not null,
+  abandoned integer default 0 not null,
+  next_attempt_at timestamp with time zone,
+  lease_until timestamp with time zone,
+  claim_token uuid,
+  locked_by text,
+  last_error text,
+  dead_reason text,
+  result text,
+  raw_properties bytea,
+  received_at timestamp with time zone default clock_timestamp() not null,
+  processed_at timestamp with time zone,
+  redacted_at timestamp with time zone,
+  constraint inbox_message_id_is_unique_per_consumer UNIQUE (consumer, message_id),
+  constraint inbox_pkey PRIMARY KEY (seq),
+  constraint inbox_blocked_rows_have_a_key CHECK (((status <> 'blocked'::text) OR (key IS NOT NULL))),
+  constraint inbox_body_hash_is_32_bytes CHECK ((octet_length(body_hash) = 32)),
+  constraint inbox_counters_are_not_negative CHECK (((failures >= 0) AND (abandoned >= 0))),
+  constraint inbox_dead_reason_is_a_word CHECK ((dead_reason ~ '^[a-z-]{1,40}$'::text)),
+  constraint inbox_dead_rows_say_why CHECK (((status = 'dead'::text) = (dead_reason IS NOT NULL))),
+  constraint inbox_headers_are_an_object CHECK ((jsonb_typeof(headers) = 'object'::text)),
+  constraint inbox_key_at_most_1024_bytes CHECK ((octet_length(key) <= 1024)),
+  constraint inbox_message_id_is_1_to_1024_bytes CHECK (((octet_length(message_id) >= 1) AND (octet_length(message_id) <= 1024))),
+  constraint inbox_only_redacted_rows_have_no_body_hash CHECK (((body_hash IS NOT NULL) OR (redacted_at IS NOT NULL))),
+  constraint inbox_processed_rows_say_when CHECK (((status = ANY (ARRAY['done'::text, 'dead'::text, 'discarded'::text])) = (processed_at IS NOT NULL))),
+  constraint inbox_results_are_of_done_rows CHECK (((result IS NULL) OR (status = 'done'::text))),
+  constraint inbox_running_rows_are_claimed CHECK ((((status = 'running'::text) = (claim_token IS NOT NULL)) AND ((status = 'running'::text) = (lease_until IS NOT NULL)))),
+  constraint inbox_status_is_known CHECK ((status = ANY (ARRAY['pending'::text, 'running'::text, 'waiting'::text, 'blocked'::text, 'done'::text, 'dead'::text, 'discarded'::text]))),
+  constraint inbox_type_at_most_1024_bytes CHECK ((octet_length(type) <= 1024)),
+  constraint inbox_unprocessed_rows_have_a_body CHECK (((body IS NOT NULL) OR (processed_at IS NOT NULL))),
+  constraint inbox_waiting_rows_have_a_next_attempt CHECK (((status = 'waiting'::text) = (next_attempt_at IS NOT NULL)))
+) with (
+  autovacuum_analyze_scale_factor=0,
+  autovacuum_analyze_threshold=50000,
+  autovacuum_vacuum_insert_scale_factor=0,
+  autovacuum_vacuum_insert_threshold=100000,
+  autovacuum_vacuum_scale_factor=0,
+  autovacuum_vacuum_threshold=20000,
+  toast.vacuum_truncate=false,
+  vacuum_truncate=false
+);
+
+create table waybill.inbox_attempt (
+  inbox_seq bigint not null,
+  number integer not null,
+  at timestamp with time zone default clock_timestamp() not null,
+  verdict text not null,
+  error text,
+  worker text,
+  constraint inbox_attempt_pkey PRIMARY KEY (inbox_seq, number),
+  constraint inbox_attempt_inbox_seq_fkey FOREIGN KEY (inbox_seq) REFERENCES waybill.inbox(seq) ON DELETE CASCADE,
+  constraint inbox_attempt_number_is_at_least_1 CHECK ((number >= 1)),
+  constraint inbox_attempt_verdict_is_known CHECK ((verdict = ANY (ARRAY['retry'::text, 'not-yet'::text, 'never'::text, 'broken'::text, 'abandoned'::text, 'refunded'::text])))
 );
 
 create table waybill.installation (
@@ -471,11 +1515,11 @@ create table waybill.outbox (
   headers jsonb default '{}'::jsonb not null,
   exchange text,
   routing_key text,
-  correlation_id text,
-  causation_id text,
+  correlation_id text default NULLIF(current_setting('waybill_message.correlation_id'::text, true), ''::text),
+  causation_id text default NULLIF(current_setting('waybill_message.id'::text, true), ''::text),
   reply_to text,
-  traceparent text,
-  tracestate text,
+  traceparent text default NULLIF(current_setting('waybill_message.traceparent'::text, true), ''::text),
+  tracestate text default NULLIF(current_setting('waybill_message.tracestate'::text, true), ''::text),
   priority smallint,
   expires_at timestamp with time zone,
   deliver_at timestamp with time zone,
@@ -580,11 +1624,532 @@ create table waybill.relay (
   constraint relay_source_is_wal_or_table CHECK ((source = ANY (ARRAY['wal'::text, 'table'::text])))
 );
 
+CREATE OR REPLACE FUNCTION waybill.claimed_row(seq bigint, token uuid, OUT settings waybill.consumer, OUT keyed text)
+ RETURNS record
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  found_row record;
+begin
+  select i.consumer, i.key, i.status, i.claim_token into found_row
+  from waybill.inbox i where i.seq = claimed_row.seq;
+  if not found then
+    raise exception 'lease lost: no row % in the inbox', seq using errcode = 'WB003';
+  end if;
+  settings := waybill.consumer_for_caller(found_row.consumer);
+  if settings.ordering = 'key' and found_row.key is not null then
+    keyed := found_row.key;
+    perform pg_advisory_xact_lock(waybill.key_lock(settings.name, keyed));
+  end if;
+  -- Why after the lock: what was read before it is old.
+  perform from waybill.inbox i
+  where i.seq = claimed_row.seq and i.status = 'running' and i.claim_token = claimed_row.token for update;
+  if not found then
+    raise exception 'lease lost: row % of consumer %', seq, to_json(found_row.consumer) using errcode = 'WB003',
+      detail = format('The row is %s.', (select i.status from waybill.inbox i where i.seq = claimed_row.seq)),
+      hint = 'The lease expired and the row was given to another worker, or it is settled already. Roll back.';
+  end if;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.consumer_for_caller(name text)
+ RETURNS waybill.consumer
+ LANGUAGE plpgsql
+ STABLE
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  -- Why not current_user: this runs for functions that work on behalf of their owner.
+  caller constant name := case current_setting('role') when 'none' then session_user else current_setting('role') end;
+begin
+  if not has_table_privilege(caller, 'waybill.inbox'::regclass, 'update') and not exists (
+    select from waybill.consumer_grant g join pg_roles r on r.rolname = g.role_name
+    where g.consumer = consumer_for_caller.name and pg_has_role(caller, r.oid, 'usage')
+  ) then
+    raise exception 'role % may not claim rows of consumer %', caller, to_json(name) using errcode = 'WB007',
+      hint = format('As the owner of the schema: select waybill.grant_consumer(%L, %L);', name, caller);
+  end if;
+  return waybill.consumer_settings(name);
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.consumer_settings(name text)
+ RETURNS waybill.consumer
+ LANGUAGE plpgsql
+ STABLE
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  settings waybill.consumer;
+begin
+  select * into settings from waybill.consumer c where c.name = consumer_settings.name;
+  if not found then
+    raise exception 'no consumer % is registered', to_json(name) using errcode = 'WB004',
+      hint = 'A consumer is registered when Waybill starts with it in its configuration.';
+  end if;
+  return settings;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.end_expired_leases(settings waybill.consumer)
+ RETURNS integer
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  most_rows constant int := 100;
+  moment constant timestamptz := clock_timestamp();
+  row_of record;
+  suspect boolean;
+  ended int := 0;
+begin
+  for row_of in
+    select i.seq, i.key, i.abandoned + 1 as abandoned, i.locked_by from waybill.inbox i
+    where i.consumer = settings.name and i.status = 'running' and i.lease_until <= moment
+    order by i.lease_until limit most_rows for update skip locked
+  loop
+    suspect := row_of.abandoned >= settings.max_abandoned;
+    -- Why not wait for the lock: whoever has it may wait for this row. Another claim comes.
+    continue when suspect and settings.ordering = 'key' and row_of.key is not null
+      and not pg_try_advisory_xact_lock(waybill.key_lock(settings.name, row_of.key));
+    update waybill.inbox i
+    set status = case when suspect then 'dead' else 'waiting' end,
+      next_attempt_at = case when not suspect then moment end,
+      dead_reason = case when suspect then 'suspect' end,
+      processed_at = case when suspect then moment end,
+      abandoned = row_of.abandoned, last_error = 'lease expired: its worker vanished, or took too long',
+      claim_token = null, lease_until = null, locked_by = null
+    where i.seq = row_of.seq;
+    insert into waybill.inbox_attempt (inbox_seq, number, at, verdict, error, worker)
+    select row_of.seq, coalesce(max(a.number), 0) + 1, moment, 'abandoned', 'lease expired', row_of.locked_by
+    from waybill.inbox_attempt a where a.inbox_seq = row_of.seq;
+    if suspect and settings.ordering = 'key' and row_of.key is not null then
+      perform waybill.release_key(settings, row_of.key);
+    end if;
+    ended := ended + 1;
+  end loop;
+  return ended;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.finish_row(settings waybill.consumer, seq bigint, key text, result text)
+ RETURNS bigint
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+begin
+  update waybill.inbox i
+  set status = 'done', processed_at = clock_timestamp(), result = left(finish_row.result, 4000), last_error = null,
+    body = case when settings.retain_bodies > interval '0' then i.body end,
+    claim_token = null, lease_until = null, locked_by = null
+  where i.seq = finish_row.seq;
+  if settings.ordering = 'key' and key is not null then
+    return waybill.release_key(settings, key);
+  end if;
+  return null;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.handler_call(settings waybill.consumer)
+ RETURNS text
+ LANGUAGE plpgsql
+ STABLE
+AS $function$
+declare
+  parts constant text[] := string_to_array(settings.function, '.');
+  handler oid;
+  kind "char";
+begin
+  begin
+    handler := to_regprocedure(format('%I.%I(waybill.inbox_message)', parts[1], parts[2]));
+  exception
+    when insufficient_privilege then
+      raise exception 'the handler of consumer % cannot be called: %', to_json(settings.name), sqlerrm
+        using errcode = 'WB006', hint = format('grant usage on schema %I to %I;', parts[1], current_user);
+  end;
+  select p.prokind into kind from pg_catalog.pg_proc p where p.oid = handler;
+  if kind is distinct from 'f' then
+    raise exception 'the handler of consumer % is missing: no function %(waybill.inbox_message)', to_json(settings.name),
+      settings.function using errcode = 'WB006',
+      hint = 'Create it, or correct the handler in the configuration of the consumer.';
+  elsif not has_function_privilege(handler, 'execute') then
+    raise exception 'the handler of consumer % cannot be called: permission denied for function %', to_json(settings.name),
+      settings.function using errcode = 'WB006',
+      hint = format('grant execute on function %s to %I;', handler::regprocedure, current_user);
+  end if;
+  return format('select %I.%I($1)', parts[1], parts[2]);
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.inbox_deaths(consumer text, max_rows integer DEFAULT 100)
+ RETURNS SETOF waybill.inbox
+ LANGUAGE sql
+ STABLE
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+  select i.* from waybill.inbox i join waybill.consumer c on c.name = i.consumer
+  where i.consumer = inbox_deaths.consumer and i.status = 'dead'
+    and (i.processed_at, i.seq) > (c.copied_died_at, c.copied_seq)
+  order by i.consumer, i.processed_at, i.seq limit inbox_deaths.max_rows
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.lock_keys(settings waybill.consumer, seqs bigint[])
+ RETURNS void
+ LANGUAGE sql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+  select pg_advisory_xact_lock(l.lock) from (
+    select distinct waybill.key_lock(settings.name, i.key) as lock
+    from waybill.inbox i
+    where settings.ordering = 'key' and i.seq = any (lock_keys.seqs) and i.key is not null order by 1
+  ) as l
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.message_of(i waybill.inbox)
+ RETURNS waybill.inbox_message
+ LANGUAGE sql
+ STABLE
+AS $function$
+  select row(
+    i.seq, i.failures + i.abandoned + 1, i.consumer, i.message_id, i.original_id, i.type, i.key, i.schema_version, i.body,
+    i.content_type, i.content_encoding, i.headers, i.exchange, i.routing_key, i.correlation_id, i.causation_id,
+    i.reply_to, i.app_id, i.priority, i.occurred_at, i.traceparent, i.tracestate, i.received_at
+  )::waybill.inbox_message
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.payload(i waybill.inbox)
+ RETURNS json
+ LANGUAGE sql
+ STABLE
+AS $function$ select waybill.json_of_body(i.message_id, i.body, i.content_encoding) $function$;
+
+CREATE OR REPLACE FUNCTION waybill.put_back(settings waybill.consumer, seq bigint, verdict text, error text, retry_in interval, OUT status text, OUT attempt integer, OUT next_attempt_at timestamp with time zone, OUT dead_reason text, OUT released bigint)
+ RETURNS record
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  longest_delay constant interval := '30 days';
+  moment constant timestamptz := clock_timestamp();
+  before record;
+  failed constant int := case when verdict in ('retry', 'broken', 'never') then 1 else 0 end;
+  delay interval;
+begin
+  if verdict is null or verdict not in ('retry', 'not-yet', 'never', 'broken', 'release') then
+    raise exception 'unknown verdict: %', to_json(verdict) using errcode = '22023';
+  elsif retry_in < interval '0' then
+    raise exception 'a delay must not be negative' using errcode = '22023';
+  end if;
+  select i.message_id, i.key, i.failures + failed as failures, i.abandoned, i.received_at, i.locked_by into before
+  from waybill.inbox i where i.seq = put_back.seq;
+  attempt := before.failures + before.abandoned + 1;
+  error := left(error, 4000);
+
+  if verdict = 'never' then
+    dead_reason := 'never';
+  elsif verdict in ('retry', 'broken') and before.failures >= settings.max_attempts then
+    dead_reason := 'attempts';
+  elsif verdict in ('retry', 'broken') and moment - before.received_at > settings.max_age
+    and waybill.inbox_age(seq, before.message_id, before.received_at) > settings.max_age
+  then
+    dead_reason := 'age';
+  elsif verdict = 'not-yet' and moment - before.received_at > settings.not_yet_for
+    and waybill.inbox_age(seq, before.message_id, before.received_at) > settings.not_yet_for
+  then
+    dead_reason := 'not-yet';
+  end if;
+
+  if dead_reason is not null then
+    status := 'dead';
+  elsif verdict = 'release' and retry_in is null then
+    status := 'pending';
+  else
+    status := 'waiting';
+    -- Jitter only lengthens: a message never comes back sooner than it was told.
+    delay := case verdict
+      when 'not-yet' then least(greatest(settings.retry_delays[1], (moment - before.received_at) / 2), interval '10 minutes')
+      else settings.retry_delays[least(greatest(before.failures, 1), cardinality(settings.retry_delays))]
+    end * (1 + random());
+    next_attempt_at := moment + least(coalesce(retry_in, delay), longest_delay);
+  end if;
+
+  update waybill.inbox i
+  set status = put_back.status, next_attempt_at = put_back.next_attempt_at, dead_reason = put_back.dead_reason,
+    processed_at = case put_back.status when 'dead' then moment end, failures = before.failures,
+    last_error = coalesce(put_back.error, i.last_error), claim_token = null, lease_until = null, locked_by = null
+  where i.seq = put_back.seq;
+
+  -- What only waits for its data, or was not begun, is no failure.
+  if failed = 1 or status = 'dead' then
+    insert into waybill.inbox_attempt (inbox_seq, number, at, verdict, error, worker)
+    select put_back.seq, coalesce(max(a.number), 0) + 1, moment, put_back.verdict, put_back.error, before.locked_by
+    from waybill.inbox_attempt a where a.inbox_seq = put_back.seq;
+  end if;
+  if status = 'dead' and settings.ordering = 'key' and before.key is not null then
+    released := waybill.release_key(settings, before.key);
+  end if;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.release_key(settings waybill.consumer, key text)
+ RETURNS bigint
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  released bigint;
+begin
+  -- Each look is at one end of a small index. A dead row holds those behind it; any other one holds the key.
+  select i.seq into released from waybill.inbox i
+  where i.consumer = settings.name and i.key = release_key.key and i.status = 'blocked'
+  order by i.consumer, i.key, i.seq limit 1;
+  if released is null
+    or exists (
+      select from waybill.inbox i
+      where i.consumer = settings.name and i.key = release_key.key and i.status in ('pending', 'running', 'waiting')
+    )
+    or settings.on_dead = 'block' and exists (
+      select from waybill.inbox i
+      where i.consumer = settings.name and i.key = release_key.key and i.status = 'dead'
+        and i.dead_reason <> 'conflict' and i.seq < released
+    )
+  then
+    return null;
+  end if;
+  update waybill.inbox i set status = 'pending' where i.seq = released;
+  return released;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.revive_row(settings waybill.consumer, seq bigint, due_at timestamp with time zone, fresh boolean)
+ RETURNS text
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  new_status text;
+begin
+  select case
+    when settings.ordering = 'key' and i.key is not null and (
+      exists (
+        select from waybill.inbox o where o.consumer = settings.name and o.key = i.key and o.seq <> i.seq
+          and o.status in ('pending', 'running', 'waiting'))
+      or exists (
+        select from waybill.inbox o where o.consumer = settings.name and o.key = i.key and o.seq < i.seq
+          and o.status = 'blocked')
+      or settings.on_dead = 'block' and exists (
+        select from waybill.inbox o where o.consumer = settings.name and o.key = i.key and o.seq < i.seq
+          and o.status = 'dead' and o.dead_reason <> 'conflict')
+    ) then 'blocked'
+    when due_at is null then 'pending'
+    else 'waiting'
+  end into new_status
+  from waybill.inbox i where i.seq = revive_row.seq;
+  update waybill.inbox i
+  set status = new_status, next_attempt_at = case new_status when 'waiting' then due_at end, processed_at = null,
+    dead_reason = null, result = null, failures = case when fresh then 0 else i.failures end,
+    abandoned = case when fresh then 0 else i.abandoned end
+  where i.seq = revive_row.seq;
+  return new_status;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.store_arrivals(settings waybill.consumer, messages json, bodies bytea, applying boolean)
+ RETURNS TABLE(ordinal integer, outcome text, seq bigint, status text, attempt integer, dead_reason text, error text, key text, failed text, message waybill.inbox_message)
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+#variable_conflict use_column
+declare
+  by_key constant boolean := settings.ordering = 'key';
+  arrival record;
+  existing record;
+  twins int[] := '{}';
+  conflict_id text;
+begin
+  if by_key then
+    perform pg_advisory_xact_lock(l.lock) from (
+      select distinct waybill.key_lock(settings.name, m.key) as lock
+      from json_to_recordset(messages) as m (key text) where m.key is not null order by 1
+    ) as l;
+  end if;
+
+  -- seq is drawn in the order of delivery, then rows go in by message id: two batches never wait for each other.
+  for arrival in
+    with arrivals as materialized (
+      select r.*,
+        row_number() over (partition by r.message_id order by r.ordinal) = 1 as first,
+        coalesce(bool_or(r.dead_reason is null or settings.on_dead = 'block' and r.dead_reason <> 'conflict') over (
+          partition by r.key order by r.ordinal rows between unbounded preceding and 1 preceding), false) as follows
+      from waybill.arrivals(messages, bodies) as r
+    ), inserted as (
+      insert into waybill.inbox as i (
+        seq, consumer, message_id, original_id, type, key, schema_version, body, content_type, content_encoding, headers,
+        exchange, routing_key, correlation_id, causation_id, reply_to, app_id, priority, occurred_at, traceparent,
+        tracestate, body_hash, status, abandoned, last_error, dead_reason, raw_properties, processed_at
+      ) overriding system value
+      select
+        d.seq, settings.name, d.message_id, d.original_id, d.type, d.key, d.schema_version,
+        case when d.status <> 'done' or settings.retain_bodies > interval '0' then d.body end, d.content_type,
+        d.content_encoding, coalesce(d.headers, '{}'), d.exchange, d.routing_key, d.correlation_id, d.causation_id,
+        d.reply_to, d.app_id, d.priority, d.occurred_at, d.traceparent, d.tracestate, sha256(d.body), d.status,
+        case when d.hold then 2 else 0 end, left(d.error, 4000), d.dead_reason, decode(d.raw_properties, 'base64'),
+        case when d.status in ('done', 'dead') then clock_timestamp() end
+      from (
+        select f.*, nextval('waybill.inbox_seq_seq'::regclass) as seq,
+          case
+            when f.dead_reason is not null then 'dead'
+            when by_key and f.key is not null and (f.follows and not applying or exists (
+              select from waybill.inbox h
+              where h.consumer = settings.name and h.key = f.key
+                and (h.status in ('pending', 'running', 'waiting')
+                  or h.status = 'dead' and settings.on_dead = 'block' and h.dead_reason <> 'conflict')
+            ) or exists (
+              select from waybill.inbox h where h.consumer = settings.name and h.key = f.key and h.status = 'blocked'
+            )) then 'blocked'
+            when applying and not f.hold and f.failed is null then 'done'
+            else 'pending'
+          end as status
+        from (select * from arrivals where first order by ordinal) as f
+      ) as d
+      order by d.message_id collate "C"
+      on conflict on constraint inbox_message_id_is_unique_per_consumer do nothing
+      returning i.seq, i.message_id, i.status
+    )
+    select a.*, i.seq, i.status as stored_as
+    from arrivals a left join inserted i on i.message_id = a.message_id and a.first
+    order by a.ordinal
+  loop
+    if arrival.seq is null then
+      twins := twins || arrival.ordinal;
+      continue;
+    end if;
+    ordinal := arrival.ordinal;
+    outcome := 'inserted';
+    seq := arrival.seq;
+    status := arrival.stored_as;
+    attempt := case when arrival.hold then 3 else 1 end;
+    dead_reason := arrival.dead_reason;
+    error := arrival.error;
+    key := case when by_key then arrival.key end;
+    failed := arrival.failed;
+    message := case when status = 'done' then row(
+      arrival.seq, 1, settings.name, arrival.message_id, arrival.original_id, arrival.type, arrival.key,
+      arrival.schema_version, arrival.body, arrival.content_type, arrival.content_encoding,
+      coalesce(arrival.headers, '{}'), arrival.exchange, arrival.routing_key, arrival.correlation_id,
+      arrival.causation_id, arrival.reply_to, arrival.app_id, arrival.priority, arrival.occurred_at,
+      arrival.traceparent, arrival.tracestate, clock_timestamp()
+    )::waybill.inbox_message end;
+    return next;
+  end loop;
+
+  -- A second statement, because a winner that committed meanwhile is invisible to the first.
+  attempt := null;
+  key := null;
+  failed := null;
+  message := null;
+  for arrival in
+    select r.*, sha256(r.body) as body_hash
+    from waybill.arrivals(messages, bodies) as r
+    where cardinality(twins) > 0 and r.ordinal = any (twins) order by r.message_id collate "C", r.ordinal
+  loop
+    select i.seq, i.status, i.body_hash into existing from waybill.inbox i
+    where i.consumer = settings.name and i.message_id = arrival.message_id;
+    if not found then
+      raise exception 'a row that stood in the way was removed meanwhile' using errcode = '40001';
+    end if;
+    ordinal := arrival.ordinal;
+    outcome := 'duplicate';
+    seq := existing.seq;
+    status := existing.status;
+    dead_reason := null;
+    error := null;
+    if existing.body_hash <> arrival.body_hash and arrival.dead_reason is distinct from 'broker' then
+      outcome := 'conflict';
+      dead_reason := 'conflict';
+      error := format('another body came under this id before: row %s', existing.seq);
+      conflict_id := 'conflict:' || encode(sha256(convert_to(arrival.message_id, 'UTF8') || '\x00' || arrival.body), 'hex');
+      insert into waybill.inbox as i (
+        consumer, message_id, original_id, type, key, schema_version, body, content_type, content_encoding, headers,
+        exchange, routing_key, correlation_id, causation_id, reply_to, app_id, priority, occurred_at, traceparent,
+        tracestate, body_hash, status, last_error, dead_reason, processed_at
+      ) values (
+        settings.name, conflict_id, arrival.message_id, arrival.type, arrival.key, arrival.schema_version, arrival.body,
+        arrival.content_type, arrival.content_encoding, coalesce(arrival.headers, '{}'), arrival.exchange,
+        arrival.routing_key, arrival.correlation_id, arrival.causation_id, arrival.reply_to, arrival.app_id,
+        arrival.priority, arrival.occurred_at, arrival.traceparent, arrival.tracestate, arrival.body_hash, 'dead',
+        error, dead_reason, clock_timestamp()
+      )
+      on conflict on constraint inbox_message_id_is_unique_per_consumer do nothing
+      returning i.seq into seq;
+      seq := coalesce(seq, (
+        select i.seq from waybill.inbox i where i.consumer = settings.name and i.message_id = conflict_id));
+      status := 'dead';
+    end if;
+    return next;
+  end loop;
+
+  -- A row was stored as blocked behind one of the same batch that turned out to be a duplicate.
+  if by_key and cardinality(twins) > 0 then
+    perform waybill.release_key(settings, k.key) from (
+      select distinct m.key from json_to_recordset(messages) as m (key text) where m.key is not null
+    ) as k;
+  end if;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.take_rows(settings waybill.consumer, seqs bigint[], lease interval)
+ RETURNS SETOF waybill.claimed_message
+ LANGUAGE sql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+  with taken as (
+    update waybill.inbox i
+    set status = 'running', claim_token = t.token, lease_until = clock_timestamp() + take_rows.lease, next_attempt_at = null,
+      locked_by = left(coalesce(nullif(current_setting('application_name'), ''), session_user), 200)
+        || ' (pid ' || pg_backend_pid() || ')'
+    from (select gen_random_uuid() as token offset 0) t
+    where i.seq = any (take_rows.seqs)
+    returning i.*
+  )
+  select
+    c.seq, c.claim_token, c.failures + c.abandoned + 1, c.lease_until, c.consumer, c.message_id, c.original_id, c.type,
+    c.key, c.schema_version, c.body, c.content_type, c.content_encoding, c.headers, c.exchange, c.routing_key,
+    c.correlation_id, c.causation_id, c.reply_to, c.app_id, c.priority, c.occurred_at, c.traceparent, c.tracestate,
+    c.received_at
+  from taken c order by c.seq
+$function$;
+
 create table waybill.outbox_history_default partition of waybill.outbox_history default;
 
 alter sequence waybill.outbox_hold_no owned by waybill.outbox.hold_no;
 
 CREATE INDEX action_log_target ON waybill.action_log USING btree (target, seq);
+
+CREATE INDEX consumer_queue ON waybill.consumer USING btree (queue);
+
+CREATE INDEX idempotency_first_at ON waybill.idempotency USING btree (first_at);
+
+CREATE INDEX inbox_blocked ON waybill.inbox USING btree (consumer, key, seq) WHERE (status = 'blocked'::text);
+
+CREATE INDEX inbox_bodies ON waybill.inbox USING btree (consumer, processed_at) WHERE ((body IS NOT NULL) AND (status = ANY (ARRAY['done'::text, 'discarded'::text])));
+
+CREATE INDEX inbox_dead ON waybill.inbox USING btree (consumer, processed_at, seq) WHERE (status = 'dead'::text);
+
+CREATE INDEX inbox_holding ON waybill.inbox USING btree (consumer, key, seq) WHERE ((key IS NOT NULL) AND (status = ANY (ARRAY['pending'::text, 'running'::text, 'waiting'::text, 'dead'::text])));
+
+CREATE INDEX inbox_original_id ON waybill.inbox USING btree (original_id) WHERE (original_id IS NOT NULL);
+
+CREATE INDEX inbox_pending ON waybill.inbox USING btree (consumer, seq) WHERE (status = 'pending'::text);
+
+CREATE INDEX inbox_processed ON waybill.inbox USING btree (consumer, processed_at) WHERE (status = ANY (ARRAY['done'::text, 'discarded'::text]));
+
+CREATE INDEX inbox_running ON waybill.inbox USING btree (consumer, lease_until) WHERE (status = 'running'::text);
+
+CREATE INDEX inbox_shunned ON waybill.inbox USING btree (consumer, seq) WHERE ((abandoned >= 2) AND (status = ANY (ARRAY['pending'::text, 'waiting'::text])));
+
+CREATE INDEX inbox_waiting ON waybill.inbox USING btree (consumer, next_attempt_at) WHERE (status = 'waiting'::text);
 
 CREATE INDEX outbox_due ON waybill.outbox USING btree (next_attempt_at) WHERE (state = 'scheduled'::text);
 
@@ -597,6 +2162,49 @@ CREATE INDEX outbox_history_key ON waybill.outbox_history USING btree (key, sett
 CREATE INDEX outbox_history_settled ON waybill.outbox_history USING brin (settled_at);
 
 CREATE INDEX outbox_withdrawn ON waybill.outbox USING btree (seq) WHERE (state = ANY (ARRAY['cancelled'::text, 'discarded'::text]));
+
+create view waybill.inbox_backlog as
+ SELECT b.consumer,
+    b.status,
+    count(*) AS count,
+    min(b.since) AS oldest_at,
+    (clock_timestamp() - min(b.since)) AS oldest_age,
+    COALESCE(sum(b.size), (0)::bigint) AS bytes
+   FROM ( SELECT consumer,
+            status,
+            received_at AS since,
+            octet_length(body) AS size
+           FROM waybill.inbox
+          WHERE (status = 'pending'::text)
+        UNION ALL
+         SELECT consumer,
+            status,
+            received_at,
+            octet_length(body) AS octet_length
+           FROM waybill.inbox
+          WHERE (status = 'running'::text)
+        UNION ALL
+         SELECT consumer,
+            status,
+            received_at,
+            octet_length(body) AS octet_length
+           FROM waybill.inbox
+          WHERE (status = 'waiting'::text)
+        UNION ALL
+         SELECT consumer,
+            status,
+            received_at,
+            octet_length(body) AS octet_length
+           FROM waybill.inbox
+          WHERE (status = 'blocked'::text)
+        UNION ALL
+         SELECT consumer,
+            status,
+            processed_at,
+            octet_length(body) AS octet_length
+           FROM waybill.inbox
+          WHERE (status = 'dead'::text)) b
+  GROUP BY b.consumer, b.status;
 
 create view waybill.outbox_backlog as
  SELECT state,
@@ -620,15 +2228,241 @@ comment on column waybill.action_log.at is 'When it was done.';
 
 comment on column waybill.action_log.actor is 'The role that had logged in (session_user).';
 
-comment on column waybill.action_log.action is 'outbox.retry, outbox.discard or outbox.replay.';
+comment on column waybill.action_log.action is 'outbox.retry, outbox.discard, outbox.replay; inbox.retry and the like; consumer.pause and the like; redact.';
 
-comment on column waybill.action_log.target is 'The id of the message.';
+comment on column waybill.action_log.target is 'The id of the message, or the name of the consumer.';
 
 comment on column waybill.action_log.reason is 'Why, in the operator''s words.';
 
 comment on column waybill.action_log.details is 'What the row was before: state, type, attempts and error. Never the body.';
 
 comment on index waybill.action_log_target is 'What was done to one message, in order.';
+
+comment on type waybill.claimed_message is 'One message as a worker claims it. Attributes are only ever added, at the end. The body as JSON: waybill.payload(message).';
+
+comment on column waybill.claimed_message.seq is 'The row of the inbox: the first argument of inbox_complete and its like.';
+
+comment on column waybill.claimed_message.claim_token is 'Proof of the claim: their second argument.';
+
+comment on column waybill.claimed_message.attempt is 'Number of this attempt, from 1.';
+
+comment on column waybill.claimed_message.lease_until is 'From then on another worker may claim the row.';
+
+comment on column waybill.claimed_message.consumer is 'As in the inbox; so are those below.';
+
+comment on table waybill.consumer is 'The consumers: one row each, written from the configuration when the program starts. A consumer is the scope in which a message id counts once.';
+
+comment on column waybill.consumer.name is 'Name in the configuration.';
+
+comment on column waybill.consumer.owner is 'Whom to ask.';
+
+comment on column waybill.consumer.queue is 'Queue that it receives from.';
+
+comment on column waybill.consumer.identify is 'How the message id is found: message-id, cloudevents, header:NAME, hash or a template.';
+
+comment on column waybill.consumer.accept is 'Types and versions that are accepted; null: all.';
+
+comment on column waybill.consumer.handler is 'store: the application claims the rows. sql: a function is called in the transaction that writes the row. http: a request to the application.';
+
+comment on column waybill.consumer.function is 'Function of an sql handler, with its schema.';
+
+comment on column waybill.consumer.ordering is 'none; or key: rows of a key are processed one after the other.';
+
+comment on column waybill.consumer.on_dead is 'With ordering key: a dead row blocks its key, or is skipped.';
+
+comment on column waybill.consumer.retry_delays is 'Least time to wait after the first failure, the second, and so on; the last one counts for all that follow. Up to twice as long is waited.';
+
+comment on column waybill.consumer.max_attempts is 'With this many failures a row is dead.';
+
+comment on column waybill.consumer.max_age is 'A failure of a row that was received (or retried by an operator) longer ago is its last.';
+
+comment on column waybill.consumer.not_yet_for is 'A row whose data is still not there after this time is dead.';
+
+comment on column waybill.consumer.max_abandoned is 'With this many expired leases a row is dead: suspect.';
+
+comment on column waybill.consumer.retain_ids is 'How long a processed row stays: the time in which a duplicate is recognised.';
+
+comment on column waybill.consumer.retain_bodies is 'How long the body of a processed row stays; 0: it goes at once.';
+
+comment on column waybill.consumer.retain_dead is 'How long a dead row stays.';
+
+comment on column waybill.consumer.paused_at is 'Since when nothing is handed out; null: it is not paused.';
+
+comment on column waybill.consumer.paused_by is 'operator, until consumer_resume; or breaker: the program saw that the handler is broken, and probes.';
+
+comment on column waybill.consumer.paused_reason is 'Why.';
+
+comment on column waybill.consumer.copied_died_at is 'Deaths up to this time are copied to the dead-letter exchange.';
+
+comment on column waybill.consumer.copied_seq is 'And of that time, rows up to this one.';
+
+comment on column waybill.consumer.created_at is 'When the consumer was seen first.';
+
+comment on column waybill.consumer.registered_at is 'When a program wrote this row last.';
+
+comment on table waybill.consumer_grant is 'Which roles may claim rows of which consumers; written by grant_consumer and revoke_consumer.';
+
+comment on column waybill.consumer_grant.consumer is 'Name of the consumer; it need not be registered yet.';
+
+comment on column waybill.consumer_grant.role_name is 'The role; its members may claim too.';
+
+comment on column waybill.consumer_grant.granted_at is 'When.';
+
+comment on column waybill.consumer_grant.granted_by is 'The role that had logged in.';
+
+comment on index waybill.consumer_queue is 'The consumers of a queue: a renamed one is recognised by it.';
+
+comment on table waybill.freshness is 'The newest version that was seen: written by newer.';
+
+comment on column waybill.freshness.scope is 'Name of the projection or of the consumer.';
+
+comment on column waybill.freshness.key is 'The entity.';
+
+comment on column waybill.freshness.version is 'Its newest version.';
+
+comment on column waybill.freshness.at is 'When that was seen.';
+
+comment on table waybill.idempotency is 'What was done already: written by first_time.';
+
+comment on column waybill.idempotency.scope is 'Name of what is done once, such as charge-card.';
+
+comment on column waybill.idempotency.key is 'For what it is done once, such as the number of an order.';
+
+comment on column waybill.idempotency.first_at is 'When.';
+
+comment on column waybill.idempotency.result is 'What came of it, if the caller said so.';
+
+comment on index waybill.idempotency_first_at is 'Rows whose retention runs.';
+
+comment on table waybill.inbox is 'Inbound messages: one row for each consumer and message id, from its arrival until its id need not be known any more.';
+
+comment on column waybill.inbox.seq is 'Position, in the order of delivery to one receiver.';
+
+comment on column waybill.inbox.consumer is 'The consumer that received it.';
+
+comment on column waybill.inbox.message_id is 'What makes a message the same: once per consumer. A synthetic one where the message has none, or the id is taken by another body.';
+
+comment on column waybill.inbox.original_id is 'The id that came with the message, where message_id is another one.';
+
+comment on column waybill.inbox.type is 'Type of the event.';
+
+comment on column waybill.inbox.key is 'Key of the entity: the unit of ordering.';
+
+comment on column waybill.inbox.schema_version is 'Version of the schema of the body.';
+
+comment on column waybill.inbox.body is 'The body as it was received, byte for byte. Null: redacted, or its retention is over.';
+
+comment on column waybill.inbox.content_type is 'AMQP content type.';
+
+comment on column waybill.inbox.content_encoding is 'AMQP content encoding; the body is kept encoded.';
+
+comment on column waybill.inbox.headers is 'AMQP headers.';
+
+comment on column waybill.inbox.exchange is 'Exchange it was published to.';
+
+comment on column waybill.inbox.routing_key is 'Routing key it was published with.';
+
+comment on column waybill.inbox.correlation_id is 'AMQP correlation id.';
+
+comment on column waybill.inbox.causation_id is 'Id of the message that caused this one.';
+
+comment on column waybill.inbox.reply_to is 'AMQP reply-to.';
+
+comment on column waybill.inbox.app_id is 'AMQP app id.';
+
+comment on column waybill.inbox.priority is 'AMQP priority.';
+
+comment on column waybill.inbox.occurred_at is 'AMQP timestamp: business time of the event, by the sender''s clock.';
+
+comment on column waybill.inbox.traceparent is 'W3C trace context.';
+
+comment on column waybill.inbox.tracestate is 'W3C trace state.';
+
+comment on column waybill.inbox.body_hash is 'SHA-256 of the body: another body under the same id is a conflict. Null once it is redacted.';
+
+comment on column waybill.inbox.status is 'pending (to be claimed); running (claimed); waiting (for next_attempt_at); blocked (behind an earlier row of its key); done; dead; discarded.';
+
+comment on column waybill.inbox.failures is 'Failed attempts since it was received or retried by an operator.';
+
+comment on column waybill.inbox.abandoned is 'Attempts whose lease expired, since then.';
+
+comment on column waybill.inbox.next_attempt_at is 'When a waiting row is due.';
+
+comment on column waybill.inbox.lease_until is 'Until when a running row belongs to its worker.';
+
+comment on column waybill.inbox.claim_token is 'Proof of that claim.';
+
+comment on column waybill.inbox.locked_by is 'Who claimed it.';
+
+comment on column waybill.inbox.last_error is 'Error of the last attempt that did not succeed.';
+
+comment on column waybill.inbox.dead_reason is 'Why a row is dead: never, attempts, age, not-yet, suspect, conflict, malformed, no-id, not-accepted, broker and such words.';
+
+comment on column waybill.inbox.result is 'What the handler answered, cut.';
+
+comment on column waybill.inbox.raw_properties is 'The properties of a message that cannot be text columns, as bytes.';
+
+comment on column waybill.inbox.received_at is 'When the row was written.';
+
+comment on column waybill.inbox.processed_at is 'When it became done, dead or discarded.';
+
+comment on column waybill.inbox.redacted_at is 'When its content was removed.';
+
+comment on table waybill.inbox_attempt is 'Every attempt at a message that failed or was abandoned.';
+
+comment on column waybill.inbox_attempt.inbox_seq is 'The row of the inbox.';
+
+comment on column waybill.inbox_attempt.number is 'From 1, in order; an operator''s retry does not start anew.';
+
+comment on column waybill.inbox_attempt.at is 'When the attempt ended.';
+
+comment on column waybill.inbox_attempt.verdict is 'retry; not-yet (its data never came); never; broken (the handler, not the message); abandoned (the lease expired); refunded (broken, and given back).';
+
+comment on column waybill.inbox_attempt.error is 'The error.';
+
+comment on column waybill.inbox_attempt.worker is 'Who had claimed the row.';
+
+comment on view waybill.inbox_backlog is 'What is not finished in the inbox, by consumer and status; done and discarded rows are not looked at.';
+
+comment on column waybill.inbox_backlog.consumer is 'The consumer.';
+
+comment on column waybill.inbox_backlog.status is 'pending, running, waiting, blocked or dead.';
+
+comment on column waybill.inbox_backlog.count is 'Number of rows.';
+
+comment on column waybill.inbox_backlog.oldest_at is 'When the oldest one was received; of dead rows, when it died.';
+
+comment on column waybill.inbox_backlog.oldest_age is 'How long ago that is.';
+
+comment on column waybill.inbox_backlog.bytes is 'Bytes of their bodies.';
+
+comment on index waybill.inbox_blocked is 'Followers of a key, in order.';
+
+comment on index waybill.inbox_bodies is 'Bodies whose retention runs.';
+
+comment on index waybill.inbox_dead is 'Dead rows by the time of death.';
+
+comment on index waybill.inbox_holding is 'Rows that may hold their key.';
+
+comment on type waybill.inbox_message is 'One message as a handler gets it. Attributes are only ever added, at the end. The body as JSON: waybill.payload(message).';
+
+comment on column waybill.inbox_message.seq is 'The row of the inbox.';
+
+comment on column waybill.inbox_message.attempt is 'Number of this attempt, from 1.';
+
+comment on column waybill.inbox_message.consumer is 'As in the inbox; so are those below.';
+
+comment on index waybill.inbox_original_id is 'Conflicts and the like of one message.';
+
+comment on index waybill.inbox_pending is 'Rows to claim, in order.';
+
+comment on index waybill.inbox_processed is 'Rows whose retention runs.';
+
+comment on index waybill.inbox_running is 'Claims by the end of their lease.';
+
+comment on index waybill.inbox_shunned is 'Rows whose workers vanished more than once: claimed one at a time.';
+
+comment on index waybill.inbox_waiting is 'Rows by the time they are due.';
 
 comment on table waybill.installation is 'One row: the identity of this installation. Every copy of the database keeps it, so that a copy cannot publish beside the original.';
 
@@ -826,6 +2660,8 @@ comment on column waybill.relay.insert_then_delete_seen is 'A row was deleted by
 
 comment on column waybill.relay.created_at is 'When the relay was seen first.';
 
+comment on constraint inbox_message_id_is_unique_per_consumer on waybill.inbox is 'A message takes effect once per consumer.';
+
 comment on constraint outbox_headers_are_publishable on waybill.outbox is 'At most 256 headers; strings, numbers and booleans only; names of 1 to 255 bytes, none reserved for the broker or for Waybill.';
 
 comment on constraint "outbox_headers_at_most_48_KiB" on waybill.outbox is 'The client library sends at most 64 KiB of headers; the rest is for those that Waybill adds.';
@@ -838,15 +2674,99 @@ comment on constraint outbox_one_payload on waybill.outbox is 'A body is JSON or
 
 comment on constraint "outbox_payload_at_most_15_MiB" on waybill.outbox is 'RabbitMQ 4 takes 16 MiB; and a row of hundreds of megabytes could be written, but never be decoded.';
 
+comment on function waybill.arrivals(messages json, bodies bytea) is 'A batch of deliveries as rows: the objects of the array, each with its share (size, in bytes) of the bodies.';
+
+comment on function waybill.call_handler(calling text, message waybill.inbox_message, deferred text, OUT verdict text, OUT error text, OUT result text) is 'Calls an sql handler in a subtransaction, its deferred constraints checked, and says done, retry, not-yet (WB001), never (WB002) or broken (class 42: something that it uses is missing or not allowed). Deadlocks, serialization failures, a cancelled statement and a server in need end the whole transaction.';
+
 comment on function waybill.cancel(id uuid) is 'Withdraws a row that is not due yet: true, and it will never be published. False: too late, or unknown; nothing is changed.';
+
+comment on function waybill.check_claim(max integer, lease interval) is 'Raises 22023 if a claim asks for too much or too little.';
+
+comment on function waybill.claimed_row(seq bigint, token uuid, OUT settings waybill.consumer, OUT keyed text) is 'Locks a row that the caller has claimed, and the key if its consumer is ordered by key (keyed is null otherwise). Error WB003 if the token is not the current one.';
+
+comment on function waybill.clean_idempotency(older_than interval, max_rows integer) is 'Forgets what first_time was told longer ago than that, at most max_rows; remaining says how many are left, counted up to 100,000.';
+
+comment on function waybill.consumer_break(consumer text, reason text) is 'Notes that the handler of a consumer is broken; false if it is paused already.';
+
+comment on function waybill.consumer_for_caller(name text) is 'The registered consumer of that name, if the role that logged in (or that it has set) may claim its rows: it or a role of which it is a member was granted the consumer, or it may change the inbox itself, as the program''s role may. Else error WB007.';
+
+comment on function waybill.consumer_mend(consumer text) is 'Notes that the handler works again; an operator''s pause stays. False if there was nothing to mend.';
+
+comment on function waybill.consumer_settings(name text) is 'The registered consumer of that name, or error WB004.';
+
+comment on function waybill.deferred_constraints() is 'The constraints that are checked at the end of a transaction unless told otherwise, as SET CONSTRAINTS takes them.';
 
 comment on function waybill.discard(id uuid, reason text) is 'Gives a parked, blocked or scheduled row up: it will never be published, and the relay moves it to the history. Answers: discarded; or, with nothing changed: not held: ready (or cancelled, discarded), already published (or another outcome of the history), unknown. What it changes is written to the action_log.';
 
+comment on function waybill.end_expired_leases(settings waybill.consumer) is 'Counts claims whose lease is over as abandoned: the row is due at once, or dead (suspect) when that happened max_abandoned times. At most 100 rows a call; returns how many.';
+
 comment on function waybill.ensure_publication() is 'Creates the publication of inserts into the outbox, named after the schema, if it is missing, and adds the table if that is: created, or exists.';
+
+comment on function waybill.finish_row(settings waybill.consumer, seq bigint, key text, result text) is 'Makes a running row done and returns the row that this releases, if any. The caller has the row and the lock of its key.';
+
+comment on function waybill.first_result(scope text, key text) is 'The result that the first time was told; null if none, or it never was.';
+
+comment on function waybill.first_time(scope text, key text, result text) is 'True once for each scope and key among all committed transactions, within the retention (clean_idempotency). Do the thing in the same transaction if it is true. Waits for a transaction that has said it first: if that one rolls back, this is the first time.';
+
+comment on function waybill.grant_consumer(consumer text, role text) is 'Lets a role and its members claim rows of a consumer, which need not be registered yet. For the owner of the schema.';
+
+comment on function waybill.handler_call(settings waybill.consumer) is 'The statement that calls the sql handler of a consumer. Error WB006 if there is no such function, or the caller may not execute it: the consumer is broken, not a message.';
 
 comment on function waybill.headers_are_publishable(headers jsonb) is 'True if these can be the headers of a message: an object of at most 256 strings, numbers (within a double) and booleans, names of 1 to 255 bytes, none reserved (CC, BCC, user_id, x-death, x-delay, x-match, x-first-death..., x-last-death..., x-received-from, x-delivery-count, x-stream-offset, X-Waybill-..., in any case). A number out of that range raises 23514.';
 
+comment on function waybill.inbox_age(seq bigint, message_id text, received_at timestamp with time zone) is 'For how long a row has been tried: since it was received, or retried or replayed by an operator.';
+
+comment on function waybill.inbox_apply(consumer text, seqs bigint[], token uuid) is 'Calls the sql handler for rows that were claimed with the token, at most 60, each in a subtransaction, all in this transaction, and settles them. Verdict lost: the claim is, and nothing was done. released is the row of the same key that may go next. Errors as of inbox_receive.';
+
+comment on function waybill.inbox_claim(consumer text, max integer, lease interval) is 'Gives up to max rows of a consumer to the caller, until the lease is over: rows that are due again first, then new ones in order. Each row comes with a claim_token, the proof that the other functions ask for. Call it in a transaction of its own. Expired leases count as abandoned; a row that was abandoned twice comes alone. No rows while the consumer is paused. Errors: WB004 (no such consumer), WB007 (not granted).';
+
+comment on function waybill.inbox_claim_rows(consumer text, seqs bigint[], attempts integer[], lease interval) is 'Claims exactly these rows, as far as each is pending, or waiting and due, at the attempt that stands at the same place in attempts, and nobody else has it: so a timer that is lost, late or doubled does no harm. A row that was abandoned twice is claimed only alone.';
+
+comment on function waybill.inbox_clean(consumer text, max_rows integer) is 'Removes what the retention of a consumer is over for: processed rows (ids), bodies of processed rows, dead rows; at most max_rows of each. remaining says how many are left, counted up to 100,000; dead rows that block others are left.';
+
+comment on function waybill.inbox_complete(seq bigint, token uuid, result text) is 'The message is done. Call it in the transaction that has the effect: then the effect is there once. Raises WB003 if the claim is lost, so that the transaction of a worker that was too slow rolls back.';
+
+comment on function waybill.inbox_deaths(consumer text, max_rows integer) is 'Dead rows that were not copied to the dead-letter exchange yet, in order of their deaths.';
+
+comment on function waybill.inbox_deaths_copied(consumer text, died_at timestamp with time zone, seq bigint) is 'All deaths up to this one (processed_at and seq of the row) are copied.';
+
+comment on function waybill.inbox_defer(seq bigint, token uuid, delay interval, error text) is 'What the message needs is not there yet: the row waits, and no attempt is spent; it is dead if that lasts longer than not_yet_for of its consumer. Returns waiting or dead. WB003 if the claim is lost.';
+
+comment on function waybill.inbox_due(consumer text, within interval, max_rows integer) is 'Rows that wait and are due within that time, the earliest first, then pending ones; alone: only to be claimed by itself. Expired leases are ended by inbox_claim.';
+
+comment on function waybill.inbox_extend(seq bigint, token uuid, lease interval) is 'Prolongs the lease, from now, and returns its new end. Call it in a transaction of its own. WB003 if the claim is lost.';
+
+comment on function waybill.inbox_fail(seq bigint, token uuid, error text, retry_in interval, never boolean) is 'The attempt failed: the row waits for retry_in, or by the schedule of its consumer, or is dead after its last attempt, or at once if it can never succeed. Returns waiting or dead. Roll the effect back first, then call it in another transaction. WB003 if the claim is lost.';
+
+comment on function waybill.inbox_handling(seq bigint, token uuid) is 'This transaction handles that message: what it publishes has the message as its cause, and its correlation and trace, unless told otherwise. WB003 if the claim is lost.';
+
+comment on function waybill.inbox_receive(consumer text, messages json, bodies bytea, apply boolean) is 'Stores a batch of deliveries in the order of the array; bodies are all bodies one after the other, size says how many bytes are whose. For sql handlers also applies them, at most 60, in this transaction. Says of each delivery, by its place from 1: inserted, duplicate or conflict; the row''s status; what the handler came to; the number of the next attempt and when it is due. All of them may be acknowledged once this is committed. Errors: WB004, WB006 (the handler is missing: nothing is written).';
+
+comment on function waybill.inbox_refund(consumer text, seqs bigint[], since timestamp with time zone) is 'The handler was broken, not these messages: failures since then do not count, and rows that died of them wait again. Returns how many rows.';
+
+comment on function waybill.inbox_settle(consumer text, token uuid, results json) is 'Settles attempts at rows that were claimed with the token: an array of {seq, verdict, error, retry_in, result}; verdicts as of put_back, and done. Verdict lost in the answer: the claim is, and nothing was done.';
+
+comment on function waybill.inbox_sweep(consumer text, after_key text, max_keys integer) is 'Releases blocked rows whose key nothing holds any more, of up to max_keys keys after that one. next_key is where to go on, null at the end.';
+
+comment on function waybill.inbox_wake(consumer text) is 'Wakes workers that listen to waybill_inbox, with the name of the consumer. In a transaction of its own: notifying transactions commit one at a time.';
+
+comment on function waybill.json_of_body(message_id text, body bytea, content_encoding text) is 'A body as JSON, byte for byte as it was sent. Raises WB002 (never: no further attempt can help) with a hint if it is gone, encoded, not UTF-8 or not JSON.';
+
 comment on function waybill.keep_history(days_ahead integer, retention interval) is 'Creates the missing partitions of outbox_history from today to days_ahead, drops those that are wholly older than the retention (at most 10 a call) and trims old rows from the default partition. Waits at most 200 ms for each lock. Returns what it did: created, dropped, trimmed, "later" (a lock was not to be had; call again), "left in default" (over 10,000 rows of that day are in the default partition; they stay there until they are trimmed).';
+
+comment on function waybill.key_lock(consumer text, key text) is 'Number of the advisory transaction lock on one key of a consumer. Several are taken in ascending order, before the statement that reads rows of the key.';
+
+comment on function waybill.lock_keys(settings waybill.consumer, seqs bigint[]) is 'Takes the locks of the keys of these rows, in order, if the consumer is ordered by key.';
+
+comment on function waybill.message_of(i waybill.inbox) is 'A row of the inbox as a handler gets it.';
+
+comment on function waybill.newer(scope text, key text, version bigint) is 'True if this version of the entity is newer than every one that was asked about before; then it is the newest. Apply the event only if it is true, in the same transaction.';
+
+comment on function waybill.payload(i waybill.inbox) is 'The body as JSON; errors as of json_of_body.';
+
+comment on function waybill.payload(message waybill.claimed_message) is 'The body as JSON; errors as of json_of_body.';
+
+comment on function waybill.payload(message waybill.inbox_message) is 'The body as JSON; errors as of json_of_body.';
 
 comment on function waybill.publication_status(id uuid) is 'Where a message is: pending, scheduled, parked, blocked, cancelled, discarded; or from the history published, accepted, expired. Null: unknown, or longer ago than the history goes back.';
 
@@ -854,6 +2774,22 @@ comment on function waybill.publish(type text, payload json, key text, payload_b
 
 comment on function waybill.publish_many(messages json) is 'Writes one row for each object of the array and returns their ids in the same order. The names are those of publish; null means the default, also for payload; payload_bytes is base64; a payload is kept as written, byte for byte. An unknown name is an error that says where, and nothing is written.';
 
+comment on function waybill.put_back(settings waybill.consumer, seq bigint, verdict text, error text, retry_in interval, OUT status text, OUT attempt integer, OUT next_attempt_at timestamp with time zone, OUT dead_reason text, OUT released bigint) is 'After an attempt that did not succeed: the row waits for its next one, or is dead. Verdicts: retry and broken spend an attempt, not-yet is bounded by age, never is the end, release spends nothing. The caller has the row, and the lock of its key if the consumer is ordered by key.';
+
+comment on function waybill.register_consumers(consumers json, accept_new boolean) is 'Writes all consumers of one configuration; what is left out of an object has its default. Returns created or updated for each. Error WB005 if a new name has the queue of a registered consumer that is not in the array: a rename would forget what was applied; accept_new takes it as another consumer.';
+
+comment on function waybill.release_key(settings waybill.consumer, key text) is 'Makes the first blocked row of the key pending if nothing holds the key any more, and returns it, else null. The caller has the lock of the key.';
+
 comment on function waybill.replay(id uuid, reason text, as_new boolean) is 'Publishes a message of the history once more, with the id, type, key, route, headers and body that it had, so that a consumer that had it ignores it; its not-before and not-after times are left out. With as_new the copy has an id of its own, and every consumer takes it for another message. Answers: replayed; replayed as ID; or, with nothing changed: in the outbox: ready (or another state; it goes out from there), not published: discarded (or another outcome), body not kept (relay.history was not full), unknown (or longer ago than the history goes back). What it does is written to the action_log.';
 
 comment on function waybill.retry(id uuid, reason text) is 'Has the relay publish a parked row, or one that waits for its next attempt, at once and with its attempts counted anew; the error stays until it is published. Answers: scheduled; or, with nothing changed: blocked (a parked row of its key goes first), not due yet (it waits for its deliver_at), not held: ready (or cancelled, discarded), already published (or another outcome of the history), unknown. What it changes is written to the action_log.';
+
+comment on function waybill.revive_row(settings waybill.consumer, seq bigint, due_at timestamp with time zone, fresh boolean) is 'Lets a row be tried again: pending, waiting until due_at, or blocked if its key is held; fresh counts its attempts anew. The caller has the row and the lock of its key.';
+
+comment on function waybill.revoke_consumer(consumer text, role text) is 'Takes that back: true, or false if it was not granted. For the owner of the schema.';
+
+comment on function waybill.set_handling(message waybill.inbox_message) is 'What this transaction publishes from now on defaults to being caused by the message: causation_id, correlation_id, traceparent, tracestate. A null message ends that.';
+
+comment on function waybill.store_arrivals(settings waybill.consumer, messages json, bodies bytea, applying boolean) is 'Inserts a batch of deliveries, each message id once. Says of each, by its place in the batch from 1: inserted, duplicate, or conflict (another body under that id; kept dead beside the first). With applying, rows that a handler is to be called for are stored as done beforehand, and come with their message.';
+
+comment on function waybill.take_rows(settings waybill.consumer, seqs bigint[], lease interval) is 'Makes rows that the caller has locked its own, under one new token, until the lease is over.';

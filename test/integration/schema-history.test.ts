@@ -90,7 +90,7 @@ test('a new partition has the indexes and rules of the table', async () => {
     `select count(*)::int as count from pg_index where indrelid = $1::regclass`,
     [`waybill.${day(3)}`],
   );
-  expect(rows[0]?.count).toBe(2);
+  expect(rows[0]?.count).toBe(3);
   await expect(
     client.query(`insert into waybill.outbox_history (outcome, id, type) values ('lost', gen_random_uuid(), 't')`),
   ).rejects.toThrow('outbox_history_outcome_is_known');

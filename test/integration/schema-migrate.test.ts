@@ -226,7 +226,9 @@ describe('the migrate command', () => {
 const run = promisify(execFile);
 
 function psql(sql: string): Promise<unknown> {
-  return run('psql', ['-X', '-q', '-v', 'ON_ERROR_STOP=1', '-d', database.url, '-c', sql]);
+  const running = run('psql', ['-X', '-q', '-v', 'ON_ERROR_STOP=1', '-d', database.url, '-f', '-']);
+  running.child.stdin?.end(sql);
+  return running;
 }
 
 function psqlFile(file: URL, variables: Record<string, string>): Promise<unknown> {

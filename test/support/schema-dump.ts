@@ -14,7 +14,7 @@ create schema waybill;
 
 /**
  * The schema `waybill` of a database as SQL, from the catalog, in an order and a wording that do not depend on the
- * version of the server. Expects nothing else in the schema but what migrations make: schemas, functions, sequences,
+ * version of the server. Expects nothing else in the schema but what migrations make: schemas, composite types, functions, sequences,
  * tables with constraints and indexes, views, comments and one publication.
  */
 export async function dumpSchema(client: ClientBase): Promise<string> {
@@ -24,9 +24,11 @@ export async function dumpSchema(client: ClientBase): Promise<string> {
   await client.query(`set search_path = ''; set timezone = 'UTC'`);
   const parts: string[] = [HEAD];
   for (const query of [
-    FUNCTIONS,
+    TYPES,
+    functions('not'),
     SEQUENCES,
     TABLES,
+    functions(''),
     PARTITIONS,
     OWNED_SEQUENCES,
     INDEXES,
@@ -48,10 +50,23 @@ const RELATIONS = `
   join pg_catalog.pg_namespace n on n.oid = c.relnamespace
   where n.nspname = 'waybill' and c.relname !~ '^outbox_history_[0-9]{8}'`;
 
-const FUNCTIONS = `
+const TYPES = `
+  select pg_catalog.format('create type waybill.%I as (%s\n)', c.relname,
+    pg_catalog.string_agg(pg_catalog.format(E'\\n  %I %s', a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod)),
+      ',' order by a.attnum)) as sql
+  from (${RELATIONS}) c join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+  where c.relkind = 'c'
+  group by c.relname
+  order by c.relname collate "C"`;
+
+/** Those that name no table's row type come before the tables, whose rules and defaults may call them; the others after. */
+const functions = (not: 'not' | ''): string => `
   select pg_catalog.pg_get_functiondef(p.oid) as sql
   from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
-  where n.nspname = 'waybill'
+  where n.nspname = 'waybill' and ${not} exists (
+    select from pg_catalog.pg_class c
+    where c.relkind in ('r', 'p') and c.relnamespace = n.oid
+      and c.reltype = any (p.proargtypes::oid[] || p.prorettype || p.proallargtypes))
   order by p.proname collate "C", p.oid::pg_catalog.regprocedure::text collate "C"`;
 
 const OWNED = `
@@ -85,8 +100,8 @@ const TABLES = `
      left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
      where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped),
     (select pg_catalog.string_agg(pg_catalog.format(E',\\n  constraint %I %s', k.conname,
-       pg_catalog.pg_get_constraintdef(k.oid)), '' order by k.contype = 'c', k.conname collate "C") || E'\\n'
-     from pg_catalog.pg_constraint k where k.conrelid = c.oid and k.contype in ('p', 'u', 'c')),
+       pg_catalog.pg_get_constraintdef(k.oid)), '' order by k.contype in ('c', 'f'), k.conname collate "C") || E'\\n'
+     from pg_catalog.pg_constraint k where k.conrelid = c.oid and k.contype in ('p', 'u', 'c', 'f')),
     ' partition by ' || pg_catalog.pg_get_partkeydef(c.oid),
     (select E' with (\\n  ' || pg_catalog.string_agg(o.option, E',\\n  ' order by o.option collate "C") || E'\\n)'
      from (select pg_catalog.unnest(c.reloptions) as option
@@ -115,7 +130,7 @@ const INDEXES = `
 // Up to version 15 the definition repeats the table's name before each column.
 const VIEWS = `
   select pg_catalog.format(E'create view waybill.%I as\\n%s', c.relname, pg_catalog.rtrim(pg_catalog.regexp_replace(
-    pg_catalog.pg_get_viewdef(c.oid), '(^|[^.[:alnum:]_])outbox[.]', '\\1', 'g'), ';')) as sql
+    pg_catalog.pg_get_viewdef(c.oid), '(^|[^.[:alnum:]_])(outbox|inbox)[.]', '\\1', 'g'), ';')) as sql
   from (${RELATIONS}) c
   where c.relkind = 'v'
   order by c.relname collate "C"`;
@@ -139,12 +154,16 @@ const COMMENTS = `
     select 2, c.relname, coalesce(a.attnum, 0),
       case when a.attnum is not null then pg_catalog.format('column waybill.%I.%I', c.relname, a.attname)
       else pg_catalog.format('%s waybill.%I',
-        case c.relkind when 'v' then 'view' when 'S' then 'sequence' when 'i' then 'index' when 'I' then 'index' else 'table' end,
+        case c.relkind when 'v' then 'view' when 'S' then 'sequence' when 'i' then 'index' when 'I' then 'index' when 'c' then 'type'
+          else 'table' end,
         c.relname) end,
       d.description
     from (${RELATIONS}) c
     join pg_catalog.pg_description d on d.objoid = c.oid and d.classoid = 'pg_catalog.pg_class'::pg_catalog.regclass
     left join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum = d.objsubid and d.objsubid > 0
+    union all
+    select 2, c.relname, 0, pg_catalog.format('type waybill.%I', c.relname), pg_catalog.obj_description(c.reltype, 'pg_type')
+    from (${RELATIONS}) c where c.relkind = 'c'
     union all
     select 3, k.conname, 0, pg_catalog.format('constraint %I on waybill.%I', k.conname, c.relname),
       pg_catalog.obj_description(k.oid, 'pg_constraint')
