@@ -1,7 +1,8 @@
 import { readFileSync } from 'node:fs';
 import { checkServerIdentity, type ConnectionOptions } from 'node:tls';
 import { hostUrls } from '../config/hosts.js';
-import type { Config, TlsConfig } from '../config/load.js';
+import type { Config } from '../config/load.js';
+import type { TlsConfig } from '../config/tls.js';
 import { WaybillError } from '../core/errors.js';
 import { POSTGRES_PORT, type DatabaseEndpoint } from '../postgres/connect.js';
 import { sameServer, type DatabaseEndpoints } from '../postgres/primary.js';
@@ -12,7 +13,7 @@ import { passwordFrom } from './password-command.js';
  * What node:tls needs for a configured protection, or undefined for plaintext. The files are read here, at each
  * connection, so that rotated certificates are taken up. `verify-ca` checks the authority and leaves the name.
  */
-function tlsOptions(tls: TlsConfig): ConnectionOptions | undefined {
+export function tlsOptions(tls: TlsConfig): ConnectionOptions | undefined {
   if (tls.mode === 'insecure-plaintext') return undefined;
   return {
     rejectUnauthorized: tls.mode !== 'insecure-no-verification',

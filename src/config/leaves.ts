@@ -1,10 +1,23 @@
 import { z } from 'zod';
-import { formatDuration, formatSize, parseDuration, parseSize, type Parsed } from './quantities.js';
+import type { Rate } from '../core/token-bucket.js';
+import { formatDuration, formatSize, parseDuration, parseRate, parseSize, type Parsed } from './quantities.js';
 
 /** What the reference, the environment reader and the problem texts know of one key. */
 export interface KeyDocs {
   doc: string;
-  kind: 'url' | 'text' | 'name' | 'file' | 'command' | 'list' | 'flag' | 'choice' | 'integer' | 'duration' | 'size';
+  kind:
+    | 'url'
+    | 'text'
+    | 'name'
+    | 'file'
+    | 'command'
+    | 'list'
+    | 'flag'
+    | 'choice'
+    | 'integer'
+    | 'duration'
+    | 'size'
+    | 'rate';
   values: string;
   /** As a person would write it; undefined when the key has no default. */
   default: string | undefined;
@@ -215,6 +228,18 @@ export function flag(fallback: boolean, doc: string) {
     kind: 'flag',
     values: 'true, false',
     default: String(fallback),
+    required: false,
+    secret: false,
+  });
+}
+
+/** So many in a time, such as `50/s`; undefined without it. */
+export function optionalRate({ without }: { without: string }, doc: string) {
+  return leaf(orDefault<Rate | undefined>(undefined, parseRate), {
+    doc,
+    kind: 'rate',
+    values: '50/s, 600/m, 10000/h',
+    default: without,
     required: false,
     secret: false,
   });

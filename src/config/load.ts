@@ -2,8 +2,9 @@ import { staysLocal } from './hosts.js';
 import { passwordsIn } from './urls.js';
 import { ConfigInvalid, type ConfigProblem } from './problems.js';
 import { environmentName } from './keys.js';
-import { settings, type Settings, type TLS_MODES } from './schema.js';
+import { settings, type Settings } from './schema.js';
 import { applyEnvironment, nearestKey, parseFile, type Environment, type Origins, type RawTree } from './sources.js';
+import { resolveTls, type TlsMode } from './tls.js';
 
 /** What loadConfig reads; it touches nothing else. */
 export interface ConfigSources {
@@ -12,16 +13,6 @@ export interface ConfigSources {
   environment: Environment;
   /** Reads the file that a `*_FILE` variable names; throws like node:fs. */
   readFile: (path: string) => string;
-}
-
-type TlsMode = (typeof TLS_MODES)[number];
-
-/** How one connection is protected; the mode is always resolved. Files are read when connecting. */
-export interface TlsConfig {
-  mode: TlsMode;
-  caFile: string | undefined;
-  certFile: string | undefined;
-  keyFile: string | undefined;
 }
 
 /** The whole configuration, checked: durations end in Ms, sizes in Bytes. */
@@ -197,8 +188,4 @@ function toDatabase(database: Settings['database']) {
 
 function databaseTlsMode(url: string): TlsMode {
   return staysLocal(url) ? 'insecure-plaintext' : 'verify-full';
-}
-
-function resolveTls(given: Settings['database']['tls'], fallback: TlsMode): TlsConfig {
-  return { mode: given.mode ?? fallback, caFile: given.caFile, certFile: given.certFile, keyFile: given.keyFile };
 }

@@ -1,3 +1,5 @@
+import type { Rate } from '../core/token-bucket.js';
+
 /** A value, or what is wrong with it and how to mend that; neither text ever repeats a secret. */
 export type Parsed<T> = { value: T } | { problem: string; mend: string };
 
@@ -29,6 +31,15 @@ export function parseDuration(raw: unknown): Parsed<number> {
 /** Reads `64MiB`, `4GiB`, `15MB`, `512B` into bytes; a number without a unit is refused. */
 export function parseSize(raw: unknown): Parsed<number> {
   return parseQuantity(raw, BYTES_PER_UNIT, { what: 'a size', examples: '"512KiB", "64MiB", "15MB" or "4GiB"' });
+}
+
+/** Reads `50/s`, `600/m`, `10000/h`: up to 100,000 a second. */
+export function parseRate(raw: unknown): Parsed<Rate> {
+  const match = typeof raw === 'string' ? /^(\d{1,6})\s*\/\s*(s|m|h)$/.exec(raw.trim()) : null;
+  const [, digits = '', unit = ''] = match ?? [];
+  const rate = { count: Number(digits), perMs: MS_PER_UNIT[unit] ?? 0 };
+  if (rate.count > 0 && rate.count / rate.perMs <= 100) return { value: rate };
+  return { problem: 'is not a rate', mend: 'write it like "50/s", "600/m" or "10000/h", at most 100000/s' };
 }
 
 /** Writes milliseconds in the largest unit that divides them: `10m`, `1500ms`. */

@@ -1,34 +1,9 @@
 import { z } from 'zod';
 import { consumersSection } from './consumers.js';
-import {
-  choice,
-  command,
-  duration,
-  filePath,
-  flag,
-  integer,
-  optionalChoice,
-  optionalUrl,
-  size,
-  text,
-  url,
-} from './leaves.js';
+import { choice, command, duration, flag, integer, optionalUrl, size, text, url } from './leaves.js';
 import { checkExchangeName, checkExchangeType, checkRelayName, checkRoutingKey, checkSchemaName } from './names.js';
+import { tls } from './tls.js';
 import { checkBrokerUrl, checkDatabaseUrl } from './urls.js';
-
-/** How a connection is protected. `insecure-*` must be asked for by name. */
-export const TLS_MODES = ['verify-full', 'verify-ca', 'insecure-no-verification', 'insecure-plaintext'] as const;
-
-const tls = z.strictObject({
-  mode: optionalChoice(
-    TLS_MODES,
-    { without: 'verify-full, but insecure-plaintext to this machine itself' },
-    'How the connection is encrypted and whom it trusts. `verify-ca` does not compare the host name; `insecure-plaintext` sends passwords and messages readable.',
-  ),
-  caFile: filePath('PEM file of the authorities that may sign the server; without it, those of Node.js.'),
-  certFile: filePath('PEM file of our own certificate, where the server asks for one. Needs `keyFile`.'),
-  keyFile: filePath('PEM file of the key of `certFile`.'),
-});
 
 const database = z.strictObject({
   url: url(checkDatabaseUrl, {

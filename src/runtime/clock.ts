@@ -17,6 +17,11 @@ export const systemClock: Clock = {
   random: () => Math.random(),
 };
 
+/** Milliseconds since 1970, for what others compare with their own clocks; nothing here is decided by it. */
+export function unixMs(): number {
+  return Date.now();
+}
+
 /** Resolves after `delayMs`, or at once when `signal` aborts. Never rejects. */
 export function pause(clock: Clock, delayMs: number, signal?: AbortSignal): Promise<void> {
   return new Promise((resolve) => {

@@ -1,0 +1,30 @@
+import { readFileSync } from 'node:fs';
+import type { HttpHandlerConfig } from '../config/http-handler.js';
+import { WaybillError } from '../core/errors.js';
+import { HttpHandler } from '../inbox/http-handler.js';
+import { unixMs, type Clock } from '../runtime/clock.js';
+import { tlsOptions } from './endpoints.js';
+
+/** The HTTP handler of a consumer, with its files. They are read at each attempt, so that rotation needs no restart. */
+export function httpHandler(config: HttpHandlerConfig, clock: Clock): HttpHandler {
+  const { secretFile, tls } = config;
+  return new HttpHandler({
+    ...config,
+    secrets: secretFile === undefined ? undefined : () => readSecrets(secretFile),
+    tls: () => tlsOptions(tls) ?? {},
+    unixMs,
+    clock,
+  });
+}
+
+function readSecrets(path: string): string {
+  try {
+    return readFileSync(path, 'utf8');
+  } catch (error) {
+    const code = (error as NodeJS.ErrnoException).code ?? 'unreadable';
+    throw new WaybillError('WAYBILL_CONFIG_INVALID', `The secret file ${path} cannot be read (${code}).`, {
+      hint: 'Check handler.secretFile and the rights of the user that runs Waybill.',
+      cause: error,
+    });
+  }
+}
