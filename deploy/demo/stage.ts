@@ -145,6 +145,7 @@ export class Stage {
       WAYBILL_DATABASE_URL: databaseUrl,
       WAYBILL_BROKER_URL: this.rabbit.url(),
       WAYBILL_LOG_FORMAT: 'json',
+      WAYBILL_ADMIN_LISTEN: '127.0.0.1:0',
     };
   }
 

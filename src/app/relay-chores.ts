@@ -31,6 +31,7 @@ export class RelayChores {
   readonly #check: () => void;
   /** The database's clock minus ours. */
   #databaseAheadMs = 0;
+  #polls = 0;
 
   constructor(options: SessionOptions, table: TableReader, publication: string, check: () => void) {
     this.#options = options;
@@ -75,6 +76,11 @@ export class RelayChores {
     ];
   }
 
+  /** Grows with each poll of `source: table`. */
+  get polls(): number {
+    return this.#polls;
+  }
+
   /** The intake of `source: table`: polls, soon again while there is work, slower when there is none. */
   async polling(feed: TableFeed): Promise<never> {
     const { clock, log } = this.#options;
@@ -82,6 +88,7 @@ export class RelayChores {
     for (let waitMs = MIN_POLL_MS; ;) {
       this.#check();
       waitMs = (await feed.poll()) > 0 ? MIN_POLL_MS : Math.min(waitMs * 2, MAX_POLL_MS);
+      this.#polls += 1;
       await pause(clock, waitMs, this.#ending());
     }
   }

@@ -10,7 +10,8 @@ import { Failure } from '../runtime/signal.js';
 import type { Logger } from '../telemetry/log.js';
 import { watchKeptWal } from './kept-wal-watch.js';
 import type { RelayPhase } from './relay-acquire.js';
-import { runRelaySession } from './relay-session.js';
+import { runRelaySession, type SessionOptions } from './relay-session.js';
+import type { SessionView } from './session-view.js';
 
 /** A running relay. */
 export interface RelayService {
@@ -18,6 +19,22 @@ export interface RelayService {
   stopped: Promise<void>;
   /** Takes no more in, waits for confirms, settles, lets go of its locks. Idempotent. */
   stop(): Promise<'drained' | 'incomplete'>;
+  /** How it is at this moment, from memory. */
+  look(): RelayLook;
+}
+
+/** A relay at one moment. Times are monotonic milliseconds. */
+export interface RelayLook {
+  phase: RelayPhase;
+  phaseSinceMs: number;
+  stopping: boolean;
+  /** Sessions begun since the start of the process. */
+  sessions: number;
+  /** Why the last session ended, until the relay works again. */
+  lastError: Error | undefined;
+  counters: Readonly<RelayCounters>;
+  /** Undefined between two sessions. */
+  session: SessionView | undefined;
 }
 
 export interface RelayServiceOptions {
@@ -25,6 +42,8 @@ export interface RelayServiceOptions {
   reload?: () => Config;
   clock?: Clock;
   onPhase?: (phase: RelayPhase) => void;
+  /** Told of each confirmed row, for measuring; must be quick and not throw. */
+  onConfirmed?: SessionOptions['onConfirmed'];
 }
 
 /** How long an error that needs a person is left before another look. */
@@ -81,14 +100,26 @@ class Supervisor implements RelayService {
   /** Of the session that ended last. */
   #unsettled = 0;
   #phase: RelayPhase = 'connecting';
+  #phaseSinceMs: number;
+  #sessions = 0;
+  #lastError: Error | undefined;
+  #session: SessionView | undefined;
+  readonly #onConfirmed: SessionOptions['onConfirmed'];
 
   constructor(config: Config, log: Logger, options: RelayServiceOptions) {
-    const { reload = () => config, clock = systemClock, onPhase = () => undefined } = options;
+    const {
+      reload = () => config,
+      clock = systemClock,
+      onPhase = () => undefined,
+      onConfirmed = () => undefined,
+    } = options;
     this.#config = config;
     this.#reload = reload;
     this.#log = log;
     this.#clock = clock;
     this.#onPhase = onPhase;
+    this.#onConfirmed = onConfirmed;
+    this.#phaseSinceMs = clock.now();
     const watching = watchKeptWal(
       () => this.#freshConfig(),
       log,
@@ -107,12 +138,25 @@ class Supervisor implements RelayService {
     return this.#end;
   }
 
+  look(): RelayLook {
+    return {
+      phase: this.#phase,
+      phaseSinceMs: this.#phaseSinceMs,
+      stopping: this.#isStopping(),
+      sessions: this.#sessions,
+      lastError: this.#lastError,
+      counters: this.counters,
+      session: this.#session,
+    };
+  }
+
   async #run(): Promise<'drained' | 'incomplete'> {
     let narrow = false;
     let replaceSlot = false;
     for (let first = true; ; first = false) {
       const failure = new Failure();
       this.#unsettled = 0;
+      this.#sessions += 1;
       try {
         return await runRelaySession({
           config: this.#config,
@@ -126,6 +170,8 @@ class Supervisor implements RelayService {
           narrow,
           suspects: this.#suspects,
           onUnsettled: (rows) => (this.#unsettled = rows),
+          onView: (view) => (this.#session = view),
+          onConfirmed: this.#onConfirmed,
           replaceSlot,
           onPhase: (phase) => this.#enter(phase),
         });
@@ -182,8 +228,12 @@ class Supervisor implements RelayService {
 
   #enter(phase: RelayPhase): void {
     this.#phase = phase;
+    this.#phaseSinceMs = this.#clock.now();
     this.#log.debug({ phase }, 'phase');
-    if (phase === 'streaming' || phase === 'standby') this.#failures = 0;
+    if (phase === 'streaming' || phase === 'standby') {
+      this.#failures = 0;
+      this.#lastError = undefined;
+    }
     this.#onPhase(phase);
   }
 
@@ -191,6 +241,8 @@ class Supervisor implements RelayService {
     this.#failures += 1;
     const phase = this.#phase;
     this.#phase = 'connecting';
+    this.#phaseSinceMs = this.#clock.now();
+    this.#lastError = error instanceof Error ? error : new Error(String(error));
     const consequence = error instanceof WaybillError ? consequenceOf(error.code) : 'again';
     const delayMs =
       consequence === 'operator'

@@ -20,6 +20,7 @@ import { Condition } from '../runtime/signal.js';
 import { Turns } from '../runtime/turns.js';
 import { acquire, Holdings, type Acquired, type SessionContext } from './relay-acquire.js';
 import { RelayChores } from './relay-chores.js';
+import { SessionView, type SessionParts } from './session-view.js';
 import { findStartingPoint, type StartingPoint } from './starting-point.js';
 
 export interface SessionOptions extends SessionContext {
@@ -32,6 +33,10 @@ export interface SessionOptions extends SessionContext {
   suspects: Suspects;
   /** Told at its end how many rows the session had taken up and not settled. */
   onUnsettled: (rows: number) => void;
+  /** Given the session to look at from outside when it begins, and undefined when it has ended. */
+  onView: (view: SessionView | undefined) => void;
+  /** Told of each confirmed row with the time by the database's clock, milliseconds since 1970. */
+  onConfirmed: (work: Work, nowMs: number) => void;
 }
 
 const WATCH_INTERVAL_MS = 500;
@@ -50,6 +55,8 @@ const LAST_SETTLE_MS = 2_000;
 export async function runRelaySession(options: SessionOptions): Promise<'drained' | 'incomplete'> {
   const { failure, stopping } = options;
   const holdings = new Holdings();
+  const view = new SessionView(holdings, options.counters);
+  options.onView(view);
   const stopEarly = (): void =>
     failure.fail(new WaybillError('WAYBILL_STOPPED', 'stopping before the relay had begun to work'));
   stopping.addEventListener('abort', stopEarly, { once: true });
@@ -59,6 +66,7 @@ export async function runRelaySession(options: SessionOptions): Promise<'drained
     const acquired = await acquire(options, holdings);
     stopping.removeEventListener('abort', stopEarly);
     const pipeline = new Pipeline(options, acquired);
+    view.parts = () => pipeline.parts();
     try {
       const end = await pipeline.run();
       await holdings.close();
@@ -71,6 +79,7 @@ export async function runRelaySession(options: SessionOptions): Promise<'drained
   } finally {
     stopping.removeEventListener('abort', stopEarly);
     holdings.abandon();
+    options.onView(undefined);
   }
 }
 
@@ -149,6 +158,20 @@ class Pipeline {
     failure.signal.addEventListener('abort', () => this.#cutOff(), { once: true });
     // Why with an end: this signal lives as long as the service, and would keep every session that ever was.
     options.stopping.addEventListener('abort', () => this.#wakeAll(), { once: true, signal: this.#over.signal });
+  }
+
+  /** What may be looked at from outside, as it is now. */
+  parts(): SessionParts {
+    return {
+      window: this.#window,
+      works: this.#works,
+      publishing: this.#publishing,
+      settler: this.#settler,
+      chores: this.#chores,
+      table: this.#table,
+      pump: this.#pump,
+      stream: this.#stream,
+    };
   }
 
   async run(): Promise<'drained' | 'incomplete'> {
@@ -251,6 +274,7 @@ class Pipeline {
       settler,
       databaseNow: () => this.#chores.databaseNow(),
       random: () => clock.random(),
+      onConfirmed: this.#options.onConfirmed,
       // On a stop the pump finishes the transaction that is open.
       check: () => (this.#ledger.inTransaction ? failure.check() : this.#check()),
     });

@@ -18,6 +18,7 @@ import { registerStatus } from './status.js';
 export interface Cli {
   context: CliContext;
   configuration: Configuration;
+  version: string;
   exitCode: ExitCode;
   /** Set by a command that logs, so that its failure is logged in the same form. */
   logger: Logger | undefined;
@@ -29,6 +30,7 @@ export async function runCli(args: readonly string[], version: string, context: 
   const cli: Cli = {
     context,
     configuration: configuration(context, () => program.opts<GlobalOptions>()),
+    version,
     exitCode: EXIT.ok,
     logger: undefined,
   };

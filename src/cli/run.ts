@@ -1,5 +1,5 @@
 import { Option, type Command } from 'commander';
-import { startRelayService, type RelayService } from '../app/relay-service.js';
+import { startDaemon, type Daemon } from '../app/daemon.js';
 import type { Config } from '../config/load.js';
 import { WaybillError } from '../core/errors.js';
 import { pause, systemClock, type Clock } from '../runtime/clock.js';
@@ -27,7 +27,8 @@ export function registerRun(program: Command, cli: Cli): void {
       await runUntilStopped(config, logger, {
         onSignal: cli.context.onSignal,
         clock: systemClock,
-        start: (given, log) => startRelayService(given, log, { reload: () => cli.configuration.whole() }),
+        start: (given, log) =>
+          startDaemon(given, log, { reload: () => cli.configuration.whole(), version: cli.version }),
         reload: () => cli.configuration.whole(),
       });
     });
@@ -37,7 +38,7 @@ export function registerRun(program: Command, cli: Cli): void {
 export interface RunSurroundings {
   onSignal: (listener: (name: NodeJS.Signals) => void) => void;
   clock: Clock;
-  start: (config: Config, logger: Logger) => RelayService;
+  start: (config: Config, logger: Logger) => Daemon;
   /** Reads the configuration again; throws as loadConfig does. */
   reload: () => Config;
 }
@@ -103,7 +104,7 @@ function takeUp(running: Config, logger: AdjustableLogger, reload: () => Config)
     return;
   }
   logger.setLevel(next.log.level);
-  const needsRestart = (['database.schema', 'relay', 'log.format', 'log.messages'] as const).filter(
+  const needsRestart = (['database.schema', 'relay', 'admin', 'log.format', 'log.messages'] as const).filter(
     (name) => JSON.stringify(restarting(running)[name]) !== JSON.stringify(restarting(next)[name]),
   );
   logger.info(
@@ -113,8 +114,8 @@ function takeUp(running: Config, logger: AdjustableLogger, reload: () => Config)
 }
 
 /** What is taken up by a restart only. */
-function restarting({ database, relay, log }: Config) {
-  return { 'database.schema': database.schema, relay, 'log.format': log.format, 'log.messages': log.messages };
+function restarting({ database, relay, admin, log }: Config) {
+  return { 'database.schema': database.schema, relay, admin, 'log.format': log.format, 'log.messages': log.messages };
 }
 
 function incomplete(why: string): WaybillError {

@@ -1,4 +1,5 @@
 import { staysLocal } from './hosts.js';
+import { hostNames, isLoopback, parseListen } from './listen.js';
 import { passwordsIn } from './urls.js';
 import { ConfigInvalid, type ConfigProblem } from './problems.js';
 import { environmentName } from './keys.js';
@@ -122,6 +123,14 @@ function checkTogether(given: Settings, origins: Origins): ConfigProblem[] {
       mend: 'take one of them back',
     });
   }
+  const listen = parseListen(given.admin.listen);
+  if (listen && !isLoopback(listen) && given.admin.tokenFile === undefined) {
+    problems.push({
+      at: place('admin.listen', origins),
+      problem: 'is open to other machines, and /status would be open to all of them',
+      mend: 'give admin.tokenFile, or listen on 127.0.0.1',
+    });
+  }
   if (given.relay.ordering === 'strict') {
     problems.push({
       at: place('relay.ordering', origins),
@@ -139,7 +148,7 @@ function checkTogether(given: Settings, origins: Origins): ConfigProblem[] {
   return problems;
 }
 
-function toConfig({ database, broker, relay, consumers, log }: Settings) {
+function toConfig({ database, broker, relay, consumers, admin, log }: Settings) {
   const { heartbeat, connectTimeout, ...brokerRest } = broker;
   const {
     onUnroutable,
@@ -172,6 +181,14 @@ function toConfig({ database, broker, relay, consumers, log }: Settings) {
       drainTimeoutMs: drainTimeout,
     },
     consumers,
+    admin: {
+      /** Undefined: off. */
+      listen: parseListen(admin.listen),
+      tokenFile: admin.tokenFile,
+      hostNames: hostNames(admin.hostNames),
+      staleAfterMs: admin.staleAfter,
+      collectIntervalMs: admin.collectInterval,
+    },
     log,
   };
 }

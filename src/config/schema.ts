@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { admin } from './admin.js';
 import { consumersSection } from './consumers.js';
 import { choice, command, duration, flag, integer, optionalUrl, size, text, url } from './leaves.js';
 import { checkExchangeName, checkExchangeType, checkRelayName, checkRoutingKey, checkSchemaName } from './names.js';
@@ -154,6 +155,7 @@ export const settings = z.strictObject({
   broker: broker.prefault({}),
   relay: relay.prefault({}),
   consumers: consumersSection,
+  admin: admin.prefault({}),
   log: log.prefault({}),
 });
 

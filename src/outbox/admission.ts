@@ -38,6 +38,7 @@ export class Admission {
   readonly #settler: Settler;
   readonly #databaseNow: () => number;
   readonly #random: () => number;
+  readonly #onConfirmed: (work: Work, nowMs: number) => void;
   readonly #check: () => void;
 
   constructor(options: {
@@ -53,6 +54,8 @@ export class Admission {
     /** The database's clock in milliseconds since 1970 (F118). */
     databaseNow: () => number;
     random: () => number;
+    /** Told of each confirmed row with the time by the database's clock, for measuring. */
+    onConfirmed: (work: Work, nowMs: number) => void;
     /** Throws when the session has failed, or is stopping and no transaction is open. */
     check: () => void;
   }) {
@@ -66,6 +69,7 @@ export class Admission {
     this.#settler = options.settler;
     this.#databaseNow = options.databaseNow;
     this.#random = options.random;
+    this.#onConfirmed = options.onConfirmed;
     this.#check = options.check;
   }
 
@@ -147,6 +151,7 @@ export class Admission {
   }
 
   confirmed(work: Work): void {
+    this.#onConfirmed(work, this.#databaseNow());
     this.#settler.settle(work, 'published');
   }
 

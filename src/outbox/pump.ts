@@ -10,7 +10,7 @@ import type { Work, Works } from './work.js';
 
 /** What the stream brings, in order of arrival; keepalives among the rows. */
 export type WalEvent =
-  | { kind: 'begin'; commitLsn: Lsn; xid: number }
+  | { kind: 'begin'; commitLsn: Lsn; committedAtMs: number; xid: number }
   | { kind: 'row'; row: OutboxRow }
   | { kind: 'commit'; endLsn: Lsn }
   | { kind: 'keepalive'; walEnd: Lsn; replyRequested: boolean };
@@ -44,6 +44,9 @@ export class Pump {
   readonly #queue: WalEvent[] = [];
   #head = 0;
   #queuedBytes = 0;
+  #taken = 0;
+  /** One event waits for room, or for the database. */
+  #handling = false;
   readonly #arrived = new Wakeup();
   readonly #progress = new Condition();
   #stream: Stream | undefined;
@@ -51,6 +54,7 @@ export class Pump {
   #reportedLsn: Lsn = LSN_ZERO;
   /** Of the open transaction. */
   #xid = 0;
+  #committedAtMs = 0;
   #replayed = false;
   /** What the table says about rows of the replay zone that were looked up ahead. */
   #looked = new Map<string, string | undefined>();
@@ -122,8 +126,21 @@ export class Pump {
         continue;
       }
       const wait = this.#handle(event);
-      if (wait) await wait;
+      if (!wait) continue;
+      this.#handling = true;
+      await wait;
+      this.#handling = false;
     }
+  }
+
+  /** Whether an event waits here or is being handled. */
+  get isBusy(): boolean {
+    return this.#handling || this.#head < this.#queue.length;
+  }
+
+  /** Grows with each event that is taken up. */
+  get taken(): number {
+    return this.#taken;
   }
 
   /** What the stream has brought and the pump has handled. */
@@ -159,6 +176,7 @@ export class Pump {
       return undefined;
     }
     this.#head += 1;
+    this.#taken += 1;
     if (event.kind === 'row') this.#queuedBytes -= event.row.body.length;
     if (this.#head >= 1024) {
       this.#queue.splice(0, this.#head);
@@ -172,6 +190,7 @@ export class Pump {
       case 'begin':
         this.#ledger.begin();
         this.#xid = event.xid;
+        this.#committedAtMs = event.committedAtMs;
         this.#replayed = event.commitLsn <= this.#replayEnd;
         return undefined;
       case 'row':
@@ -206,6 +225,7 @@ export class Pump {
       row,
       origin: 'stream',
       xid: this.#xid,
+      committedAtMs: this.#committedAtMs,
       replayed: this.#replayed,
       entries: [entry],
       phase: 'admitted',

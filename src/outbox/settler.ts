@@ -66,6 +66,7 @@ export class Settler {
   #heldBytes = 0;
   /** The last cycle could not get a lock. */
   #lockedOut = false;
+  #cycles = 0;
   #insertThenDeleteNoted = false;
 
   constructor(options: {
@@ -155,6 +156,11 @@ export class Settler {
     );
   }
 
+  /** Grows with each cycle that got through, whatever it found to do. */
+  get cycles(): number {
+    return this.#cycles;
+  }
+
   get checkpointLsn(): Lsn | null {
     return this.#checkpointLsn;
   }
@@ -197,6 +203,9 @@ export class Settler {
   #start(): void {
     if (this.#stopped || this.#cycle) return;
     this.#cycle = this.#run()
+      .then(() => {
+        if (!this.#lockedOut) this.#cycles += 1;
+      })
       .catch((error: unknown) => {
         this.#stopped = true;
         this.#onFailed(error as Error);

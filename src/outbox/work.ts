@@ -15,6 +15,8 @@ export interface Work {
   readonly origin: Origin;
   /** 32 bits from the Begin message; null for a row from the table. */
   readonly xid: number | null;
+  /** When it was committed, milliseconds since 1970 by the database's clock; null for a row from the table. */
+  readonly committedAtMs: number | null;
   /** In the replay zone: may have been published and settled by an earlier session. */
   readonly replayed: boolean;
   /** Receipts of the ledger; more than one when the log brings a row that the table brought before. */
@@ -32,6 +34,7 @@ export function tableWork(row: OutboxRow, origin: Exclude<Origin, 'stream'>): Wo
     row,
     origin,
     xid: null,
+    committedAtMs: null,
     replayed: false,
     entries: [],
     phase: 'admitted',

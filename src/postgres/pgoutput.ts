@@ -5,7 +5,7 @@ import { OUTBOX_COLUMNS, rowFromColumns, type OutboxColumn, type Columns } from 
 
 /** What the stream brings, in the order of arrival. Source: the manual, "Logical Replication Message Formats". */
 export type WalEvent =
-  | { kind: 'begin'; commitLsn: Lsn; xid: number }
+  | { kind: 'begin'; commitLsn: Lsn; committedAtMs: number; xid: number }
   | { kind: 'row'; row: OutboxRow }
   | { kind: 'commit'; endLsn: Lsn }
   | { kind: 'keepalive'; walEnd: Lsn; replyRequested: boolean };
@@ -17,6 +17,8 @@ interface Relation {
 
 const NULL_VALUE = 'n'.charCodeAt(0);
 const TEXT_VALUE = 't'.charCodeAt(0);
+/** 2000-01-01 in milliseconds since 1970. */
+const POSTGRES_EPOCH_MS = 946_684_800_000;
 
 /**
  * Decodes pgoutput protocol version 1. Copies everything it keeps: the buffers it is given are views of a receive buffer
@@ -38,7 +40,12 @@ export class PgoutputDecoder {
   decode(message: Buffer): WalEvent | undefined {
     switch (String.fromCharCode(message[0] ?? 0)) {
       case 'B':
-        return { kind: 'begin', commitLsn: message.readBigUInt64BE(1), xid: message.readUInt32BE(17) };
+        return {
+          kind: 'begin',
+          commitLsn: message.readBigUInt64BE(1),
+          committedAtMs: milliseconds(message, 9),
+          xid: message.readUInt32BE(17),
+        };
       case 'C':
         return { kind: 'commit', endLsn: message.readBigUInt64BE(10) };
       case 'I':
@@ -117,6 +124,11 @@ export class PgoutputDecoder {
     }
     return { kind: 'row', row: rowFromColumns(this.#tuple) };
   }
+}
+
+/** A timestamp of the protocol, microseconds since 2000, as milliseconds since 1970 by the server's clock. */
+function milliseconds(message: Buffer, offset: number): number {
+  return POSTGRES_EPOCH_MS + (message.readInt32BE(offset) * 2 ** 32 + message.readUInt32BE(offset + 4)) / 1000;
 }
 
 /** Where the known columns of one tuple are; used again for each, so that a row costs no garbage but its own values. */

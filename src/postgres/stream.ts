@@ -32,7 +32,8 @@ interface CopyConnection {
   endCopyFrom(): void;
 }
 
-const STATUS_INTERVAL_MS = 5_000;
+/** An idle server is asked for a word at least this often. */
+export const STATUS_INTERVAL_MS = 5_000;
 const MIN_DEAD_AFTER_MS = 60_000;
 const CLOSE_LIMIT_MS = 2_000;
 /** Microseconds between the Unix epoch and PostgreSQL's, 2000-01-01. */
@@ -147,6 +148,15 @@ export class ReplicationStream {
     if (this.#paused) return;
     this.#paused = true;
     this.#copy?.stream.pause();
+  }
+
+  /** When the server was heard last (monotonic milliseconds). */
+  get lastHeardMs(): number {
+    return this.#lastHeardMs;
+  }
+
+  get isPaused(): boolean {
+    return this.#paused;
   }
 
   resume(): void {

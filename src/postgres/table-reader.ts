@@ -28,6 +28,8 @@ export class TableReader {
   readonly #store: RelayStore;
   readonly #clock: Clock;
   readonly #turns = new Turns();
+  #asked = 0;
+  #answered = 0;
 
   constructor(client: pg.Client, schema: string, store: RelayStore, clock: Clock) {
     this.#client = client;
@@ -127,9 +129,19 @@ export class TableReader {
     return this.#store.makeDue(limit);
   }
 
+  /** Whether an answer is awaited. */
+  get isBusy(): boolean {
+    return this.#asked > this.#answered;
+  }
+
+  /** Grows with each answer. */
+  get answered(): number {
+    return this.#answered;
+  }
+
   /** Lends the connection for one piece of work, between the reads. */
   use<T>(work: (client: pg.Client) => Promise<T>): Promise<T> {
-    return this.#turns.take(() => work(this.#client));
+    return this.#take(() => work(this.#client));
   }
 
   /** The database's clock, milliseconds since 1970. */
@@ -177,9 +189,18 @@ export class TableReader {
     );
   }
 
+  async #take<T>(work: () => Promise<T>): Promise<T> {
+    this.#asked += 1;
+    try {
+      return await this.#turns.take(work);
+    } finally {
+      this.#answered += 1;
+    }
+  }
+
   async #query<T extends object>(doing: string, text: string, values: readonly unknown[]): Promise<T[]> {
     try {
-      return (await this.#turns.take(() => this.#client.query<T & pg.QueryResultRow>(text, [...values]))).rows;
+      return (await this.#take(() => this.#client.query<T & pg.QueryResultRow>(text, [...values]))).rows;
     } catch (error) {
       throw toDatabaseError(error, doing);
     }

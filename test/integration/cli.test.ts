@@ -56,7 +56,7 @@ async function doctor(change: Record<string, string> = {}) {
 }
 
 function startRelay(change: Record<string, string> = {}): RunningProgram {
-  const relay = startProgram(['run'], urls(change));
+  const relay = startProgram(['run'], urls({ WAYBILL_ADMIN_LISTEN: 'off', ...change }));
   running.push(relay);
   return relay;
 }

@@ -49,6 +49,8 @@ export function startRelay({ databaseUrl, brokerUrl, env = {} }: RelayProcessOpt
       WAYBILL_BROKER_URL: brokerUrl,
       WAYBILL_LOG_FORMAT: 'json',
       WAYBILL_LOG_LEVEL: 'debug',
+      // Many run at once here; a test that looks at it takes a free port.
+      WAYBILL_ADMIN_LISTEN: 'off',
       ...env,
     },
     stdio: ['ignore', 'pipe', 'pipe'],

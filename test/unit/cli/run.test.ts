@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import type { RelayService } from '../../../src/app/relay-service.js';
+import type { Daemon } from '../../../src/app/daemon.js';
 import { runUntilStopped } from '../../../src/cli/run.js';
 import { loadConfig, type Config } from '../../../src/config/load.js';
 import { ConfigInvalid } from '../../../src/config/problems.js';
@@ -35,7 +35,7 @@ function stage(
     crash = reject;
   });
   let stops = 0;
-  const service: RelayService = {
+  const service: Daemon = {
     stopped,
     stop: () => {
       stops++;

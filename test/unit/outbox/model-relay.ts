@@ -120,6 +120,7 @@ export class ModelRelay {
       settler: this.settler,
       databaseNow: () => clock.now(),
       random: () => clock.random(),
+      onConfirmed: () => undefined,
       check,
     });
     this.feed = new TableFeed({
@@ -184,7 +185,7 @@ export class ModelRelay {
     const n = this.#cursor.event;
     this.#cursor.event += 1;
     const row = rows[n - 1];
-    if (n === 0) this.pump.push({ kind: 'begin', commitLsn, xid });
+    if (n === 0) this.pump.push({ kind: 'begin', commitLsn, committedAtMs: 0, xid });
     else if (row) this.pump.push({ kind: 'row', row: { ...row, body: Buffer.from(row.body) } });
     else {
       this.#cursor = { transaction: this.#cursor.transaction + 1, event: 0 };

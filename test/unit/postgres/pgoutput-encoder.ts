@@ -18,8 +18,8 @@ const int64 = (value: bigint): Buffer => {
 };
 const string = (value: string): Buffer => Buffer.from(`${value}\0`);
 
-export const begin = (commitLsn: bigint, xid: number): Buffer =>
-  Buffer.concat([Buffer.from('B'), int64(commitLsn), int64(0n), int32(xid)]);
+export const begin = (commitLsn: bigint, xid: number, committedAtMicros = 0n): Buffer =>
+  Buffer.concat([Buffer.from('B'), int64(commitLsn), int64(committedAtMicros), int32(xid)]);
 
 export const commit = (commitLsn: bigint, endLsn: bigint): Buffer =>
   Buffer.concat([Buffer.from('C'), Buffer.alloc(1), int64(commitLsn), int64(endLsn), int64(0n)]);

@@ -119,10 +119,25 @@ test('fact 55: bytea in another form than hex is an error, not a wrong body', ()
   expect(() => decoderFor().decode(insert(7, { payload_bytes: 'ab\\000c' }))).toThrow('hex');
 });
 
+test('a begin says when its transaction was committed, in milliseconds since 1970', () => {
+  fc.assert(
+    fc.property(fc.date({ min: new Date(0), max: new Date('2200-12-31'), noInvalidDate: true }), (at) => {
+      const micros = (BigInt(at.getTime()) - 946_684_800_000n) * 1000n + 250n;
+      const bits = BigInt.asUintN(64, micros);
+      expect(new PgoutputDecoder('waybill').decode(begin(1n, 2, bits))).toEqual({
+        kind: 'begin',
+        commitLsn: 1n,
+        committedAtMs: expect.closeTo(at.getTime() + 0.25, 2) as number,
+        xid: 2,
+      });
+    }),
+  );
+});
+
 test('facts 10, 11: begin and commit carry 64-bit positions; the commit gives its end', () => {
   fc.assert(
     fc.property(fc.bigInt({ min: 0n, max: 2n ** 64n - 1n }), fc.nat({ max: 0xffffffff }), (lsn, xid) => {
-      expect(new PgoutputDecoder('waybill').decode(begin(lsn, xid))).toEqual({ kind: 'begin', commitLsn: lsn, xid });
+      expect(new PgoutputDecoder('waybill').decode(begin(lsn, xid))).toMatchObject({ commitLsn: lsn, xid });
       expect(new PgoutputDecoder('waybill').decode(commit(lsn ^ 0xffn, lsn))).toEqual({ kind: 'commit', endLsn: lsn });
     }),
     { examples: [[2n ** 64n - 1n, 0xffffffff]] },

@@ -1,0 +1,136 @@
+import type { AdminSources } from '../admin/server.js';
+import type { Config } from '../config/load.js';
+import { pause, systemClock, type Clock } from '../runtime/clock.js';
+import { watchEventLoop } from '../runtime/event-loop.js';
+import type { Logger } from '../telemetry/log.js';
+import { Metrics } from '../telemetry/metrics-registry.js';
+import { startAdminService } from './admin-service.js';
+import { readAdminToken } from './admin-token.js';
+import { liveStatus, type LiveStatus } from './live-status.js';
+import { showProcess } from './process-metrics.js';
+import { RelayHealth } from './relay-health.js';
+import { showRelay } from './relay-metrics.js';
+import { startRelayService, type RelayService } from './relay-service.js';
+import { collectStatus } from './status.js';
+import { Rate } from './throughput.js';
+
+/** Everything that `waybill run` runs. */
+export interface Daemon {
+  /** Resolves when it has ended after stop(); rejects when it cannot go on. */
+  stopped: Promise<void>;
+  /** Takes no more in, finishes what is in flight, lets go. Idempotent. */
+  stop(): Promise<'drained' | 'incomplete'>;
+}
+
+export interface DaemonOptions {
+  /** Reads the configuration again; throws as loadConfig does. */
+  reload: () => Config;
+  version: string;
+  clock?: Clock;
+}
+
+const SAMPLE_INTERVAL_MS = 1_000;
+
+/** Starts the relay and, beside it, what shows it: health, metrics, status. The relay never waits for those. */
+export function startDaemon(config: Config, log: Logger, options: DaemonOptions): Daemon {
+  const { reload, version, clock = systemClock } = options;
+  const started = start(config, log, { reload, version, clock });
+  const stopped = started.then(({ stopped }) => stopped);
+  // Whoever started it looks at this one or at what stop() gives; the other must not end the process.
+  stopped.catch(() => undefined);
+  return { stopped, stop: () => started.then((running) => running.stop()) };
+}
+
+async function start(config: Config, log: Logger, options: Required<DaemonOptions>): Promise<Daemon> {
+  const { reload, version, clock } = options;
+  if (config.admin.listen && config.admin.tokenFile !== undefined) await readAdminToken(config.admin.tokenFile);
+  const name = config.relay.name;
+  const metrics = new Metrics(
+    { relay: [name], consumer: [], version: [version] },
+    new Set(['relay', 'process'] as const),
+  );
+  const toConfirm = metrics.observer('waybill_outbox_commit_to_confirm_seconds', { relay: name });
+  const relay = startRelayService(config, log, {
+    reload,
+    clock,
+    onConfirmed: ({ committedAtMs }, nowMs) => {
+      if (committedAtMs !== null) toConfirm(Math.max(0, nowMs - committedAtMs) / 1000);
+    },
+  });
+  const watching = new AbortController();
+  const view = new DaemonView(config, relay, metrics, options, watching.signal);
+  const admin = startAdminService(config.admin, view.sources, log, clock);
+  // Readiness is false from the first moment of a stop on; the last word is served while the relay drains.
+  const end = async (): Promise<void> => {
+    watching.abort();
+    await admin.stop();
+  };
+  return { stopped: relay.stopped.finally(end), stop: () => relay.stop().finally(end) };
+}
+
+/** Looks at the relay once a second, so that rates and hangs are seen, and whenever somebody asks. */
+class DaemonView {
+  readonly #config: Config;
+  readonly #relay: RelayService;
+  readonly #clock: Clock;
+  readonly #version: string;
+  readonly #metrics: Metrics;
+  readonly #health: RelayHealth;
+  readonly #confirmed = new Rate();
+  readonly #eventLoop;
+
+  constructor(
+    config: Config,
+    relay: RelayService,
+    metrics: Metrics,
+    { clock, version }: Required<DaemonOptions>,
+    ending: AbortSignal,
+  ) {
+    this.#config = config;
+    this.#relay = relay;
+    this.#clock = clock;
+    this.#version = version;
+    this.#metrics = metrics;
+    this.#health = new RelayHealth(config.admin.staleAfterMs);
+    this.#eventLoop = watchEventLoop(clock);
+    ending.addEventListener('abort', () => this.#eventLoop.stop(), { once: true });
+    metrics.beforeShowing(() => this.#show());
+    this.#sample(ending).catch(() => undefined);
+  }
+
+  get sources(): AdminSources {
+    return {
+      health: () => [this.#check()],
+      eventLoopLag: () => this.#eventLoop.lagSeconds(),
+      metrics: this.#metrics,
+      live: () => this.#live(),
+      status: async () => ({ ...(await collectStatus(this.#config)), live: this.#live() }),
+    };
+  }
+
+  async #sample(ending: AbortSignal): Promise<void> {
+    while (!ending.aborted) {
+      this.#check();
+      this.#confirmed.note(this.#relay.look().counters.confirmed, this.#clock.now());
+      await pause(this.#clock, SAMPLE_INTERVAL_MS, ending);
+    }
+  }
+
+  #check() {
+    return this.#health.check(this.#relay.look(), this.#clock.now());
+  }
+
+  #show(): void {
+    showRelay(this.#metrics, this.#config.relay, this.#relay.look(), this.#check().ready);
+    showProcess(this.#metrics, this.#version, this.#eventLoop.lagSeconds());
+  }
+
+  #live(): LiveStatus {
+    return liveStatus(this.#config, this.#relay.look(), this.#check(), {
+      throughput: this.#confirmed.read(),
+      eventLoopLagSeconds: this.#eventLoop.lagSeconds(),
+      nowMs: this.#clock.now(),
+      version: this.#version,
+    });
+  }
+}
