@@ -194,6 +194,11 @@ grant execute on function
   :"schema".finish_row, :"schema".inbox_apply, :"schema".inbox_settle, :"schema".revive_row, :"schema".inbox_refund,
   :"schema".inbox_due, :"schema".inbox_sweep, :"schema".inbox_deaths, :"schema".inbox_deaths_copied,
   :"schema".inbox_clean, :"schema".clean_idempotency to :"relay";
+-- For an operator who uses the relay's configuration: `waybill inbox`, `consumer` and `redact`.
+grant execute on function
+  :"schema".inbox_retry, :"schema".inbox_replay, :"schema".inbox_discard, :"schema".inbox_postpone,
+  :"schema".consumer_pause, :"schema".consumer_resume, :"schema".rename_consumer, :"schema".forget_consumer,
+  :"schema".redact to :"relay";
 
 -- Whoever watches.
 grant select on :"schema".outbox_backlog, :"schema".inbox_backlog to :"observer";
@@ -221,6 +226,14 @@ begin
     execute format('grant usage on schema %I to %I', schema_name, operator_role);
     execute format(
       'grant select on %1$I.outbox, %1$I.outbox_history, %1$I.outbox_backlog, %1$I.action_log, %1$I.migration to %2$I',
+      schema_name, operator_role);
+    execute format(
+      'grant select on %1$I.inbox, %1$I.inbox_attempt, %1$I.inbox_backlog, %1$I.consumer, %1$I.consumer_grant to %2$I',
+      schema_name, operator_role);
+    execute format(
+      'grant execute on function %1$I.inbox_retry, %1$I.inbox_replay, %1$I.inbox_discard, %1$I.inbox_postpone,
+         %1$I.consumer_pause, %1$I.consumer_resume, %1$I.rename_consumer, %1$I.forget_consumer, %1$I.redact,
+         %1$I.json_of_body, %1$I.payload(%1$I.inbox) to %2$I',
       schema_name, operator_role);
     execute format(
       'grant execute on function %1$I.retry, %1$I.discard, %1$I.replay, %1$I.publication_status to %2$I',

@@ -199,6 +199,57 @@ begin
 end
 $function$;
 
+CREATE OR REPLACE FUNCTION waybill.consumer_pause(consumer text, reason text)
+ RETURNS text
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  before record;
+begin
+  select c.paused_by, c.paused_reason into before from waybill.consumer c
+  where c.name = consumer_pause.consumer for update;
+  if not found then
+    return 'unknown';
+  elsif before.paused_by = 'operator' then
+    return 'already paused';
+  end if;
+  update waybill.consumer c
+  set paused_at = clock_timestamp(), paused_by = 'operator', paused_reason = left(consumer_pause.reason, 4000)
+  where c.name = consumer_pause.consumer;
+  insert into waybill.action_log (action, target, reason) values ('consumer.pause', consumer, reason);
+  perform pg_notify('waybill_inbox', consumer);
+  return 'paused';
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.consumer_resume(consumer text, reason text DEFAULT NULL::text)
+ RETURNS text
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  before record;
+begin
+  select c.paused_by, c.paused_at, c.paused_reason into before from waybill.consumer c
+  where c.name = consumer_resume.consumer for update;
+  if not found then
+    return 'unknown';
+  elsif before.paused_by is null then
+    return 'not paused';
+  end if;
+  update waybill.consumer c set paused_at = null, paused_by = null, paused_reason = null
+  where c.name = consumer_resume.consumer;
+  insert into waybill.action_log (action, target, reason, details)
+  values ('consumer.resume', consumer, consumer_resume.reason, jsonb_strip_nulls(jsonb_build_object(
+    'paused_by', before.paused_by, 'paused_at', before.paused_at, 'paused_reason', before.paused_reason)));
+  perform pg_notify('waybill_inbox', consumer);
+  return 'resumed';
+end
+$function$;
+
 CREATE OR REPLACE FUNCTION waybill.deferred_constraints()
  RETURNS text
  LANGUAGE sql
@@ -297,6 +348,36 @@ begin
   values (first_time.scope, first_time.key, first_time.result)
   on conflict on constraint idempotency_pkey do nothing;
   return found;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.forget_consumer(name text, reason text DEFAULT NULL::text, force boolean DEFAULT false)
+ RETURNS text
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  most_rows constant int := 50000;
+  unfinished bigint;
+begin
+  select coalesce(sum(b.count), 0) into unfinished from waybill.inbox_backlog b where b.consumer = forget_consumer.name;
+  if unfinished > 0 and not coalesce(force, false) then
+    return 'unfinished rows: ' || unfinished;
+  end if;
+  delete from waybill.inbox where ctid = any (array(
+    select i.ctid from waybill.inbox i where i.consumer = forget_consumer.name limit most_rows));
+  if exists (select from waybill.inbox i where i.consumer = forget_consumer.name) then
+    return 'more';
+  end if;
+  delete from waybill.consumer_grant g where g.consumer = forget_consumer.name;
+  delete from waybill.consumer c where c.name = forget_consumer.name;
+  if not found then
+    return 'unknown';
+  end if;
+  insert into waybill.action_log (action, target, reason, details)
+  values ('consumer.forget', name, forget_consumer.reason, jsonb_build_object('unfinished', unfinished));
+  return 'forgotten';
 end
 $function$;
 
@@ -476,7 +557,8 @@ declare
   taken bigint[];
 begin
   perform waybill.check_claim(greatest(cardinality(seqs), 1), lease);
-  if settings.paused_at is not null then
+  -- Not so with a pause of the program's own: it is by these rows that it probes.
+  if settings.paused_by = 'operator' then
     return;
   end if;
   taken := array(
@@ -600,6 +682,37 @@ begin
 end
 $function$;
 
+CREATE OR REPLACE FUNCTION waybill.inbox_discard(consumer text, message_id text, reason text DEFAULT NULL::text)
+ RETURNS text
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  found_row record;
+begin
+  select * into found_row from waybill.row_for_operator(consumer, message_id);
+  case (found_row.target).status
+    when 'pending', 'waiting', 'blocked', 'dead' then
+      update waybill.inbox i
+      set status = 'discarded', processed_at = clock_timestamp(), next_attempt_at = null, dead_reason = null
+      where i.seq = (found_row.target).seq;
+      if (found_row.settings).ordering = 'key' and (found_row.target).key is not null then
+        perform waybill.release_key(found_row.settings, (found_row.target).key);
+      end if;
+      return waybill.log_inbox_action('inbox.discard', found_row.target, reason, 'discarded');
+    when 'done' then
+      return 'already applied';
+    when 'running' then
+      return 'running';
+    when 'discarded' then
+      return 'already discarded';
+    else
+      return 'unknown';
+  end case;
+end
+$function$;
+
 CREATE OR REPLACE FUNCTION waybill.inbox_due(consumer text, within interval DEFAULT '00:00:00'::interval, max_rows integer DEFAULT 500)
  RETURNS TABLE(seq bigint, attempt integer, status text, next_attempt_at timestamp with time zone, alone boolean)
  LANGUAGE plpgsql
@@ -608,6 +721,9 @@ CREATE OR REPLACE FUNCTION waybill.inbox_due(consumer text, within interval DEFA
 AS $function$
 #variable_conflict use_column
 begin
+  if exists (select from waybill.consumer c where c.name = inbox_due.consumer and c.paused_by = 'operator') then
+    return;
+  end if;
   return query
   select d.seq, d.failures + d.abandoned + 1, d.status, d.next_attempt_at, d.abandoned >= 2
   from (
@@ -679,6 +795,34 @@ begin
 end
 $function$;
 
+CREATE OR REPLACE FUNCTION waybill.inbox_postpone(consumer text, message_id text, delay interval, reason text DEFAULT NULL::text)
+ RETURNS text
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  found_row record;
+begin
+  if delay is null or delay not between interval '0' and interval '365 days' then
+    raise exception 'a delay must be 0 to 365 days' using errcode = '22023';
+  end if;
+  select * into found_row from waybill.row_for_operator(consumer, message_id);
+  case (found_row.target).status
+    when 'pending', 'waiting' then
+      update waybill.inbox i set status = 'waiting', next_attempt_at = clock_timestamp() + delay
+      where i.seq = (found_row.target).seq;
+      return waybill.log_inbox_action('inbox.defer', found_row.target, reason, 'waiting');
+    when 'done' then
+      return 'already applied';
+    when 'running', 'blocked', 'dead', 'discarded' then
+      return (found_row.target).status;
+    else
+      return 'unknown';
+  end case;
+end
+$function$;
+
 CREATE OR REPLACE FUNCTION waybill.inbox_receive(consumer text, messages json, bodies bytea, apply boolean DEFAULT true)
  RETURNS TABLE(ordinal integer, outcome text, seq bigint, status text, verdict text, attempt integer, next_attempt_at timestamp with time zone, dead_reason text, error text)
  LANGUAGE plpgsql
@@ -688,7 +832,7 @@ declare
   -- Why: over 64 open subtransactions slow every snapshot of the server.
   most_applied constant int := 60;
   settings constant waybill.consumer := waybill.consumer_settings(inbox_receive.consumer);
-  applying constant boolean := settings.handler = 'sql' and inbox_receive.apply;
+  applying constant boolean := settings.handler = 'sql' and inbox_receive.apply and settings.paused_at is null;
   calling constant text := case when applying then waybill.handler_call(settings) end;
   deferred constant text := case when applying then waybill.deferred_constraints() end;
   stuck text[] := '{}';
@@ -778,6 +922,60 @@ begin
     end if;
   end loop;
   return given_back;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.inbox_replay(consumer text, message_id text, reason text DEFAULT NULL::text, force boolean DEFAULT false)
+ RETURNS text
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  found_row record;
+begin
+  select * into found_row from waybill.row_for_operator(consumer, message_id);
+  case (found_row.target).status
+    when 'done', 'discarded', 'dead', 'waiting' then
+      if (found_row.target).status = 'done' and not coalesce(force, false) then
+        return 'already applied';
+      elsif (found_row.target).body is null then
+        return 'body is gone';
+      end if;
+      return waybill.log_inbox_action('inbox.replay', found_row.target, reason,
+        waybill.revive_row(found_row.settings, (found_row.target).seq, null, true));
+    when 'pending', 'running', 'blocked' then
+      return (found_row.target).status;
+    else
+      return 'unknown';
+  end case;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.inbox_retry(consumer text, message_id text, reason text DEFAULT NULL::text)
+ RETURNS text
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  found_row record;
+begin
+  select * into found_row from waybill.row_for_operator(consumer, message_id);
+  case (found_row.target).status
+    when 'dead', 'waiting' then
+      if (found_row.target).body is null then
+        return 'body is gone';
+      end if;
+      return waybill.log_inbox_action('inbox.retry', found_row.target, reason,
+        waybill.revive_row(found_row.settings, (found_row.target).seq, null, true));
+    when 'done' then
+      return 'already applied';
+    when 'pending', 'running', 'blocked', 'discarded' then
+      return (found_row.target).status;
+    else
+      return 'unknown';
+  end case;
 end
 $function$;
 
@@ -1146,6 +1344,115 @@ begin
 end
 $function$;
 
+CREATE OR REPLACE FUNCTION waybill.redact(key text DEFAULT NULL::text, id text DEFAULT NULL::text, reason text DEFAULT NULL::text)
+ RETURNS TABLE(place text, rows bigint)
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+#variable_conflict use_column
+declare
+  moment constant timestamptz := clock_timestamp();
+  wanted_key constant text := redact.key;
+  wanted_id constant text := redact.id;
+  wanted_uuid constant uuid :=
+    case when redact.id ~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then redact.id::uuid end;
+  seqs bigint[];
+  targets text[];
+  held record;
+  counts jsonb := '{}';
+begin
+  if num_nonnulls(wanted_key, wanted_id) <> 1 then
+    raise exception 'one of key and id says what to redact' using errcode = '22023';
+  end if;
+
+  -- Inbox. What is not finished cannot be finished any more; keys are locked before their rows are looked at.
+  perform pg_advisory_xact_lock(l.lock) from (
+    select distinct waybill.key_lock(i.consumer, i.key) as lock
+    from waybill.inbox i join waybill.consumer c on c.name = i.consumer and c.ordering = 'key'
+    where i.key is not null and (i.key = wanted_key or i.message_id = wanted_id or i.original_id = wanted_id) order by 1
+  ) as l;
+  seqs := array(
+    select i.seq from waybill.inbox i
+    where (i.key = wanted_key or i.message_id = wanted_id or i.original_id = wanted_id)
+    order by i.seq for update
+  );
+  targets := array(select i.message_id from waybill.inbox i where i.seq = any (seqs));
+  for held in
+    select i.consumer, i.key from waybill.inbox i where i.seq = any (seqs) and i.key is not null
+    group by i.consumer, i.key
+  loop
+    update waybill.inbox i
+    set status = case i.status when 'done' then 'done' else 'discarded' end,
+      processed_at = coalesce(i.processed_at, moment), next_attempt_at = null, claim_token = null, lease_until = null,
+      locked_by = null, dead_reason = null
+    where i.seq = any (seqs) and i.consumer = held.consumer and i.key = held.key;
+    perform waybill.release_key(c, held.key) from waybill.consumer c
+    where c.name = held.consumer and c.ordering = 'key';
+  end loop;
+  update waybill.inbox i
+  set status = case i.status when 'done' then 'done' else 'discarded' end,
+    processed_at = coalesce(i.processed_at, moment), next_attempt_at = null, claim_token = null, lease_until = null,
+    locked_by = null, dead_reason = null, redacted_at = moment, body = null, body_hash = null, headers = '{}', key = null,
+    original_id = null, routing_key = null, correlation_id = null, causation_id = null, reply_to = null,
+    traceparent = null, tracestate = null, last_error = null, result = null, raw_properties = null
+  where i.seq = any (seqs);
+  get diagnostics rows = row_count;
+  place := 'inbox';
+  counts := counts || jsonb_build_object(place, rows);
+  return next;
+
+  update waybill.inbox_attempt a set error = null where a.inbox_seq = any (seqs) and a.error is not null;
+  get diagnostics rows = row_count;
+  place := 'inbox_attempt';
+  counts := counts || jsonb_build_object(place, rows);
+  return next;
+
+  -- Outbox. Held rows are given up; what is ready is on its way to the broker, and stays as it is.
+  targets := targets || array(
+    select o.id::text from waybill.outbox o where o.key = wanted_key or o.id = wanted_uuid
+    union
+    select h.id::text from waybill.outbox_history h where h.key = wanted_key or h.id = wanted_uuid
+  );
+  perform waybill.discard(o.id, 'redacted') from waybill.outbox o
+  where (o.key = wanted_key or o.id = wanted_uuid) and o.state in ('parked', 'blocked', 'scheduled');
+  update waybill.outbox o
+  set payload = null, payload_bytes = null, headers = '{}', key = null, routing_key = null, correlation_id = null,
+    causation_id = null, reply_to = null, traceparent = null, tracestate = null, last_error = null
+  where (o.key = wanted_key or o.id = wanted_uuid) and o.state in ('discarded', 'cancelled');
+  get diagnostics rows = row_count;
+  place := 'outbox';
+  counts := counts || jsonb_build_object(place, rows);
+  return next;
+
+  select count(*) into rows from waybill.outbox o
+  where (o.key = wanted_key or o.id = wanted_uuid) and o.state not in ('discarded', 'cancelled');
+  place := 'outbox_pending';
+  counts := counts || jsonb_build_object(place, rows);
+  return next;
+
+  update waybill.outbox_history h
+  set payload = null, payload_bytes = null, headers = null, key = null, sha256 = null, routing_key = null,
+    correlation_id = null, causation_id = null, reply_to = null, traceparent = null, tracestate = null
+  where h.key = wanted_key or h.id = wanted_uuid;
+  get diagnostics rows = row_count;
+  place := 'outbox_history';
+  counts := counts || jsonb_build_object(place, rows);
+  return next;
+
+  update waybill.action_log a set details = a.details - 'error'
+  where a.target = any (targets) and a.details ? 'error';
+  get diagnostics rows = row_count;
+  place := 'action_log';
+  counts := counts || jsonb_build_object(place, rows);
+  return next;
+
+  insert into waybill.action_log (action, target, reason, details)
+  values ('redact', coalesce(wanted_id, 'key sha256:' || encode(sha256(convert_to(wanted_key, 'UTF8')), 'hex')),
+    redact.reason, counts);
+end
+$function$;
+
 CREATE OR REPLACE FUNCTION waybill.register_consumers(consumers json, accept_new boolean DEFAULT false)
  RETURNS TABLE(name text, action text)
  LANGUAGE plpgsql
@@ -1204,6 +1511,35 @@ begin
     name := wanted.name;
     return next;
   end loop;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.rename_consumer(old_name text, new_name text, reason text DEFAULT NULL::text)
+ RETURNS bigint
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  moved bigint;
+begin
+  lock table waybill.consumer in share row exclusive mode;
+  perform waybill.consumer_settings(old_name);
+  if exists (select from waybill.inbox i where i.consumer = new_name) then
+    raise exception 'consumer % has messages of its own', to_json(new_name) using errcode = '22023',
+      hint = 'Two consumers cannot become one: each knows what it has applied.';
+  end if;
+  delete from waybill.consumer c where c.name = new_name and new_name <> old_name;
+  update waybill.consumer c set name = new_name where c.name = old_name;
+  update waybill.consumer_grant g set consumer = new_name where g.consumer = old_name
+    and not exists (
+      select from waybill.consumer_grant o where o.consumer = new_name and o.role_name = g.role_name);
+  delete from waybill.consumer_grant g where g.consumer = old_name and new_name <> old_name;
+  update waybill.inbox i set consumer = new_name where i.consumer = old_name;
+  get diagnostics moved = row_count;
+  insert into waybill.action_log (action, target, reason, details)
+  values ('consumer.rename', new_name, rename_consumer.reason, jsonb_build_object('from', old_name, 'rows', moved));
+  return moved;
 end
 $function$;
 
@@ -1806,6 +2142,25 @@ AS $function$
   ) as l
 $function$;
 
+CREATE OR REPLACE FUNCTION waybill.log_inbox_action(action text, target waybill.inbox, reason text, answer text)
+ RETURNS text
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+begin
+  insert into waybill.action_log (action, target, reason, details)
+  values (log_inbox_action.action, target.message_id, log_inbox_action.reason, jsonb_strip_nulls(jsonb_build_object(
+    'consumer', target.consumer, 'seq', target.seq, 'status', target.status, 'type', target.type,
+    'failures', target.failures, 'abandoned', target.abandoned, 'dead_reason', target.dead_reason,
+    'error', target.last_error, 'answer', answer)));
+  -- Workers and the program look at once; heard when this is committed.
+  if answer in ('pending', 'waiting', 'discarded') then
+    perform pg_notify('waybill_inbox', target.consumer);
+  end if;
+  return answer;
+end
+$function$;
+
 CREATE OR REPLACE FUNCTION waybill.message_of(i waybill.inbox)
  RETURNS waybill.inbox_message
  LANGUAGE sql
@@ -1952,6 +2307,22 @@ begin
     abandoned = case when fresh then 0 else i.abandoned end
   where i.seq = revive_row.seq;
   return new_status;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.row_for_operator(consumer text, message_id text, OUT settings waybill.consumer, OUT target waybill.inbox)
+ RETURNS record
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+begin
+  -- Rows of a consumer that is not registered any more can be seen to as well.
+  select * into settings from waybill.consumer c where c.name = row_for_operator.consumer;
+  perform pg_advisory_xact_lock(waybill.key_lock(i.consumer, i.key)) from waybill.inbox i
+  where i.consumer = row_for_operator.consumer and i.message_id = row_for_operator.message_id
+    and settings.ordering = 'key' and i.key is not null;
+  select * into target from waybill.inbox i
+  where i.consumer = row_for_operator.consumer and i.message_id = row_for_operator.message_id for update;
 end
 $function$;
 
@@ -2692,6 +3063,10 @@ comment on function waybill.consumer_for_caller(name text) is 'The registered co
 
 comment on function waybill.consumer_mend(consumer text) is 'Notes that the handler works again; an operator''s pause stays. False if there was nothing to mend.';
 
+comment on function waybill.consumer_pause(consumer text, reason text) is 'From now on no row of the consumer is handed out; what is being handled ends. Answers: paused; or, with nothing changed: already paused, unknown.';
+
+comment on function waybill.consumer_resume(consumer text, reason text) is 'Ends a pause, an operator''s or the program''s own. Answers: resumed; or, with nothing changed: not paused, unknown.';
+
 comment on function waybill.consumer_settings(name text) is 'The registered consumer of that name, or error WB004.';
 
 comment on function waybill.deferred_constraints() is 'The constraints that are checked at the end of a transaction unless told otherwise, as SET CONSTRAINTS takes them.';
@@ -2708,6 +3083,8 @@ comment on function waybill.first_result(scope text, key text) is 'The result th
 
 comment on function waybill.first_time(scope text, key text, result text) is 'True once for each scope and key among all committed transactions, within the retention (clean_idempotency). Do the thing in the same transaction if it is true. Waits for a transaction that has said it first: if that one rolls back, this is the first time.';
 
+comment on function waybill.forget_consumer(name text, reason text, force boolean) is 'Removes a consumer that is not configured any more, with its rows: it no longer knows what it has applied. At most 50,000 rows a call. Answers: forgotten; more (call again, each time in a transaction of its own); unfinished rows: N (nothing was changed; force removes them too); unknown.';
+
 comment on function waybill.grant_consumer(consumer text, role text) is 'Lets a role and its members claim rows of a consumer, which need not be registered yet. For the owner of the schema.';
 
 comment on function waybill.handler_call(settings waybill.consumer) is 'The statement that calls the sql handler of a consumer. Error WB006 if there is no such function, or the caller may not execute it: the consumer is broken, not a message.';
@@ -2720,7 +3097,7 @@ comment on function waybill.inbox_apply(consumer text, seqs bigint[], token uuid
 
 comment on function waybill.inbox_claim(consumer text, max integer, lease interval) is 'Gives up to max rows of a consumer to the caller, until the lease is over: rows that are due again first, then new ones in order. Each row comes with a claim_token, the proof that the other functions ask for. Call it in a transaction of its own. Expired leases count as abandoned; a row that was abandoned twice comes alone. No rows while the consumer is paused. Errors: WB004 (no such consumer), WB007 (not granted).';
 
-comment on function waybill.inbox_claim_rows(consumer text, seqs bigint[], attempts integer[], lease interval) is 'Claims exactly these rows, as far as each is pending, or waiting and due, at the attempt that stands at the same place in attempts, and nobody else has it: so a timer that is lost, late or doubled does no harm. A row that was abandoned twice is claimed only alone.';
+comment on function waybill.inbox_claim_rows(consumer text, seqs bigint[], attempts integer[], lease interval) is 'Claims exactly these rows, as far as each is pending, or waiting and due, at the attempt that stands at the same place in attempts, and nobody else has it: so a timer that is lost, late or doubled does no harm. A row that was abandoned twice is claimed only alone. None while an operator has paused the consumer.';
 
 comment on function waybill.inbox_clean(consumer text, max_rows integer) is 'Removes what the retention of a consumer is over for: processed rows (ids), bodies of processed rows, dead rows; at most max_rows of each. remaining says how many are left, counted up to 100,000; dead rows that block others are left.';
 
@@ -2732,7 +3109,9 @@ comment on function waybill.inbox_deaths_copied(consumer text, died_at timestamp
 
 comment on function waybill.inbox_defer(seq bigint, token uuid, delay interval, error text) is 'What the message needs is not there yet: the row waits, and no attempt is spent; it is dead if that lasts longer than not_yet_for of its consumer. Returns waiting or dead. WB003 if the claim is lost.';
 
-comment on function waybill.inbox_due(consumer text, within interval, max_rows integer) is 'Rows that wait and are due within that time, the earliest first, then pending ones; alone: only to be claimed by itself. Expired leases are ended by inbox_claim.';
+comment on function waybill.inbox_discard(consumer text, message_id text, reason text) is 'Gives a message up for this one consumer: it is not applied, and does not hold its key any more; its id is remembered. Answers: discarded; or, with nothing changed: already applied, already discarded, running, unknown.';
+
+comment on function waybill.inbox_due(consumer text, within interval, max_rows integer) is 'Rows that wait and are due within that time, the earliest first, then pending ones; alone: only to be claimed by itself. None while an operator has paused the consumer. Expired leases are ended by inbox_claim.';
 
 comment on function waybill.inbox_extend(seq bigint, token uuid, lease interval) is 'Prolongs the lease, from now, and returns its new end. Call it in a transaction of its own. WB003 if the claim is lost.';
 
@@ -2740,9 +3119,15 @@ comment on function waybill.inbox_fail(seq bigint, token uuid, error text, retry
 
 comment on function waybill.inbox_handling(seq bigint, token uuid) is 'This transaction handles that message: what it publishes has the message as its cause, and its correlation and trace, unless told otherwise. WB003 if the claim is lost.';
 
-comment on function waybill.inbox_receive(consumer text, messages json, bodies bytea, apply boolean) is 'Stores a batch of deliveries in the order of the array; bodies are all bodies one after the other, size says how many bytes are whose. For sql handlers also applies them, at most 60, in this transaction. Says of each delivery, by its place from 1: inserted, duplicate or conflict; the row''s status; what the handler came to; the number of the next attempt and when it is due. All of them may be acknowledged once this is committed. Errors: WB004, WB006 (the handler is missing: nothing is written).';
+comment on function waybill.inbox_postpone(consumer text, message_id text, delay interval, reason text) is 'Lets a message wait that long from now before it is tried; its attempts stay as they are. Answers: waiting; or, with nothing changed: already applied, running, blocked, dead, discarded, unknown.';
+
+comment on function waybill.inbox_receive(consumer text, messages json, bodies bytea, apply boolean) is 'Stores a batch of deliveries in the order of the array; bodies are all bodies one after the other, size says how many bytes are whose. For sql handlers also applies them, at most 60, in this transaction, unless the consumer is paused: then they are pending. Says of each delivery, by its place from 1: inserted, duplicate or conflict; the row''s status; what the handler came to; the number of the next attempt and when it is due. All of them may be acknowledged once this is committed. Errors: WB004, WB006 (the handler is missing: nothing is written).';
 
 comment on function waybill.inbox_refund(consumer text, seqs bigint[], since timestamp with time zone) is 'The handler was broken, not these messages: failures since then do not count, and rows that died of them wait again. Returns how many rows.';
+
+comment on function waybill.inbox_replay(consumer text, message_id text, reason text, force boolean) is 'Has this one consumer handle a message again that it is through with, under its id. What was applied is applied a second time only with force: the effect is doubled unless the handler knows better. Answers: pending, blocked; or, with nothing changed: already applied, running, body is gone, unknown (never received, or longer ago than ids are kept).';
+
+comment on function waybill.inbox_retry(consumer text, message_id text, reason text) is 'Has a message that failed tried again by this one consumer, at once, under its id, its attempts counted anew. Answers: pending (so it is, or was already), blocked (an earlier one of its key goes first); or, with nothing changed: already applied, running, discarded (inbox_replay brings it back), body is gone, unknown.';
 
 comment on function waybill.inbox_settle(consumer text, token uuid, results json) is 'Settles attempts at rows that were claimed with the token: an array of {seq, verdict, error, retry_in, result}; verdicts as of put_back, and done. Verdict lost in the answer: the claim is, and nothing was done.';
 
@@ -2757,6 +3142,8 @@ comment on function waybill.keep_history(days_ahead integer, retention interval)
 comment on function waybill.key_lock(consumer text, key text) is 'Number of the advisory transaction lock on one key of a consumer. Several are taken in ascending order, before the statement that reads rows of the key.';
 
 comment on function waybill.lock_keys(settings waybill.consumer, seqs bigint[]) is 'Takes the locks of the keys of these rows, in order, if the consumer is ordered by key.';
+
+comment on function waybill.log_inbox_action(action text, target waybill.inbox, reason text, answer text) is 'Writes an operator''s act to the action_log, with the row as it was before, and wakes whoever waits for rows. Returns the answer.';
 
 comment on function waybill.message_of(i waybill.inbox) is 'A row of the inbox as a handler gets it.';
 
@@ -2776,9 +3163,13 @@ comment on function waybill.publish_many(messages json) is 'Writes one row for e
 
 comment on function waybill.put_back(settings waybill.consumer, seq bigint, verdict text, error text, retry_in interval, OUT status text, OUT attempt integer, OUT next_attempt_at timestamp with time zone, OUT dead_reason text, OUT released bigint) is 'After an attempt that did not succeed: the row waits for its next one, or is dead. Verdicts: retry and broken spend an attempt, not-yet is bounded by age, never is the end, release spends nothing. The caller has the row, and the lock of its key if the consumer is ordered by key.';
 
+comment on function waybill.redact(key text, id text, reason text) is 'Removes the content of all messages of a key, or of one message id, from the inbox, its attempts, the outbox, the history and the log: bodies, headers, keys, routes, traces, errors, results. Ids stay, so that a duplicate is still recognised; unfinished rows are discarded. Says how many rows of each table; outbox_pending are rows that are about to be published, and were left: call it again once they are out. Queues, WAL, backups, and what first_time and newer were told are not reached. The log of it has a hash in the place of the key.';
+
 comment on function waybill.register_consumers(consumers json, accept_new boolean) is 'Writes all consumers of one configuration; what is left out of an object has its default. Returns created or updated for each. Error WB005 if a new name has the queue of a registered consumer that is not in the array: a rename would forget what was applied; accept_new takes it as another consumer.';
 
 comment on function waybill.release_key(settings waybill.consumer, key text) is 'Makes the first blocked row of the key pending if nothing holds the key any more, and returns it, else null. The caller has the lock of the key.';
+
+comment on function waybill.rename_consumer(old_name text, new_name text, reason text) is 'Gives a consumer, its rows and its grants another name, so that it still knows what it has applied; returns the number of rows. Stop the programs that run it first. Writes every row of the consumer anew: with millions of them that takes minutes. Errors: WB004, or 22023 if the new name has rows.';
 
 comment on function waybill.replay(id uuid, reason text, as_new boolean) is 'Publishes a message of the history once more, with the id, type, key, route, headers and body that it had, so that a consumer that had it ignores it; its not-before and not-after times are left out. With as_new the copy has an id of its own, and every consumer takes it for another message. Answers: replayed; replayed as ID; or, with nothing changed: in the outbox: ready (or another state; it goes out from there), not published: discarded (or another outcome), body not kept (relay.history was not full), unknown (or longer ago than the history goes back). What it does is written to the action_log.';
 
@@ -2787,6 +3178,8 @@ comment on function waybill.retry(id uuid, reason text) is 'Has the relay publis
 comment on function waybill.revive_row(settings waybill.consumer, seq bigint, due_at timestamp with time zone, fresh boolean) is 'Lets a row be tried again: pending, waiting until due_at, or blocked if its key is held; fresh counts its attempts anew. The caller has the row and the lock of its key.';
 
 comment on function waybill.revoke_consumer(consumer text, role text) is 'Takes that back: true, or false if it was not granted. For the owner of the schema.';
+
+comment on function waybill.row_for_operator(consumer text, message_id text, OUT settings waybill.consumer, OUT target waybill.inbox) is 'Locks the row of a message, and its key if the consumer is ordered by key. All null if there is no such row.';
 
 comment on function waybill.set_handling(message waybill.inbox_message) is 'What this transaction publishes from now on defaults to being caused by the message: causation_id, correlation_id, traceparent, tracestate. A null message ends that.';
 

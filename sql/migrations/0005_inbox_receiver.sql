@@ -391,7 +391,7 @@ declare
   -- Why: over 64 open subtransactions slow every snapshot of the server.
   most_applied constant int := 60;
   settings constant waybill.consumer := waybill.consumer_settings(inbox_receive.consumer);
-  applying constant boolean := settings.handler = 'sql' and inbox_receive.apply;
+  applying constant boolean := settings.handler = 'sql' and inbox_receive.apply and settings.paused_at is null;
   calling constant text := case when applying then waybill.handler_call(settings) end;
   deferred constant text := case when applying then waybill.deferred_constraints() end;
   stuck text[] := '{}';
@@ -449,7 +449,7 @@ end
 $$;
 
 comment on function waybill.inbox_receive(text, json, bytea, boolean) is
-  'Stores a batch of deliveries in the order of the array; bodies are all bodies one after the other, size says how many bytes are whose. For sql handlers also applies them, at most 60, in this transaction. Says of each delivery, by its place from 1: inserted, duplicate or conflict; the row''s status; what the handler came to; the number of the next attempt and when it is due. All of them may be acknowledged once this is committed. Errors: WB004, WB006 (the handler is missing: nothing is written).';
+  'Stores a batch of deliveries in the order of the array; bodies are all bodies one after the other, size says how many bytes are whose. For sql handlers also applies them, at most 60, in this transaction, unless the consumer is paused: then they are pending. Says of each delivery, by its place from 1: inserted, duplicate or conflict; the row''s status; what the handler came to; the number of the next attempt and when it is due. All of them may be acknowledged once this is committed. Errors: WB004, WB006 (the handler is missing: nothing is written).';
 
 -- Rows from the table ---------------------------------------------------------------------------------------------------
 
@@ -465,7 +465,8 @@ declare
   taken bigint[];
 begin
   perform waybill.check_claim(greatest(cardinality(seqs), 1), lease);
-  if settings.paused_at is not null then
+  -- Not so with a pause of the program's own: it is by these rows that it probes.
+  if settings.paused_by = 'operator' then
     return;
   end if;
   taken := array(
@@ -484,7 +485,7 @@ end
 $$;
 
 comment on function waybill.inbox_claim_rows(text, bigint[], int[], interval) is
-  'Claims exactly these rows, as far as each is pending, or waiting and due, at the attempt that stands at the same place in attempts, and nobody else has it: so a timer that is lost, late or doubled does no harm. A row that was abandoned twice is claimed only alone.';
+  'Claims exactly these rows, as far as each is pending, or waiting and due, at the attempt that stands at the same place in attempts, and nobody else has it: so a timer that is lost, late or doubled does no harm. A row that was abandoned twice is claimed only alone. None while an operator has paused the consumer.';
 
 create function waybill.lock_keys(settings waybill.consumer, seqs bigint[]) returns void
 language sql
@@ -701,6 +702,9 @@ set enable_seqscan = off
 as $$
 #variable_conflict use_column
 begin
+  if exists (select from waybill.consumer c where c.name = inbox_due.consumer and c.paused_by = 'operator') then
+    return;
+  end if;
   return query
   select d.seq, d.failures + d.abandoned + 1, d.status, d.next_attempt_at, d.abandoned >= 2
   from (
@@ -718,7 +722,7 @@ end
 $$;
 
 comment on function waybill.inbox_due(text, interval, int) is
-  'Rows that wait and are due within that time, the earliest first, then pending ones; alone: only to be claimed by itself. Expired leases are ended by inbox_claim.';
+  'Rows that wait and are due within that time, the earliest first, then pending ones; alone: only to be claimed by itself. None while an operator has paused the consumer. Expired leases are ended by inbox_claim.';
 
 create function waybill.inbox_sweep(consumer text, after_key text default null, max_keys int default 500)
 returns table (released int, next_key text)
