@@ -159,8 +159,8 @@ grant execute on function
 grant execute on function
   :"schema".first_time, :"schema".first_result, :"schema".newer, :"schema".json_of_body,
   :"schema".payload(:"schema".inbox_message), :"schema".payload(:"schema".claimed_message),
-  :"schema".inbox_claim, :"schema".inbox_complete, :"schema".inbox_fail, :"schema".inbox_defer, :"schema".inbox_extend,
-  :"schema".inbox_handling to :"app";
+  :"schema".inbox_claim, :"schema".inbox_complete, :"schema".inbox_fail, :"schema".inbox_defer, :"schema".inbox_release,
+  :"schema".inbox_extend, :"schema".inbox_handling to :"app";
 
 -- The relay: no DDL; partitions and the publication are kept by the owner's functions.
 grant select, insert, update, delete on :"schema".outbox to :"relay";
@@ -186,8 +186,8 @@ grant execute on function
   :"schema".payload(:"schema".inbox), :"schema".message_of, :"schema".set_handling, :"schema".consumer_settings,
   :"schema".consumer_for_caller, :"schema".key_lock, :"schema".release_key, :"schema".inbox_age, :"schema".put_back,
   :"schema".end_expired_leases, :"schema".take_rows, :"schema".check_claim, :"schema".claimed_row,
-  :"schema".inbox_claim, :"schema".inbox_complete, :"schema".inbox_fail, :"schema".inbox_defer, :"schema".inbox_extend,
-  :"schema".inbox_handling, :"schema".first_time, :"schema".first_result, :"schema".newer,
+  :"schema".inbox_claim, :"schema".inbox_complete, :"schema".inbox_fail, :"schema".inbox_defer, :"schema".inbox_release,
+  :"schema".inbox_extend, :"schema".inbox_handling, :"schema".first_time, :"schema".first_result, :"schema".newer,
   :"schema".register_consumers, :"schema".consumer_break, :"schema".consumer_mend, :"schema".inbox_wake,
   :"schema".arrivals, :"schema".store_arrivals, :"schema".handler_call, :"schema".deferred_constraints,
   :"schema".call_handler, :"schema".inbox_receive, :"schema".inbox_claim_rows, :"schema".lock_keys,

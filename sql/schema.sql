@@ -925,6 +925,20 @@ begin
 end
 $function$;
 
+CREATE OR REPLACE FUNCTION waybill.inbox_release(seq bigint, token uuid, delay interval DEFAULT NULL::interval, error text DEFAULT NULL::text)
+ RETURNS void
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  claimed record;
+begin
+  select * into claimed from waybill.claimed_row(seq, token);
+  perform waybill.put_back(claimed.settings, seq, 'release', error, delay);
+end
+$function$;
+
 CREATE OR REPLACE FUNCTION waybill.inbox_replay(consumer text, message_id text, reason text DEFAULT NULL::text, force boolean DEFAULT false)
  RETURNS text
  LANGUAGE plpgsql
@@ -3124,6 +3138,8 @@ comment on function waybill.inbox_postpone(consumer text, message_id text, delay
 comment on function waybill.inbox_receive(consumer text, messages json, bodies bytea, apply boolean) is 'Stores a batch of deliveries in the order of the array; bodies are all bodies one after the other, size says how many bytes are whose. For sql handlers also applies them, at most 60, in this transaction, unless the consumer is paused: then they are pending. Says of each delivery, by its place from 1: inserted, duplicate or conflict; the row''s status; what the handler came to; the number of the next attempt and when it is due. All of them may be acknowledged once this is committed. Errors: WB004, WB006 (the handler is missing: nothing is written).';
 
 comment on function waybill.inbox_refund(consumer text, seqs bigint[], since timestamp with time zone) is 'The handler was broken, not these messages: failures since then do not count, and rows that died of them wait again. Returns how many rows.';
+
+comment on function waybill.inbox_release(seq bigint, token uuid, delay interval, error text) is 'Gives a claimed row back, at once or after a delay, as if it had not been claimed: for a worker that stops, or that lost its database in the middle. WB003 if the claim is lost.';
 
 comment on function waybill.inbox_replay(consumer text, message_id text, reason text, force boolean) is 'Has this one consumer handle a message again that it is through with, under its id. What was applied is applied a second time only with force: the effect is doubled unless the handler knows better. Answers: pending, blocked; or, with nothing changed: already applied, running, body is gone, unknown (never received, or longer ago than ids are kept).';
 

@@ -1035,6 +1035,22 @@ $$;
 comment on function waybill.inbox_defer(bigint, uuid, interval, text) is
   'What the message needs is not there yet: the row waits, and no attempt is spent; it is dead if that lasts longer than not_yet_for of its consumer. Returns waiting or dead. WB003 if the claim is lost.';
 
+create function waybill.inbox_release(seq bigint, token uuid, delay interval default null, error text default null)
+returns void
+language plpgsql security definer
+set search_path = pg_catalog, waybill, pg_temp
+as $$
+declare
+  claimed record;
+begin
+  select * into claimed from waybill.claimed_row(seq, token);
+  perform waybill.put_back(claimed.settings, seq, 'release', error, delay);
+end
+$$;
+
+comment on function waybill.inbox_release(bigint, uuid, interval, text) is
+  'Gives a claimed row back, at once or after a delay, as if it had not been claimed: for a worker that stops, or that lost its database in the middle. WB003 if the claim is lost.';
+
 create function waybill.inbox_extend(seq bigint, token uuid, lease interval default '1 minute') returns timestamptz
 language plpgsql security definer
 set search_path = pg_catalog, waybill, pg_temp
