@@ -1,0 +1,183 @@
+/** An exchange as it is declared; all are durable. */
+export interface ExchangeDeclaration {
+  name: string;
+  type: string;
+}
+
+/** A queue as it is declared; all are durable. */
+export interface QueueDeclaration {
+  name: string;
+  arguments: Readonly<Record<string, string | number | boolean>>;
+}
+
+export interface BindingDeclaration {
+  exchange: string;
+  queue: string;
+  routingKey: string;
+}
+
+/** Everything on the broker that belongs to one configuration, apart from the lock queue, which lives with its holder. */
+export interface Topology {
+  exchanges: ExchangeDeclaration[];
+  queues: QueueDeclaration[];
+  bindings: BindingDeclaration[];
+}
+
+/** What the relay needs: its exchange, unless that is the broker's own. */
+export function relayTopology({ exchange, exchangeType }: { exchange: string; exchangeType: string }): Topology {
+  const exchanges = isBuiltIn(exchange) ? [] : [{ name: exchange, type: exchangeType }];
+  return { exchanges, queues: [], bindings: [] };
+}
+
+/** The part of a consumer's configuration that decides what is declared for it. */
+export interface ConsumerDeclaration {
+  name: string;
+  queue: string;
+  queueType: 'quorum' | 'classic';
+  bindings: readonly { exchange: string; routingKey: string }[];
+  order: 'none' | 'key';
+  delay: 'ttl-queues' | 'x-delayed-message';
+  retry: { delaysMs: readonly number[] };
+  deadLetterQueue: string | null;
+}
+
+const DEAD_LETTER_EXCHANGE = 'waybill.dlx';
+
+/** Large and positive, because -1 loses messages on RabbitMQ 3.10 and the default of 4.0 drops after 20 (facts 39, 65). */
+const DELIVERY_LIMIT = 1_000_000;
+const DEAD_LETTERS_KEPT = 100_000;
+
+/** Deaths that the broker decides (limit, expiry) go there and are drained into the inbox. */
+export function brokerDeathsQueue(queue: string): string {
+  return `${queue}.dlq`;
+}
+
+/** The queue that a consumer's timers come back to. */
+export function retryQueue(consumer: string): string {
+  return `waybill.retry.${consumer}`;
+}
+
+/** The exchange of one delay, and its queue. The time is in the name, because arguments cannot be changed (fact 43). */
+function delayExchange(delayMs: number): string {
+  return `waybill.delay.${delayMs}ms`;
+}
+
+/** What one consumer needs: its queue with its bindings, its dead letters, its timers. Exchanges of others are not declared. */
+export function consumerTopology(consumer: ConsumerDeclaration): Topology {
+  const { name, queue, queueType, bindings, order, delay, retry, deadLetterQueue } = consumer;
+  const deaths = brokerDeathsQueue(queue);
+  const topology: Topology = {
+    exchanges: [{ name: DEAD_LETTER_EXCHANGE, type: 'topic' }],
+    queues: [
+      {
+        name: queue,
+        arguments: {
+          'x-queue-type': queueType,
+          'x-dead-letter-exchange': DEAD_LETTER_EXCHANGE,
+          'x-dead-letter-routing-key': `broker.${queue}`,
+          // At-least-once dead lettering needs all three (fact 40).
+          ...(queueType === 'quorum'
+            ? {
+                'x-dead-letter-strategy': 'at-least-once',
+                'x-overflow': 'reject-publish',
+                'x-delivery-limit': DELIVERY_LIMIT,
+              }
+            : {}),
+          ...(order === 'key' ? { 'x-single-active-consumer': true } : {}),
+        },
+      },
+      { name: deaths, arguments: { 'x-queue-type': queueType } },
+      { name: retryQueue(name), arguments: { 'x-queue-type': 'classic' } },
+    ],
+    bindings: [
+      ...bindings.map(({ exchange, routingKey }) => ({ exchange, queue, routingKey })),
+      { exchange: DEAD_LETTER_EXCHANGE, queue: deaths, routingKey: `broker.${queue}` },
+    ],
+  };
+  if (deadLetterQueue !== null) {
+    const kept = { 'x-queue-type': queueType, 'x-max-length': DEAD_LETTERS_KEPT };
+    topology.queues.push({ name: deadLetterQueue, arguments: kept });
+    topology.bindings.push({ exchange: DEAD_LETTER_EXCHANGE, queue: deadLetterQueue, routingKey: `dead.${name}` });
+  }
+  if (delay === 'x-delayed-message') return topology;
+  for (const delayMs of new Set(retry.delaysMs)) {
+    const exchange = delayExchange(delayMs);
+    topology.exchanges.push({ name: exchange, type: 'fanout' });
+    topology.queues.push({
+      name: exchange,
+      arguments: { 'x-queue-type': 'classic', 'x-message-ttl': delayMs, 'x-dead-letter-exchange': '' },
+    });
+    topology.bindings.push({ exchange, queue: exchange, routingKey: '' });
+  }
+  return topology;
+}
+
+/** Several topologies as one; what they share is declared once. */
+export function mergeTopologies(all: readonly Topology[]): Topology {
+  const once = <T>(items: readonly T[], key: (item: T) => string): T[] => [
+    ...new Map(items.map((item) => [key(item), item])).values(),
+  ];
+  return {
+    exchanges: once(
+      all.flatMap(({ exchanges }) => exchanges),
+      ({ name }) => name,
+    ),
+    queues: once(
+      all.flatMap(({ queues }) => queues),
+      ({ name }) => name,
+    ),
+    bindings: once(
+      all.flatMap(({ bindings }) => bindings),
+      ({ exchange, queue, routingKey }) => JSON.stringify([exchange, queue, routingKey]),
+    ),
+  };
+}
+
+/** The default exchange, and those that every broker has. */
+export function isBuiltIn(exchange: string): boolean {
+  return exchange === '' || exchange.startsWith('amq.');
+}
+
+/** Regular expressions of what the broker's user must be allowed to configure, write and read. */
+export interface Permissions {
+  configure: string;
+  write: string;
+  read: string;
+}
+
+/**
+ * The least that the broker's user needs. `locks`: the relay takes a lock queue; `declares`: it declares the topology
+ * itself, else others do; `publishes`: exchanges that it publishes to.
+ */
+export function permissionsFor(
+  topology: Topology,
+  needs: { locks: boolean; declares: boolean; publishes: readonly string[]; consumes: readonly string[] },
+): Permissions {
+  const lock = needs.locks ? ['waybill\\.lock\\..*'] : [];
+  const exchanges = topology.exchanges.map(({ name }) => escaped(name));
+  const queues = topology.queues.map(({ name }) => escaped(name));
+  const bound = topology.bindings.map(({ exchange }) => escaped(exchange));
+  const deadLetters = topology.exchanges.some(({ name }) => name === DEAD_LETTER_EXCHANGE);
+  return {
+    configure: pattern([...lock, ...(needs.declares ? [...exchanges, ...queues] : [])]),
+    write: pattern([
+      ...needs.publishes.map((name) => (name === '' ? 'amq\\.default' : escaped(name))),
+      // A probe goes to the lock queue through the default exchange; timers come back through it.
+      'amq\\.default',
+      ...(deadLetters ? [escaped(DEAD_LETTER_EXCHANGE)] : []),
+      ...exchanges.filter((name) => name.startsWith('waybill\\.delay')),
+      // To bind, one writes to the queue and reads from the exchange.
+      ...(needs.declares ? queues : []),
+    ]),
+    read: pattern([...lock, ...needs.consumes.map(escaped), ...(needs.declares ? [...bound, ...queues] : [])]),
+  };
+}
+
+function pattern(alternatives: readonly string[]): string {
+  const once = [...new Set(alternatives)].sort();
+  return once.length === 0 ? '^$' : `^(${once.join('|')})$`;
+}
+
+function escaped(name: string): string {
+  return name.replaceAll(/[.*+?^${}()|[\]\\]/g, '\\$&');
+}

@@ -1,0 +1,134 @@
+import type { Channel } from 'amqplib';
+import { WaybillError } from '../core/errors.js';
+import type { Topology } from '../core/topology.js';
+import { systemClock } from '../runtime/clock.js';
+import { BrokerConnection, type BrokerEndpoints } from './connection.js';
+import { replyCode, toBrokerError } from './errors.js';
+
+/**
+ * How a thing is: `missing`; `fits`; `differs` (there, with another type or arguments, which cannot be changed);
+ * `unseen` (there, and this user may not compare it); `refused` (this user may not even look).
+ */
+export type TopologyState = 'missing' | 'fits' | 'differs' | 'unseen' | 'refused';
+
+/** One declaration and how it is on the broker. Bindings cannot be seen by AMQP; to declare one twice changes nothing. */
+export interface TopologyStep {
+  kind: 'exchange' | 'queue' | 'binding';
+  name: string;
+  detail: string;
+  state: TopologyState | 'asserted';
+}
+
+const REFUSED = 403;
+const NOT_FOUND = 404;
+const LOCKED = 405;
+const DIFFERS = 406;
+
+const HINTS: Readonly<Record<number, string>> = {
+  [REFUSED]: 'Give the user the permissions that `waybill topology plan` shows, or apply it as another user.',
+  [NOT_FOUND]: 'An exchange that others publish to is declared by them: see that it is there, or correct its name.',
+  [DIFFERS]:
+    'It is there with other properties, which cannot be changed: delete it when it is empty, or use another name.',
+};
+
+/** Connects, works and closes. Rejects with WAYBILL_BROKER_UNAVAILABLE or WAYBILL_BROKER_REFUSED. */
+export async function withTopology<T>(
+  endpoints: BrokerEndpoints,
+  work: (connection: BrokerConnection) => Promise<T>,
+): Promise<T> {
+  const connection = await BrokerConnection.openFirst(
+    endpoints,
+    'waybill topology',
+    { onClosed: () => undefined, onBlocked: () => undefined, onUnblocked: () => undefined },
+    systemClock,
+  );
+  try {
+    return await work(connection);
+  } finally {
+    await connection.close();
+  }
+}
+
+/** Compares each declaration with what is there; declares nothing. */
+export async function lookAtTopology(connection: BrokerConnection, topology: Topology): Promise<TopologyStep[]> {
+  const steps: TopologyStep[] = [];
+  for (const { name, type } of topology.exchanges) {
+    const state = await compare(
+      connection,
+      (channel) => channel.checkExchange(name),
+      (channel) => channel.assertExchange(name, type, { durable: true }),
+    );
+    steps.push({ kind: 'exchange', name, detail: type, state });
+  }
+  for (const { name, arguments: given } of topology.queues) {
+    const state = await compare(
+      connection,
+      (channel) => channel.checkQueue(name),
+      (channel) => channel.assertQueue(name, { durable: true, arguments: given }),
+    );
+    steps.push({ kind: 'queue', name, detail: argumentsText(given), state });
+  }
+  for (const { exchange, queue, routingKey } of topology.bindings) {
+    const detail = `from ${exchange}${routingKey === '' ? '' : ` by ${routingKey}`}`;
+    steps.push({ kind: 'binding', name: queue, detail, state: 'asserted' });
+  }
+  return steps;
+}
+
+/** Declares what is missing and binds. Nothing that is there is changed; throws WAYBILL_TOPOLOGY_MISMATCH if it differs. */
+export async function declareTopology(connection: BrokerConnection, topology: Topology): Promise<void> {
+  const declare = async (what: string, use: (channel: Channel) => Promise<unknown>): Promise<void> => {
+    const refusal = await refusalOf(connection, use, `declaring ${what}`);
+    if (refusal === undefined) return;
+    throw new WaybillError('WAYBILL_TOPOLOGY_MISMATCH', `${what} cannot be declared: RabbitMQ says ${refusal.text}`, {
+      hint: HINTS[refusal.code] ?? 'See what RabbitMQ says.',
+    });
+  };
+  for (const { name, type } of topology.exchanges) {
+    await declare(`exchange ${name}`, (channel) => channel.assertExchange(name, type, { durable: true }));
+  }
+  for (const { name, arguments: given } of topology.queues) {
+    await declare(`queue ${name}`, (channel) => channel.assertQueue(name, { durable: true, arguments: given }));
+  }
+  for (const { exchange, queue, routingKey } of topology.bindings) {
+    await declare(`the binding of ${queue} to ${exchange}`, (channel) =>
+      channel.bindQueue(queue, exchange, routingKey),
+    );
+  }
+}
+
+async function compare(
+  connection: BrokerConnection,
+  look: (channel: Channel) => Promise<unknown>,
+  assert: (channel: Channel) => Promise<unknown>,
+): Promise<TopologyState> {
+  const passive = await refusalOf(connection, look, 'looking at the broker');
+  if (passive?.code === NOT_FOUND) return 'missing';
+  if (passive?.code === REFUSED) return 'refused';
+  if (passive?.code === LOCKED) return 'unseen';
+  // It is there, so declaring it creates nothing: the broker compares.
+  const active = await refusalOf(connection, assert, 'looking at the broker');
+  if (active === undefined) return 'fits';
+  return active.code === REFUSED ? 'unseen' : 'differs';
+}
+
+async function refusalOf(
+  connection: BrokerConnection,
+  ask: (channel: Channel) => Promise<unknown>,
+  doing: string,
+): Promise<{ code: number; text: string } | undefined> {
+  try {
+    await connection.throwaway(ask);
+    return undefined;
+  } catch (error) {
+    const code = replyCode(error);
+    if (code === undefined) throw toBrokerError(error, doing);
+    return { code, text: error instanceof Error ? error.message : String(code) };
+  }
+}
+
+function argumentsText(given: Readonly<Record<string, string | number | boolean>>): string {
+  return Object.entries(given)
+    .map(([name, value]) => `${name.replace(/^x-/, '')}=${value}`)
+    .join(', ');
+}

@@ -1,0 +1,152 @@
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import * as amqp from 'amqplib';
+import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
+import { outboxStage, type OutboxStage } from '../support/outbox-stage.js';
+import { freshVhost, type FreshVhost } from '../support/broker.js';
+import { killRelays, startRelay } from '../support/relay.js';
+import { until } from '../support/waiting.js';
+import { buildProgram, runProgram } from './built-program.js';
+
+let dir: string;
+let vhost: FreshVhost;
+let stage: OutboxStage;
+
+beforeAll(async () => {
+  [stage] = await Promise.all([outboxStage(), buildProgram()]);
+  dir = mkdtempSync(join(tmpdir(), 'waybill-topology-'));
+  writeFileSync(
+    join(dir, 'waybill.yaml'),
+    `relay: { exchange: shop.events }
+consumers:
+  billing:
+    queue: billing
+    bindings: [{ exchange: shop.events, routingKey: "order.*" }]
+    retry: { delays: [1s, 5s] }
+    deadLetterQueue: ops.dead
+`,
+  );
+});
+afterAll(async () => {
+  rmSync(dir, { recursive: true, force: true });
+  await stage.drop();
+});
+beforeEach(async () => {
+  vhost = await freshVhost();
+});
+afterEach(async () => {
+  await killRelays();
+  await vhost.drop();
+});
+
+const topology = (brokerUrl: string, ...args: string[]) =>
+  runProgram(['--config', join(dir, 'waybill.yaml'), 'topology', ...args], {
+    WAYBILL_DATABASE_URL: stage.database.url,
+    WAYBILL_BROKER_URL: brokerUrl,
+  });
+
+async function broker<T>(url: string, use: (channel: amqp.Channel) => Promise<T>): Promise<T> {
+  const connection = await amqp.connect(url);
+  try {
+    const channel = await connection.createChannel();
+    channel.on('error', () => undefined);
+    return await use(channel);
+  } finally {
+    await connection.close();
+  }
+}
+
+test('plan, apply, plan: makes what is missing, and then all fits; a message finds its way', async () => {
+  const before = await topology(vhost.url, 'plan', '--check');
+  expect(before.code).toBe(4);
+  expect(before.out).toMatch(/to make +exchange +shop\.events +topic\n/);
+  expect(before.out).toMatch(/to make +queue +billing +queue-type=quorum/);
+  for (const line of before.out.split("\n\nThe broker's")[0]?.split('\n') ?? []) {
+    expect(line.length).toBeLessThanOrEqual(80);
+  }
+  expect(await topology(vhost.url, 'apply')).toMatchObject({ code: 2 });
+  expect((await topology(vhost.url, 'plan', '--check')).code).toBe(4);
+  expect(await topology(vhost.url, 'apply', '--yes')).toMatchObject({ code: 0 });
+  const after = await topology(vhost.url, 'plan', '--check', '--json');
+  expect(after.code).toBe(0);
+  const { steps } = JSON.parse(after.out) as { steps: { kind: string; state: string }[] };
+  expect(new Set(steps.filter(({ kind }) => kind !== 'binding').map(({ state }) => state))).toEqual(new Set(['fits']));
+  const { messageCount } = await broker(vhost.url, async (channel) => {
+    channel.publish('shop.events', 'order.paid', Buffer.from('x'));
+    channel.publish('waybill.dlx', 'dead.billing', Buffer.from('x'));
+    // The answers come in order, so the messages have been routed by then, but for a quorum queue's own pace.
+    return until(
+      async () => {
+        const found = await channel.checkQueue('ops.dead');
+        return found.messageCount === 1 && (await channel.checkQueue('billing')).messageCount === 1 && found;
+      },
+      { what: 'both messages to arrive' },
+    );
+  });
+  expect(messageCount).toBe(1);
+});
+
+test('F90: what is there with other properties is told, and left as it is', async () => {
+  await broker(vhost.url, (channel) =>
+    channel.assertQueue('billing', { durable: true, arguments: { 'x-max-length': 5 } }),
+  );
+  const plan = await topology(vhost.url, 'plan', '--check');
+  expect(plan.code).toBe(4);
+  expect(plan.out).toContain('DIFFERS: queue billing.');
+  const applied = await topology(vhost.url, 'apply', '--yes');
+  expect(applied.code).toBe(1);
+  expect(applied.err).toContain('WAYBILL_TOPOLOGY_MISMATCH');
+  await broker(vhost.url, (channel) =>
+    channel.assertQueue('billing', { durable: true, arguments: { 'x-max-length': 5 } }),
+  );
+});
+
+test('a binding to an exchange of others that is not there says whose matter that is', async () => {
+  writeFileSync(
+    join(dir, 'other.yaml'),
+    `relay: false\nconsumers: { mail: { bindings: [{ exchange: theirs, routingKey: "#" }] } }\n`,
+  );
+  const { code, err } = await runProgram(['--config', join(dir, 'other.yaml'), 'topology', 'apply', '--yes'], {
+    WAYBILL_DATABASE_URL: stage.database.url,
+    WAYBILL_BROKER_URL: vhost.url,
+  });
+  expect(code).toBe(1);
+  expect(err).toContain('declared by them');
+});
+
+test('export is imported by rabbitmqctl; then all fits, and the relay runs with no more rights than it names', async () => {
+  const { server } = vhost;
+  const user = `wb-${vhost.name.slice(-10)}`;
+  await server.ctl('add_user', user, 'secret');
+  try {
+    const file = join(dir, 'definitions.json');
+    const exported = await topology(vhost.url, 'export', '--user', user);
+    expect(exported).toMatchObject({ code: 0, err: '' });
+    writeFileSync(file, exported.out);
+    await server.ctl('import_definitions', file);
+    const restricted = new URL(vhost.url);
+    restricted.username = user;
+    restricted.password = 'secret';
+    const plan = await topology(restricted.href, 'plan', '--check');
+    expect(plan.out).not.toContain('REFUSED');
+    expect(plan.code).toBe(0);
+
+    await broker(vhost.url, (channel) => channel.bindQueue('billing', 'shop.events', '#'));
+    const relay = startRelay({
+      databaseUrl: stage.database.url,
+      brokerUrl: restricted.href,
+      env: { WAYBILL_RELAY_EXCHANGE: 'shop.events' },
+    });
+    await relay.waitForPhase('streaming');
+    await stage.write(3);
+    await stage.emptied();
+    expect(await relay.stop()).toBe(0);
+    const { messageCount } = await broker(vhost.url, (channel) => channel.checkQueue('billing'));
+    expect(messageCount).toBe(3);
+    // A right that was not asked for is not there.
+    await expect(broker(restricted.href, (channel) => channel.assertExchange('mine', 'topic'))).rejects.toThrow('403');
+  } finally {
+    await server.ctl('delete_user', user);
+  }
+});
