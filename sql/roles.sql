@@ -170,7 +170,8 @@ grant select on :"schema".installation, :"schema".migration, :"schema".outbox_ba
 grant select on sequence :"schema".outbox_seq_seq to :"relay";
 grant usage, select on sequence :"schema".outbox_hold_no to :"relay";
 grant execute on function
-  :"schema".keep_history, :"schema".ensure_publication, :"schema".headers_are_publishable to :"relay";
+  :"schema".keep_history, :"schema".ensure_publication, :"schema".headers_are_publishable,
+  :"schema".outbox_key_lock to :"relay";
 -- For an operator who uses the relay's configuration: `waybill outbox retry`, `discard` and `replay` by id.
 grant execute on function :"schema".retry, :"schema".discard, :"schema".replay to :"relay";
 

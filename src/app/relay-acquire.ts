@@ -118,6 +118,7 @@ export async function acquire(context: SessionContext, holdings: Holdings): Prom
     name: config.relay.name,
     slot: slot.name,
     source: config.relay.source,
+    ordering: config.relay.ordering,
     holder: context.holder,
     systemIdentifier: identity.systemIdentifier,
     timeline: identity.timeline,

@@ -1,4 +1,5 @@
 import { LSN_ZERO, type Lsn } from '../core/lsn.js';
+import type { LaneTraffic } from '../outbox/lane-traffic.js';
 import type { Pump } from '../outbox/pump.js';
 import type { Settler } from '../outbox/settler.js';
 import type { TableFeed } from '../outbox/table-feed.js';
@@ -21,6 +22,8 @@ export interface Flow {
   pump: Pump | undefined;
   feed: TableFeed;
   settler: Settler;
+  /** With `ordering: strict`. */
+  lanes: LaneTraffic | undefined;
 }
 
 /** What a session does now and then: each chore runs until the session ends, and its error ends the session. */
@@ -60,15 +63,21 @@ export class RelayChores {
   /** What goes on while rows flow. */
   during(flow: Flow): Promise<never>[] {
     const { sweepIntervalMs } = this.#options.config.relay;
-    const { pump, feed, settler } = flow;
+    const { pump, feed, settler, lanes } = flow;
     const withdrawn = this.every(WITHDRAWN_INTERVAL_MS, () =>
       feed.removeWithdrawn(settler, (lsn) => this.#passed(pump, lsn)),
     );
     const due = this.every(DUE_INTERVAL_MS, () => this.#due(flow));
-    if (!pump) return [withdrawn, due];
+    const always = [withdrawn, due];
+    if (lanes) {
+      always.push(
+        this.#releasing(flow, lanes),
+        this.every(sweepIntervalMs, () => lanes.askAll()),
+      );
+    }
+    if (!pump) return always;
     return [
-      withdrawn,
-      due,
+      ...always,
       this.every(sweepIntervalMs, async () => {
         await feed.sweep((lsn) => this.#passed(pump, lsn));
       }),
@@ -110,6 +119,23 @@ export class RelayChores {
     // A row that an earlier session has held may come again from the log; sent before that, it would be sent twice.
     if (pump?.isReplaying === true) return;
     while ((await feed.due()) > 0) this.#check();
+  }
+
+  /** Strict order: lets held rows go as soon as nothing before them holds them. */
+  async #releasing({ pump, feed }: Flow, lanes: LaneTraffic): Promise<never> {
+    for (;;) {
+      this.#check();
+      await lanes.someQuestion(this.#ending());
+      this.#check();
+      // As for due rows: what an earlier session has held may come again from the log.
+      if (pump?.isReplaying === true) await pause(this.#options.clock, PING_INTERVAL_MS, this.#ending());
+      else this.#askLater(lanes, await feed.release());
+    }
+  }
+
+  /** Somebody has locked these keys, for the length of a transaction. */
+  #askLater(lanes: LaneTraffic, keys: readonly string[]): void {
+    if (keys.length > 0) this.#options.clock.after(DUE_INTERVAL_MS, () => lanes.ask(keys));
   }
 
   /** F33: PostgreSQL 18 skips the rows of a publication that is gone without a word to its reader. */

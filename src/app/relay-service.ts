@@ -79,6 +79,7 @@ class Supervisor implements RelayService {
     expired: 0,
     parked: 0,
     scheduled: 0,
+    blocked: 0,
     settled: 0,
     gone: 0,
     rebuilt: 0,

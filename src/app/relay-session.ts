@@ -1,12 +1,14 @@
 import { isWaybillError, WaybillError } from '../core/errors.js';
 import { formatLsn, LSN_ZERO, type Lsn } from '../core/lsn.js';
+import { KeyLanes } from '../core/key-lanes.js';
 import { Ledger } from '../core/ledger.js';
 import type { Suspects } from '../core/suspects.js';
 import { Window } from '../core/window.js';
 import { Admission } from '../outbox/admission.js';
 import { ExchangeChecks } from '../outbox/exchange-checks.js';
 import type { RelayCounters } from '../outbox/ports.js';
-import { Publishing, STALL_HINT } from '../outbox/publishing.js';
+import { LaneTraffic } from '../outbox/lane-traffic.js';
+import { Publishing, STALL_HINT, STRICT_MAX_NACKS } from '../outbox/publishing.js';
 import { Pump } from '../outbox/pump.js';
 import { Settler } from '../outbox/settler.js';
 import { TableFeed } from '../outbox/table-feed.js';
@@ -95,6 +97,8 @@ class Pipeline {
   readonly #exchanges: ExchangeChecks;
   readonly #publishing: Publishing<Work>;
   readonly #chores: RelayChores;
+  /** With `ordering: strict`, once the held keys are read. */
+  #lanes: LaneTraffic | undefined;
   /** Set once the position to start from is known. */
   #ledger = new Ledger();
   #settler: Settler;
@@ -115,6 +119,7 @@ class Pipeline {
       relay: config.relay.name,
       epoch: acquired.record.epoch,
       history: config.relay.history,
+      ordering: config.relay.ordering,
     });
     this.#table = new TableReader(acquired.reader, schema, this.#store, clock);
     this.#chores = new RelayChores(options, this.#table, acquired.publication, () => this.#check());
@@ -137,6 +142,7 @@ class Pipeline {
       counters,
       confirmTimeoutMs: config.relay.confirmTimeoutMs,
       suspects: options.suspects,
+      ...(config.relay.ordering === 'strict' ? { maxNacks: STRICT_MAX_NACKS } : {}),
       events: {
         onConfirmed: heard((work) => this.#admission.confirmed(work)),
         onReturned: heard((work, reason) => this.#admission.returned(work, reason)),
@@ -178,6 +184,7 @@ class Pipeline {
     const { failure } = this.#options;
     await failure.race(this.#publishing.open());
     await this.#chores.readClock();
+    await this.#openLanes();
     const parts: Promise<void>[] = [];
     const start = (work: Promise<unknown>): void => {
       const part = this.#guard(work);
@@ -192,7 +199,7 @@ class Pipeline {
       const intake = await this.#startIntake();
       this.#options.onPhase('streaming');
       start(intake());
-      const flow = { pump: this.#pump, feed: this.#feed(), settler: this.#settler };
+      const flow = { pump: this.#pump, feed: this.#feed(), settler: this.#settler, lanes: this.#lanes };
       for (const chore of this.#chores.during(flow)) start(chore);
       await Promise.race(parts);
       throw new Error('a part of the relay ended without a reason');
@@ -211,7 +218,9 @@ class Pipeline {
   async abandon(): Promise<void> {
     this.#over.abort();
     await this.#stream?.abort();
-    await this.#publishing.close();
+    this.#publishing.abandon();
+    this.#room.notify();
+    await this.#lanes?.end();
     await this.#settler.stop();
   }
 
@@ -245,6 +254,7 @@ class Pipeline {
   #wakeAll(): void {
     this.#room.notify();
     this.#pump?.wake();
+    this.#lanes?.wake();
   }
 
   #settling(checkpointLsn: Lsn | null): [Settler, Admission] {
@@ -261,6 +271,7 @@ class Pipeline {
       checkpointLsn,
       report: (lsn) => this.#pump?.report(lsn),
       onSettled: () => this.#room.notify(),
+      onStored: (work) => this.#lanes?.stored(work),
       onFailed: (error) => failure.fail(error),
     });
     const admission = new Admission({
@@ -277,8 +288,39 @@ class Pipeline {
       onConfirmed: this.#options.onConfirmed,
       // On a stop the pump finishes the transaction that is open.
       check: () => (this.#ledger.inTransaction ? failure.check() : this.#check()),
+      checkAlive: () => {
+        failure.check();
+        this.#over.signal.throwIfAborted();
+      },
+      lanes: this.#lanes,
     });
     return [settler, admission];
+  }
+
+  /** Strict order: the keys that the table holds are known before any row comes. */
+  async #openLanes(): Promise<void> {
+    const { config, failure, log } = this.#options;
+    if (config.relay.ordering === 'pipelined') {
+      const rows = await failure.race(this.#store.unblock());
+      if (rows > 0) log.info({ rows }, 'rows that strict order held are free, because the order is pipelined now');
+      return;
+    }
+    const { keys, lastOrder } = await failure.race(this.#store.heldKeys());
+    const lanes = new KeyLanes<Work>({ depth: laneDepth(this.#window.maxMessages), lastOrder });
+    lanes.load(keys);
+    if (keys.length > 0) log.info({ keys: keys.length }, 'keys with rows that wait');
+    this.#lanes = new LaneTraffic({
+      lanes,
+      settler: () => this.#settler,
+      take: (work) => this.#admission.take(work),
+      onFailed: (error) => failure.fail(error),
+    });
+    [this.#settler, this.#admission] = this.#settling(null);
+  }
+
+  /** Rows without a final word of the broker, in lanes or sent. */
+  get #outstanding(): number {
+    return this.#publishing.outstanding + (this.#lanes?.outstanding ?? 0);
   }
 
   #feed(): TableFeed {
@@ -291,6 +333,8 @@ class Pipeline {
       log,
       turns: this.#feedTurns,
       check: this.#check,
+      lanes: this.#lanes,
+      rowsPerKey: laneDepth(this.#window.maxMessages),
     });
   }
 
@@ -316,7 +360,7 @@ class Pipeline {
     while (this.#works.size > 0) {
       this.#check();
       // Nobody waits for the interval when there is nothing left to gather.
-      if (this.#publishing.outstanding === 0) await this.#settler.flush(ending);
+      if (this.#outstanding === 0) await this.#settler.flush(ending);
       else await this.#room.wait();
     }
     this.#check();
@@ -369,7 +413,7 @@ class Pipeline {
   #watch(): void {
     const { clock, config, failure } = this.#options;
     const stalledMs = clock.now() - this.#lastWordMs;
-    if (this.#publishing.outstanding === 0) this.#lastWordMs = clock.now();
+    if (this.#outstanding === 0) this.#lastWordMs = clock.now();
     else if (stalledMs > config.relay.stallTimeoutMs) {
       failure.fail(
         new WaybillError('WAYBILL_BROKER_STALLED', `RabbitMQ has said nothing for ${Math.round(stalledMs / 1000)} s`, {
@@ -394,12 +438,12 @@ class Pipeline {
       // Every part is told to stop; the last rows that they publish are waited for like the others.
       await failure.race(within(clock, parts, config.relay.drainTimeoutMs - LAST_SETTLE_MS, undefined));
       this.#stream?.pause();
-      while (this.#publishing.outstanding > 0 && !lastWord.signal.aborted) {
+      while (this.#outstanding > 0 && !lastWord.signal.aborted) {
         failure.check();
         await this.#room.wait();
       }
       await failure.race(this.#settler.flush(deadline.signal));
-      const drained = this.#publishing.outstanding === 0 && this.#settler.isIdle;
+      const drained = this.#outstanding === 0 && this.#settler.isIdle;
       this.#pump?.report(this.#settler.checkpointLsn ?? LSN_ZERO);
       await this.#stream?.close();
       await this.#publishing.close();
@@ -409,4 +453,9 @@ class Pipeline {
       cancel();
     }
   }
+}
+
+/** Rows of one key that wait in memory, and that come back from the table at once: an eighth of the window, 1 to 32. */
+function laneDepth(maxInFlight: number): number {
+  return Math.min(32, Math.max(1, Math.floor(maxInFlight / 8)));
 }

@@ -131,13 +131,6 @@ function checkTogether(given: Settings, origins: Origins): ConfigProblem[] {
       mend: 'give admin.tokenFile, or listen on 127.0.0.1',
     });
   }
-  if (given.relay.ordering === 'strict') {
-    problems.push({
-      at: place('relay.ordering', origins),
-      problem: 'is strict, which this version does not do yet',
-      mend: 'take it out: pipelined keeps commit order unless a message is refused or returned',
-    });
-  }
   if (given.relay.maxInFlightBytes < given.relay.maxBodyBytes) {
     problems.push({
       at: place('relay.maxInFlightBytes', origins),

@@ -82,7 +82,7 @@ const relay = z.strictObject({
   ordering: choice(
     ['pipelined', 'strict'],
     'pipelined',
-    'pipelined: commit order on the wire. strict: one row in flight per key, and a row that waits holds its key.',
+    'pipelined: commit order on the wire; only a refused or returned row lets later ones of its key go first. strict: one row in flight per key, and a row that waits holds the later ones of its key until it is retried or discarded.',
   ),
   onUnroutable: z
     .strictObject({

@@ -1,12 +1,13 @@
 import type { Return } from '../core/confirms.js';
 import type { Fault } from '../core/fault.js';
-import { isFault, timestampMs, toMessage, type MessageDefaults } from '../core/message.js';
+import { isFault, timestampMs, toMessage, type Message, type MessageDefaults } from '../core/message.js';
 import { unroutableDelayMs } from '../core/schedule.js';
 import type { Window } from '../core/window.js';
 import type { Condition } from '../runtime/signal.js';
 import type { ExchangeChecks } from './exchange-checks.js';
+import type { LaneTraffic } from './lane-traffic.js';
 import type { Publishing } from './publishing.js';
-import type { Settler } from './settler.js';
+import type { HoldReason, Settler } from './settler.js';
 import type { Work, Works } from './work.js';
 
 /** What follows when no queue takes a message. */
@@ -40,6 +41,8 @@ export class Admission {
   readonly #random: () => number;
   readonly #onConfirmed: (work: Work, nowMs: number) => void;
   readonly #check: () => void;
+  readonly #checkAlive: () => void;
+  readonly #lanes: LaneTraffic | undefined;
 
   constructor(options: {
     defaults: MessageDefaults;
@@ -58,6 +61,10 @@ export class Admission {
     onConfirmed: (work: Work, nowMs: number) => void;
     /** Throws when the session has failed, or is stopping and no transaction is open. */
     check: () => void;
+    /** Throws when the session has failed or is over; a stop lets what is in memory go out. */
+    checkAlive: () => void;
+    /** With `ordering: strict`. */
+    lanes: LaneTraffic | undefined;
   }) {
     this.#defaults = options.defaults;
     this.#policy = options.policy;
@@ -71,6 +78,8 @@ export class Admission {
     this.#random = options.random;
     this.#onConfirmed = options.onConfirmed;
     this.#check = options.check;
+    this.#checkAlive = options.checkAlive;
+    this.#lanes = options.lanes;
   }
 
   /** Rows come for another try: what was wrong with their exchanges is asked anew. */
@@ -98,61 +107,79 @@ export class Admission {
   #isCrowded(): boolean {
     // The work itself is among the works already.
     const { maxMessages, maxBytes } = this.#window;
-    return this.#works.size > maxMessages * UNSETTLED_WINDOWS + WAITERS || this.#settler.heldBytes > maxBytes;
+    const waitingBytes = this.#settler.heldBytes + (this.#lanes?.waitingBytes ?? 0);
+    return this.#works.size > maxMessages * UNSETTLED_WINDOWS + WAITERS || waitingBytes > maxBytes;
   }
 
   #decide(work: Work): Promise<void> | undefined {
     const { row } = work;
-    if (row.expiresAt !== null && timestampMs(row.expiresAt) <= this.#databaseNow()) {
-      this.#settler.settle(work, 'expired');
-      return undefined;
-    }
     // A due row was compared with the database's own clock; ours is an estimate of it.
     if (
       row.deliverAt !== null &&
       row.attempts === 0 &&
       work.origin !== 'due' &&
-      timestampMs(row.deliverAt) > this.#databaseNow()
+      work.order === null &&
+      timestampMs(row.deliverAt) > this.#databaseNow() &&
+      !this.#isExpired(work)
     ) {
+      // A row that its writer put off has its place in the order when it is due, and holds nobody.
       this.#settler.hold(work, { state: 'scheduled', attempts: 0, error: null, delayMs: null });
       return undefined;
     }
-    const message = toMessage(row, this.#defaults);
+    work.bytes = row.body.length + row.headers.length;
+    if (this.#lanes && row.key !== null && !this.#lanes.admit(work)) return undefined;
+    return this.take(work);
+  }
+
+  #isExpired({ row }: Work): boolean {
+    return row.expiresAt !== null && timestampMs(row.expiresAt) <= this.#databaseNow();
+  }
+
+  /** Publishes a row whose turn it is, or sets it aside. Gives a promise when it must wait. */
+  take(work: Work): Promise<void> | undefined {
+    if (this.#isExpired(work)) {
+      this.#settler.settle(work, 'expired');
+      this.#lanes?.done(work);
+      return undefined;
+    }
+    const message = toMessage(work.row, this.#defaults);
     if (isFault(message)) {
       this.refused(work, message);
       return undefined;
     }
     work.message = message;
-    work.bytes = row.body.length + row.headers.length;
-    if (this.#exchanges.isThere(message.exchange) && this.#hasRoom(work.bytes)) {
+    if (this.#exchanges.isThere(message.exchange) && this.#hasRoom(work)) {
       this.#publishing.publish(work);
       return undefined;
     }
-    return this.#admitLater(work, message.exchange);
+    return this.#publishLater(work, message);
   }
 
-  async #admitLater(work: Work, exchange: string): Promise<void> {
-    const fault = await this.#exchanges.check(exchange);
+  async #publishLater(work: Work, message: Message): Promise<void> {
+    const check = work.order === null ? this.#check : this.#checkAlive;
+    const fault = await this.#exchanges.check(message.exchange);
     // Why: a failure in the meantime has woken everybody already, and nobody would wake this one.
-    this.#check();
+    check();
     if (fault) {
       this.refused(work, fault);
       return;
     }
-    while (!this.#hasRoom(work.bytes)) {
+    while (!this.#hasRoom(work)) {
       await this.#room.wait();
-      this.#check();
+      check();
     }
     this.#publishing.publish(work);
   }
 
-  #hasRoom(bytes: number): boolean {
-    return this.#window.hasRoomFor(bytes) && !this.#isCrowded();
+  #hasRoom(work: Work): boolean {
+    // Why not in a lane: what crowds may be the rows that wait behind this one.
+    return this.#window.hasRoomFor(work.bytes) && (work.order !== null || !this.#isCrowded());
   }
 
   confirmed(work: Work): void {
     this.#onConfirmed(work, this.#databaseNow());
     this.#settler.settle(work, 'published');
+    this.#lanes?.done(work);
   }
 
   /** O3: a returned message has not arrived anywhere. It is tried again from the table, then parked or accepted. */
@@ -160,21 +187,30 @@ export class Admission {
     const attempts = work.row.attempts + 1;
     const delayMs = unroutableDelayMs(attempts, this.#policy.retryForMs);
     const error = `unroutable: RabbitMQ returned it (${reason.replyCode} ${reason.replyText}); no queue is bound to exchange ${work.message?.exchange ?? ''} for routing key ${work.message?.routingKey ?? ''}`;
-    if (delayMs !== 'give-up') this.#settler.hold(work, { state: 'scheduled', attempts, error, delayMs });
-    else if (this.#policy.then === 'accept') this.#settler.settle(work, 'accepted');
-    else this.#settler.hold(work, { state: 'parked', attempts, error, delayMs: null });
+    if (delayMs !== 'give-up') this.#setAside(work, { state: 'scheduled', attempts, error, delayMs });
+    else if (this.#policy.then === 'park') this.#setAside(work, { state: 'parked', attempts, error, delayMs: null });
+    else {
+      this.#settler.settle(work, 'accepted');
+      this.#lanes?.done(work);
+    }
   }
 
   /** Permanent faults go aside at once. */
   refused(work: Work, fault: Fault): void {
     const attempts = work.row.attempts + 1;
-    this.#settler.hold(work, { state: 'parked', attempts, error: `${fault.fault}: ${fault.text}`, delayMs: null });
+    this.#setAside(work, { state: 'parked', attempts, error: `${fault.fault}: ${fault.text}`, delayMs: null });
   }
 
   /** Back-pressure that lasts: the row waits in the table instead of in the window. Not the row's fault: no attempt spent. */
   nackedTooOften(work: Work): void {
     const delayMs = NACKED_RETRY_MS * (1 + this.#random() / 5);
     const error = `nacked: RabbitMQ did not take it (a full queue with overflow reject-publish?)`;
-    this.#settler.hold(work, { state: 'scheduled', attempts: work.row.attempts, error, delayMs });
+    this.#setAside(work, { state: 'scheduled', attempts: work.row.attempts, error, delayMs });
+  }
+
+  /** The row first, then those behind it: held in this order. */
+  #setAside(work: Work, reason: HoldReason): void {
+    this.#settler.hold(work, reason);
+    this.#lanes?.held(work);
   }
 }

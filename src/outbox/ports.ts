@@ -1,4 +1,5 @@
 import type { Fault } from '../core/fault.js';
+import type { LaneQuestion } from '../core/key-lanes.js';
 import type { Lsn } from '../core/lsn.js';
 import type { Message, OutboxRow } from '../core/message.js';
 import type { Return } from '../core/confirms.js';
@@ -18,13 +19,15 @@ export interface Settlement {
 /** A row that cannot go out now, to be kept in the table with its reason. */
 export interface Hold {
   row: OutboxRow;
-  state: 'scheduled' | 'parked';
+  state: 'scheduled' | 'parked' | 'blocked';
   attempts: number;
   error: string | null;
   /** For `scheduled`: due so long from now, milliseconds; null = at deliver_at. */
   delayMs: number | null;
   /** For a row from the log: its transaction, to tell "not visible yet" from "gone". */
   xid: number | null;
+  /** With `ordering: strict`, its place in its key, which it keeps; null = none, or the next number. */
+  holdNo: bigint | null;
 }
 
 export interface SettleResult {
@@ -47,6 +50,19 @@ export interface SeqAndSize {
   seq: string;
   /** Octets of the body. */
   bytes: number;
+}
+
+/** A row that was due or released, with its place in its key if it has one. */
+export interface DueRow extends SeqAndSize {
+  holdNo: string | null;
+}
+
+/** What the table answers about one key (`ordering: strict`). */
+export interface Released {
+  /** From the head of the key, in order; all are `ready` now, durably. */
+  rows: DueRow[];
+  /** Whether rows of the key stay held behind these. */
+  remains: boolean;
 }
 
 /** The relay's writes, each fenced by its epoch: WAYBILL_EPOCH_LOST when that is another's. */
@@ -77,7 +93,12 @@ export interface Table {
   /** Rows in state `ready`, in seq order. */
   readRows(seqs: readonly string[]): Promise<OutboxRow[]>;
   /** Turns due rows `ready` in a committed transaction. */
-  makeDue(limit: number): Promise<SeqAndSize[]>;
+  makeDue(limit: number): Promise<DueRow[]>;
+  /**
+   * Lets held rows of these keys go, from the head of each key as far as nothing waits for a time or a person: they are
+   * `ready`, durably. A key that somebody has locked is not in the answer.
+   */
+  release(keys: readonly LaneQuestion[], rowsPerKey: number): Promise<Map<string, Released>>;
   /** Rows that were cancelled or discarded, without their bodies, after `afterSeq` in seq order. */
   withdrawnRows(afterSeq: bigint, limit: number): Promise<{ row: OutboxRow; state: 'cancelled' | 'discarded' }[]>;
 }
@@ -124,6 +145,7 @@ export interface RelayCounters {
   expired: number;
   parked: number;
   scheduled: number;
+  blocked: number;
   settled: number;
   gone: number;
   rebuilt: number;

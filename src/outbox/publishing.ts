@@ -31,6 +31,8 @@ export interface PublishingEvents<T> {
 
 /** So many nacks in a row, about ten seconds, and a row waits in the table instead of in the window. */
 const MAX_NACKS = 8;
+/** With `ordering: strict`, where the key waits: about a second. */
+export const STRICT_MAX_NACKS = 4;
 /** What to do about a broker that is there and confirms nothing. */
 export const STALL_HINT =
   'Look for an alarm (rabbitmq-diagnostics alarms) or a quorum queue without a leader (rabbitmq-queues quorum_status QUEUE).';
@@ -57,6 +59,7 @@ export class Publishing<T extends Publishable> {
   readonly #events: PublishingEvents<T>;
   readonly #counters: RelayCounters;
   readonly #confirmTimeoutMs: number;
+  readonly #maxNacks: number;
   #mode: 'flowing' | 'reopening' | 'isolating' | 'closed' = 'reopening';
   #channel: PublishChannel | undefined;
   /** The books of the current channel; a late word from an older one finds that one's books empty. */
@@ -82,6 +85,8 @@ export class Publishing<T extends Publishable> {
     window: Window;
     clock: Clock;
     confirmTimeoutMs: number;
+    /** So many in a row, and the message is handed over as nacked too often. */
+    maxNacks?: number;
     counters: RelayCounters;
     /** Outlives the session. */
     suspects: Suspects;
@@ -95,6 +100,7 @@ export class Publishing<T extends Publishable> {
     this.#counters = options.counters;
     this.#suspects = options.suspects;
     this.#confirmTimeoutMs = options.confirmTimeoutMs;
+    this.#maxNacks = options.maxNacks ?? MAX_NACKS;
   }
 
   /** Opens the first channel. */
@@ -121,12 +127,18 @@ export class Publishing<T extends Publishable> {
     return this.#lost;
   }
 
+  /** Ends with the handshake of the channel. */
   async close(): Promise<void> {
+    this.abandon();
+    await this.#channel?.close();
+  }
+
+  /** Ends at once; for when the connection is gone. */
+  abandon(): void {
     this.#mode = 'closed';
     this.#cancelWatch();
     this.#cancelNackTimer?.();
     this.#endWait?.();
-    await this.#channel?.close();
   }
 
   async #openChannel(): Promise<void> {
@@ -207,7 +219,7 @@ export class Publishing<T extends Publishable> {
   /** A nack is back-pressure (a full queue), not a fault: the message keeps its credit and goes again, later and later. */
   #nack(item: T): void {
     item.nacks += 1;
-    if (item.nacks > MAX_NACKS) {
+    if (item.nacks > this.#maxNacks) {
       this.#window.give(item.bytes);
       this.#events.onNackedTooOften(item);
       return;

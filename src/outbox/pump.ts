@@ -232,6 +232,7 @@ export class Pump {
       message: undefined,
       bytes: 0,
       nacks: 0,
+      order: null,
     };
     this.#works.add(work);
     return this.#admission.admit(work);

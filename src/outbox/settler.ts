@@ -4,11 +4,12 @@ import { maxLsn } from '../core/lsn.js';
 import { Condition } from '../runtime/signal.js';
 import type { Clock } from '../runtime/clock.js';
 import { Doubtful } from './doubtful.js';
+import { firstPlaces, isBehind } from './hold-order.js';
 import type { Hold, RelayCounters, RelayLog, Settlement, Store } from './ports.js';
 import type { Work, Works } from './work.js';
 
 /** A hold as the pipeline asks for it; the row and its transaction are added here. */
-export type HoldReason = Omit<Hold, 'row' | 'xid'>;
+export type HoldReason = Omit<Hold, 'row' | 'xid' | 'holdNo'>;
 
 interface Settling {
   work: Work;
@@ -52,6 +53,7 @@ export class Settler {
   readonly #logsAll: boolean;
   readonly #report: (checkpoint: Lsn) => void;
   readonly #onSettled: () => void;
+  readonly #onStored: (work: Work) => void;
   readonly #onFailed: (error: Error) => void;
   readonly #changed = new Condition();
   #confirmed: Settling[] = [];
@@ -85,6 +87,8 @@ export class Settler {
     report: (checkpoint: Lsn) => void;
     /** Called when rows were settled: there is room again. */
     onSettled: () => void;
+    /** Called when a held row is in the table. */
+    onStored?: (work: Work) => void;
     onFailed: (error: Error) => void;
   }) {
     this.#store = options.store;
@@ -99,6 +103,7 @@ export class Settler {
     this.#checkpointLsn = options.checkpointLsn;
     this.#report = options.report;
     this.#onSettled = options.onSettled;
+    this.#onStored = options.onStored ?? (() => undefined);
     this.#onFailed = options.onFailed;
   }
 
@@ -126,7 +131,7 @@ export class Settler {
   hold(work: Work, reason: HoldReason): void {
     work.phase = 'held';
     this.#heldBytes += work.row.body.length;
-    this.#held.push({ work, hold: { ...reason, row: work.row, xid: work.xid } });
+    this.#held.push({ work, hold: { ...reason, row: work.row, xid: work.xid, holdNo: work.order } });
     this.#schedule(true);
   }
 
@@ -229,11 +234,27 @@ export class Settler {
   async #run(): Promise<void> {
     this.#lockedOut = false;
     await this.#resolveDoubtful();
-    if (this.#held.length > 0) await this.#holdSome(this.#held.splice(0, MAX_HOLDS_AT_ONCE));
+    if (this.#held.length > 0) await this.#holdSome(this.#nextHolds());
     if (this.#confirmed.length > 0 || this.#checkpointIsDue()) await this.#settleSome();
   }
 
+  /** With strict order no row of a key is held before one that came earlier and was not found yet. */
+  #nextHolds(): Holding[] {
+    const first = firstPlaces(this.#doubtful.rows);
+    if (first.size === 0) return this.#held.splice(0, MAX_HOLDS_AT_ONCE);
+    const next: Holding[] = [];
+    const later: Holding[] = [];
+    for (const each of this.#held) {
+      (next.length < MAX_HOLDS_AT_ONCE && !isBehind(each, first) ? next : later).push(each);
+    }
+    this.#held = later;
+    // They wait for the doubtful ones, not for the database.
+    if (next.length < MAX_HOLDS_AT_ONCE) this.#lockedOut = true;
+    return next;
+  }
+
   async #holdSome(holdings: Holding[]): Promise<void> {
+    if (holdings.length === 0) return;
     const missing = await this.#attempt(() => this.#store.hold(holdings.map((each) => each.hold)));
     if (!missing) {
       this.#held.unshift(...holdings);
@@ -257,8 +278,7 @@ export class Settler {
   }
 
   #kept(each: Holding): void {
-    if (each.hold.state === 'parked') this.#counters.parked += 1;
-    else this.#counters.scheduled += 1;
+    this.#counters[each.hold.state] += 1;
     if (each.hold.error !== null) {
       const { row } = each.work;
       const fields = { messageId: row.id, key: row.key, type: row.type, attempt: each.hold.attempts, seq: row.seq };
@@ -266,6 +286,7 @@ export class Settler {
       else this.#log.warn({ ...fields, result: 'retry', delayMs: each.hold.delayMs }, each.hold.error);
     }
     this.#forget(each.work);
+    this.#onStored(each.work);
   }
 
   async #settleSome(): Promise<void> {
@@ -309,17 +330,19 @@ export class Settler {
 
   async #resolveDoubtful(): Promise<void> {
     const { present, gone } = await this.#doubtful.resolve();
-    for (const each of present) {
-      if ('hold' in each) this.#held.push(each);
-      else this.#confirmed.push(each);
-    }
-    if (gone.length === 0) return;
+    // In front: what was held after them waits for them, where order is strict.
+    this.#held.unshift(...present.filter((each): each is Holding => 'hold' in each));
+    this.#confirmed.push(...present.filter((each): each is Settling => 'settlement' in each));
+    const first = firstPlaces([...this.#doubtful.rows, ...this.#held, ...gone]);
+    const ripe = gone.filter((each) => !isBehind(each, first));
+    this.#doubtful.add(...gone.filter((each) => isBehind(each, first)));
+    if (ripe.length === 0) return;
     const done = await this.#attempt(async () => {
-      await this.#settleGone(gone);
+      await this.#settleGone(ripe);
       return true;
     });
     // What was written back already is found by its id the next time.
-    if (!done) this.#doubtful.add(...gone);
+    if (!done) this.#doubtful.add(...ripe);
   }
 
   /** The application deleted the row itself, or an earlier session has settled it: there is nothing to delete. */

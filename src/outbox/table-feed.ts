@@ -3,6 +3,7 @@ import type { OutboxRow } from '../core/message.js';
 import type { Turns } from '../runtime/turns.js';
 import type { Admission } from './admission.js';
 import type { Settler } from './settler.js';
+import type { LaneTraffic } from './lane-traffic.js';
 import type { RelayCounters, RelayLog, SeqAndSize, Table } from './ports.js';
 import { tableWork, type Origin, type Works } from './work.js';
 
@@ -10,8 +11,13 @@ import { tableWork, type Origin, type Works } from './work.js';
 const LIST_ROWS = 500;
 /** Bodies read in one query, octets; one larger body goes alone. */
 const READ_BYTES = 4 * 1024 * 1024;
+/** Keys asked about in one statement, and rows of each that it may give back. */
+const KEYS_AT_ONCE = 50;
 /** Ids of a table pass that are remembered; beyond it a row may go out twice, under the same id. */
 const MAX_REMEMBERED_IDS = 200_000;
+
+/** A row to be read and published; one that was due or released may have its place in its key. */
+type Candidate = SeqAndSize & { holdNo?: string | null };
 
 /**
  * Publishes rows from the table: the table pass (first start, lost slot), the sweep and due rows. The table is the
@@ -26,6 +32,8 @@ export class TableFeed {
   readonly #log: RelayLog;
   readonly #turns: Turns;
   readonly #check: () => void;
+  readonly #lanes: LaneTraffic | undefined;
+  readonly #rowsPerKey: number;
 
   constructor(options: {
     table: Table;
@@ -36,6 +44,10 @@ export class TableFeed {
     /** Shared by all feeds of a session. */
     turns: Turns;
     check: () => void;
+    /** With `ordering: strict`. */
+    lanes: LaneTraffic | undefined;
+    /** Rows of one key that are released at once. */
+    rowsPerKey: number;
   }) {
     this.#table = options.table;
     this.#works = options.works;
@@ -44,6 +56,8 @@ export class TableFeed {
     this.#log = options.log;
     this.#turns = options.turns;
     this.#check = options.check;
+    this.#lanes = options.lanes;
+    this.#rowsPerKey = options.rowsPerKey;
   }
 
   /**
@@ -153,11 +167,29 @@ export class TableFeed {
   }
 
   /**
+   * `ordering: strict`: asks the table which held rows may go, and publishes them. Gives the keys that it got no answer
+   * for, because somebody has locked them.
+   */
+  release(): Promise<string[]> {
+    const lanes = this.#lanes;
+    if (!lanes) return Promise.resolve([]);
+    return this.#turns.take(async () => {
+      const questions = lanes.questions(KEYS_AT_ONCE);
+      if (questions.length === 0) return [];
+      const answers = await this.#table.release(questions, this.#rowsPerKey);
+      const rows = [...answers.values()].flatMap((answer) => answer.rows).filter((each) => !this.#works.has(each.seq));
+      await this.#publishBatch(rows, 'released');
+      for (const [key, { remains }] of answers) lanes.answered(key, remains);
+      return questions.flatMap(({ key }) => (answers.has(key) ? [] : [key]));
+    });
+  }
+
+  /**
    * One batch at a time: between the reading of a row and its turn to be published another part could otherwise publish
    * and settle it, and it would go out again.
    */
   #publish(
-    batch: readonly SeqAndSize[],
+    batch: readonly Candidate[],
     origin: Exclude<Origin, 'stream'>,
     onRow?: (row: OutboxRow) => void,
   ): Promise<number> {
@@ -165,7 +197,7 @@ export class TableFeed {
   }
 
   async #publishBatch(
-    batch: readonly SeqAndSize[],
+    batch: readonly Candidate[],
     origin: Exclude<Origin, 'stream'>,
     onRow?: (row: OutboxRow) => void,
   ): Promise<number> {
@@ -173,10 +205,12 @@ export class TableFeed {
     for (let start = 0; start < batch.length;) {
       this.#check();
       const seqs: string[] = [];
+      const orders = new Map<string, bigint>();
       for (let bytes = 0; start < batch.length; start += 1) {
         const each = batch[start];
         if (!each || (seqs.length > 0 && bytes + each.bytes > READ_BYTES)) break;
         seqs.push(each.seq);
+        if (each.holdNo != null) orders.set(each.seq, BigInt(each.holdNo));
         bytes += each.bytes;
       }
       const settled = this.#works.watch(new Set(seqs));
@@ -186,6 +220,7 @@ export class TableFeed {
           if (this.#works.has(row.seq) || settled.removed.has(row.seq)) continue;
           onRow?.(row);
           const work = tableWork(row, origin);
+          work.order = orders.get(row.seq) ?? null;
           this.#works.add(work);
           published += 1;
           const wait = this.#admission.admit(work);

@@ -2,7 +2,7 @@ import type { LedgerEntry } from '../core/ledger.js';
 import type { Message, OutboxRow } from '../core/message.js';
 
 /** Where a row came from: the log, or one of the reads of the table. */
-export type Origin = 'stream' | 'pass' | 'sweep' | 'due' | 'poll';
+export type Origin = 'stream' | 'pass' | 'sweep' | 'due' | 'poll' | 'released';
 
 /**
  * One row between its arrival and its settling. `phase` is written by the settler and by admission only:
@@ -26,6 +26,8 @@ export interface Work {
   /** Octets that the window counts for it. */
   bytes: number;
   nacks: number;
+  /** Its number in the lane of its key; null when it is in none. */
+  order: bigint | null;
 }
 
 /** The work for a row that was read from the table. */
@@ -41,6 +43,7 @@ export function tableWork(row: OutboxRow, origin: Exclude<Origin, 'stream'>): Wo
     message: undefined,
     bytes: 0,
     nacks: 0,
+    order: null,
   };
 }
 

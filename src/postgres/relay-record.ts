@@ -105,6 +105,7 @@ export async function takeEpoch(
     name: string;
     slot: string;
     source: 'wal' | 'table';
+    ordering: 'pipelined' | 'strict';
     holder: string;
     systemIdentifier: string;
     timeline: number;
@@ -116,9 +117,11 @@ export async function takeEpoch(
     client,
     'taking over the relay',
     `insert into ${quoteIdentifier(schema)}.relay as r
-       (name, slot, epoch, holder, holder_since, system_identifier, timeline, broker_cluster, broker_vhost, source)
-     values ($1, $2, 1, $3, clock_timestamp(), $4, $5, $6, $7, $8)
+       (name, slot, epoch, holder, holder_since, system_identifier, timeline, broker_cluster, broker_vhost, source,
+        ordering)
+     values ($1, $2, 1, $3, clock_timestamp(), $4, $5, $6, $7, $8, $9)
      on conflict (name) do update set slot = excluded.slot, epoch = r.epoch + 1, source = excluded.source,
+       ordering = excluded.ordering,
        checkpoint_lsn = case when excluded.source = 'wal' then r.checkpoint_lsn end, holder = excluded.holder,
        holder_since = excluded.holder_since, system_identifier = excluded.system_identifier,
        timeline = coalesce(r.timeline, excluded.timeline), broker_cluster = excluded.broker_cluster,
@@ -136,6 +139,7 @@ export async function takeEpoch(
       relay.brokerCluster,
       relay.brokerVhost,
       relay.source,
+      relay.ordering,
     ],
   );
   return row?.epoch;

@@ -7,10 +7,13 @@ import { Turns } from '../runtime/turns.js';
 import { toDatabaseError } from './errors.js';
 import {
   awaiting,
+  heldKeysSql,
   holdSql,
   makeDueSql,
   recordGoneSql,
+  releaseSql,
   settleSql,
+  unblockSql,
   writeBackSql,
   writeBackValues,
   type HistoryMode,
@@ -35,7 +38,18 @@ interface HoldRow {
   attempts: number;
   error: string | null;
   delayMs: number | null;
+  holdNo: bigint | null;
 }
+
+/** A row that was due or released, with its place in its key if it has one. */
+interface DueRow {
+  seq: string;
+  bytes: number;
+  holdNo: string | null;
+}
+
+/** Rows freed in one statement. */
+const UNBLOCK_ROWS = 10_000;
 
 /**
  * The relay's writes, each fenced by the epoch: settle, hold, checkpoint, table pass marks. One connection, one piece of
@@ -49,14 +63,19 @@ export class RelayStore {
   readonly #relay: string;
   readonly #epoch: string;
   readonly #history: HistoryMode;
+  readonly #strict: boolean;
   readonly #turns = new Turns();
 
-  constructor(client: pg.Client, options: { schema: string; relay: string; epoch: string; history: HistoryMode }) {
+  constructor(
+    client: pg.Client,
+    options: { schema: string; relay: string; epoch: string; history: HistoryMode; ordering: 'pipelined' | 'strict' },
+  ) {
     this.#client = client;
     this.#schema = quoteIdentifier(options.schema);
     this.#relay = options.relay;
     this.#epoch = options.epoch;
     this.#history = options.history;
+    this.#strict = options.ordering === 'strict';
   }
 
   async settle(
@@ -99,6 +118,8 @@ export class RelayStore {
         holds.map((each) => each.attempts),
         holds.map((each) => each.error),
         holds.map((each) => each.delayMs),
+        holds.map((each) => (each.holdNo === null ? null : String(each.holdNo))),
+        holds.map((each) => (each.holdNo === null ? null : each.row.key)),
       ]),
     );
     return new Set(this.#fenced(result.rows[0]).missing ?? []);
@@ -149,7 +170,9 @@ export class RelayStore {
   async states(rows: readonly RowId[]): Promise<Map<string, string>> {
     const result = await this.#run('looking up rows', () =>
       this.#client.query<{ seq: string; state: string }>(
-        `select i.seq::text as seq, o.state from ${this.#schema}.outbox o
+        `select i.seq::text as seq,
+           case when o.state = 'ready' and o.hold_no is not null then 'released' else o.state end as state
+         from ${this.#schema}.outbox o
          join unnest($1::bigint[], $2::uuid[]) as i (seq, id) on i.id = o.id
          where o.id = any($2::uuid[])`,
         [rows.map((row) => row.seq), rows.map((row) => row.id)],
@@ -210,11 +233,67 @@ export class RelayStore {
   }
 
   /** Turns scheduled rows whose time has come `ready`, oldest first. */
-  async makeDue(limit: number): Promise<{ seq: string; bytes: number }[]> {
+  async makeDue(limit: number): Promise<DueRow[]> {
     const result = await this.#run('making rows due', () =>
-      this.#client.query<{ seq: string; bytes: number }>(makeDueSql(this.#schema), [this.#relay, this.#epoch, limit]),
+      this.#client.query<DueRow>(makeDueSql(this.#schema), [this.#relay, this.#epoch, limit, this.#strict]),
     );
     return result.rows;
+  }
+
+  /** Lets held rows go, from the head of each key; see releaseSql. */
+  async release(
+    keys: readonly { key: string; after: bigint }[],
+    rowsPerKey: number,
+  ): Promise<Map<string, { rows: DueRow[]; remains: boolean }>> {
+    const result = await this.#run('releasing held rows', () =>
+      this.#client.query<{
+        fenced: boolean;
+        key: string | null;
+        seq: string | null;
+        holdNo: string | null;
+        bytes: number;
+        remains: boolean;
+      }>(releaseSql(this.#schema), [
+        this.#relay,
+        this.#epoch,
+        keys.map((each) => each.key),
+        keys.map((each) => String(each.after)),
+        rowsPerKey,
+      ]),
+    );
+    this.#fenced(result.rows[0]);
+    const answers = new Map<string, { rows: DueRow[]; remains: boolean }>();
+    for (const { key, seq, holdNo, bytes, remains } of result.rows) {
+      if (key === null) continue;
+      const answer = answers.get(key) ?? { rows: [], remains };
+      if (seq !== null) answer.rows.push({ seq, bytes, holdNo });
+      answers.set(key, answer);
+    }
+    return answers;
+  }
+
+  /** Keys that the table holds (strict order), and the highest number that was given to a held row. */
+  async heldKeys(): Promise<{ keys: string[]; lastOrder: bigint }> {
+    const result = await this.#run('reading the held keys', () =>
+      this.#client.query<{ keys: string[]; last: string }>(heldKeysSql(this.#schema)),
+    );
+    return { keys: result.rows[0]?.keys ?? [], lastOrder: BigInt(result.rows[0]?.last ?? 0) };
+  }
+
+  /** Frees rows that strict order held, when it is not in force any more. Gives how many. */
+  async unblock(): Promise<number> {
+    for (let rows = 0; ;) {
+      const result = await this.#run('freeing blocked rows', () =>
+        this.#client.query<{ fenced: boolean; rows: number }>(unblockSql(this.#schema), [
+          this.#relay,
+          this.#epoch,
+          UNBLOCK_ROWS,
+        ]),
+      );
+      const freed = this.#fenced(result.rows[0]).rows;
+      rows += freed;
+      if (freed < UNBLOCK_ROWS) return rows;
+    }
   }
 
   /** Keeps the trace of published rows that their own application had deleted; their bodies are not known any more. */

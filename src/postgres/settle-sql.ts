@@ -64,19 +64,26 @@ export function settleSql(schema: string, history: HistoryMode, durability: Dura
     (select array_agg(seq::text) from missing) as missing`;
 }
 
-/** Gives rows their held state. A row that is no longer `ready` keeps what somebody else made of it. */
+/**
+ * Gives rows their held state. A row that is no longer `ready` keeps what somebody else made of it. Rows of one `lane`
+ * (the key, with strict order) are held up to the first that is not found; those behind it count as missing too.
+ */
 export function holdSql(schema: string): string {
   return `with ${fence(schema, 'on')}, input as materialized (
-    select * from unnest($3::bigint[], $4::uuid[], $5::text[], $6::int[], $7::text[], $8::double precision[])
-      as i (seq, id, state, attempts, error, delay_ms)),
-  ${found(schema)}, held as (
+    select * from unnest($3::bigint[], $4::uuid[], $5::text[], $6::int[], $7::text[], $8::double precision[],
+      $9::bigint[], $10::text[]) with ordinality as i (seq, id, state, attempts, error, delay_ms, hold_no, lane, n)),
+  ${found(schema)}, gap as materialized (
+    select i.lane, min(i.n) as n from input i
+    where i.lane is not null and not exists (select from found f where f.seq = i.seq and f.id = i.id)
+    group by i.lane), held as (
     update ${schema}.outbox o
     set state = i.state, attempts = i.attempts, last_error = i.error,
       next_attempt_at = case when i.state <> 'scheduled' then null
         else coalesce(clock_timestamp() + i.delay_ms * interval '1 millisecond', o.deliver_at, clock_timestamp()) end,
-      hold_no = case when i.state in ('parked', 'blocked') then nextval('${schema.replaceAll("'", "''")}.outbox_hold_no') end
-    from input i
+      hold_no = coalesce(i.hold_no, ${nextHoldNo(schema, 'i.state')})
+    from input i left join gap on gap.lane = i.lane
     where o.ctid = any(array(select place from found)) and i.seq = o.seq and i.id = o.id and o.state = 'ready'
+      and (gap.n is null or i.n < gap.n)
     returning o.seq)
   select exists (select from fence) as fenced,
     (select array_agg(i.seq::text) from input i
@@ -84,18 +91,76 @@ export function holdSql(schema: string): string {
        and not exists (select from found f where f.seq = i.seq and f.id = i.id and f.state <> 'ready')) as missing`;
 }
 
+/** The number of a row that is held without one. */
+function nextHoldNo(schema: string, state: string): string {
+  return `case when ${state} in ('parked', 'blocked') then nextval('${schema.replaceAll("'", "''")}.outbox_hold_no') end`;
+}
+
 /**
- * Due rows become ready under the fence. `$3` is the most rows at once. Why statement_timestamp: an index can be searched
- * for it, which for clock_timestamp it cannot.
+ * Due rows become ready under the fence. `$3` is the most rows at once; with `$4` (strict order) they keep their places.
+ * Why statement_timestamp: an index can be searched for it, which for clock_timestamp it cannot.
  */
 export function makeDueSql(schema: string): string {
   return `with ${fence(schema, 'on')}, due as (
     select ctid as place from ${schema}.outbox
     where state = 'scheduled' and next_attempt_at <= statement_timestamp() and exists (select from fence)
     order by next_attempt_at limit $3 for update skip locked)
-  update ${schema}.outbox o set state = 'ready', next_attempt_at = null, hold_no = null
+  update ${schema}.outbox o set state = 'ready', next_attempt_at = null, hold_no = case when $4 then o.hold_no end
   where o.ctid = any(array(select place from due))
-  returning o.seq::text as seq, coalesce(octet_length(o.payload::text), octet_length(o.payload_bytes), 0) as bytes`;
+  returning o.seq::text as seq, ${BODY_BYTES} as bytes, o.hold_no::text as "holdNo"`;
+}
+
+/** Octets of the body of row `o`. */
+const BODY_BYTES = 'coalesce(octet_length(o.payload::text), octet_length(o.payload_bytes), 0)';
+
+/**
+ * Lets held rows of keys go (strict order). `$3` are the keys, `$4` for each the number up to which its rows are on their
+ * way out already, `$5` the most rows of a key. From the head of a key, in order, up to the first row that waits for a
+ * time or a person, or that somebody has locked. A key whose lock an operator's act holds is left out of the answer.
+ */
+export function releaseSql(schema: string): string {
+  return `with ${fence(schema, 'on')}, asked as materialized (
+    select k.key, k.after from unnest($3::text[], $4::bigint[]) as k (key, after)
+    where exists (select from fence) and pg_try_advisory_xact_lock(${schema}.outbox_key_lock(k.key))),
+  head as materialized (
+    select a.key, o.seq, o.hold_no, o.state from asked a cross join lateral (
+      select seq, hold_no, state from ${schema}.outbox
+      where key = a.key and hold_no > a.after order by key, hold_no limit $5 + 1) o),
+  mine as materialized (
+    select o.seq from ${schema}.outbox o
+    where o.seq = any(array(select seq from head where state in ('ready', 'blocked')))
+      and o.state in ('ready', 'blocked') for update of o skip locked),
+  run as materialized (
+    select h.key, h.seq, row_number() over ahead as place, bool_and(m.seq is not null) over ahead as free
+    from head h left join mine m using (seq) window ahead as (partition by h.key order by h.hold_no)),
+  released as (
+    update ${schema}.outbox o set state = 'ready', next_attempt_at = null
+    from run r where o.seq = r.seq and r.free and r.place <= $5
+    returning r.key, o.seq, o.hold_no, ${BODY_BYTES} as bytes)
+  select exists (select from fence) as fenced, a.key, r.seq::text as seq, r.hold_no::text as "holdNo", r.bytes,
+    exists (select from run x where x.key = a.key and not (x.free and x.place <= $5)) as remains
+  from (select) as once left join asked a on true left join released r on r.key = a.key
+  order by a.key, r.hold_no`;
+}
+
+/** Keys with rows that hold them, and the highest number in use. */
+export function heldKeysSql(schema: string): string {
+  return `select array(select distinct key from ${schema}.outbox where hold_no is not null and key is not null) as keys,
+    greatest((select last_value from ${schema}.outbox_hold_no), (select max(hold_no) from ${schema}.outbox), 0)::text as last`;
+}
+
+/** Without strict order nothing holds a key: rows that an earlier setting left behind go on, in their order. */
+export function unblockSql(schema: string): string {
+  return `with ${fence(schema, 'on')}, chosen as (
+    select seq, row_number() over (order by hold_no) as n from (
+      select seq, hold_no from ${schema}.outbox
+      where hold_no is not null and state in ('blocked', 'ready') and exists (select from fence)
+      order by hold_no limit $3) as first),
+  changed as (
+    update ${schema}.outbox o
+    set state = 'scheduled', hold_no = null, next_attempt_at = clock_timestamp() + s.n * interval '1 microsecond'
+    from chosen s where o.seq = s.seq and o.state in ('blocked', 'ready') returning o.seq)
+  select exists (select from fence) as fenced, (select count(*) from changed)::int as rows`;
 }
 
 /** History of published rows that are not in the table any more. */
@@ -126,6 +191,7 @@ const WRITE_BACK_COLUMNS: readonly string[] = [
 export function writeBackSql(schema: string): string {
   const parameters = WRITE_BACK_COLUMNS.map((name, n) => `$${n + 3}::${writeBackType(name)}`);
   const delay = `$${WRITE_BACK_COLUMNS.length + 3}::double precision`;
+  const holdNo = `$${WRITE_BACK_COLUMNS.length + 4}::bigint`;
   const state = parameters[WRITE_BACK_COLUMNS.indexOf('state')] ?? '';
   const deliverAt = parameters[WRITE_BACK_COLUMNS.indexOf('deliver_at')] ?? '';
   return `with ${fence(schema, 'on')}, written as (
@@ -133,7 +199,7 @@ export function writeBackSql(schema: string): string {
     select ${parameters.join(', ')},
       case when ${state} = 'scheduled'
         then coalesce(clock_timestamp() + ${delay} * interval '1 millisecond', ${deliverAt}, clock_timestamp()) end,
-      case when ${state} in ('parked', 'blocked') then nextval('${schema.replaceAll("'", "''")}.outbox_hold_no') end
+      coalesce(${holdNo}, ${nextHoldNo(schema, state)})
     where exists (select from fence)
     on conflict (id) do nothing)
   select exists (select from fence) as fenced`;
@@ -171,6 +237,7 @@ export function writeBackValues(hold: {
   attempts: number;
   error: string | null;
   delayMs: number | null;
+  holdNo: bigint | null;
 }): unknown[] {
   const { row } = hold;
   return [
@@ -199,5 +266,6 @@ export function writeBackValues(hold: {
     hold.attempts,
     hold.error,
     hold.delayMs,
+    hold.holdNo === null ? null : String(hold.holdNo),
   ];
 }

@@ -14,6 +14,8 @@ interface SeqAndSize {
   bytes: number;
 }
 
+type DueRow = SeqAndSize & { holdNo: string | null };
+
 const FENCE_POLL_MS = 10;
 const FENCE_REPORT_MS = 2_000;
 
@@ -80,12 +82,14 @@ export class TableReader {
     return lsn;
   }
 
+  /** Rows that are `ready`, but for those that hold their place in a key: these go when their key asks for them. */
   async readyRows(afterSeq: bigint, uptoSeq: bigint, limit: number): Promise<SeqAndSize[]> {
     // Why outbox.seq: a bare seq is the text of the result, and sorts as text.
     return this.#query<SeqAndSize>(
       'reading the backlog',
       `select seq::text as seq, coalesce(octet_length(payload::text), octet_length(payload_bytes), 0) as bytes
-       from ${this.#table} where state = 'ready' and seq > $1 and seq <= $2 order by outbox.seq limit $3`,
+       from ${this.#table} where state = 'ready' and hold_no is null and seq > $1 and seq <= $2
+       order by outbox.seq limit $3`,
       [String(afterSeq), String(uptoSeq), limit],
     );
   }
@@ -119,7 +123,7 @@ export class TableReader {
   }
 
   /** Turns scheduled rows whose time has come `ready`, durably, so that a cancel comes first or is told "too late". */
-  async makeDue(limit: number): Promise<SeqAndSize[]> {
+  async makeDue(limit: number): Promise<DueRow[]> {
     const due = await this.#query(
       'looking for due rows',
       `select 1 from ${this.#table} where state = 'scheduled' and next_attempt_at <= statement_timestamp() limit 1`,
@@ -137,6 +141,14 @@ export class TableReader {
   /** Grows with each answer. */
   get answered(): number {
     return this.#answered;
+  }
+
+  /** Lets held rows of keys go, durably, from the head of each key (strict order). */
+  release(
+    keys: readonly { key: string; after: bigint }[],
+    rowsPerKey: number,
+  ): Promise<Map<string, { rows: DueRow[]; remains: boolean }>> {
+    return this.#store.release(keys, rowsPerKey);
   }
 
   /** Lends the connection for one piece of work, between the reads. */

@@ -66,6 +66,58 @@ async function look(id: string): Promise<Record<string, unknown> | undefined> {
 const actions = () =>
   database.query('select actor, action, target, reason, details from waybill.action_log order by seq');
 
+describe('3.5 strict order', () => {
+  beforeEach(async () => {
+    await database.query(
+      `insert into waybill.relay (name, ordering) values ('default', 'strict')
+       on conflict (name) do update set ordering = 'strict'`,
+    );
+  });
+  afterAll(() => database.query('delete from waybill.relay'));
+
+  test('a retried row keeps its place, and no other one of its key can be retried before it', async () => {
+    const first = await row('parked', { hold_no: 5 });
+    const second = await row('parked', { hold_no: 7 });
+    const other = await row('parked', { hold_no: 6, key: 'other' });
+    expect(await call('retry', second)).toBe('blocked');
+    expect(await look(second)).toMatchObject({ state: 'parked', hold_no: '7' });
+    expect(await call('retry', first)).toBe('scheduled');
+    expect(await look(first)).toMatchObject({ state: 'scheduled', hold_no: '5', due: true });
+    expect(await call('retry', other)).toBe('scheduled');
+  });
+
+  test('a discarded or cancelled row lets the next of its key go, and only if that waited for it', async () => {
+    const first = await row('parked', { hold_no: 5 });
+    const second = await row('blocked', { hold_no: 6 });
+    const third = await row('blocked', { hold_no: 7 });
+    expect(await call('discard', second)).toBe('discarded');
+    expect(await look(third)).toMatchObject({ state: 'blocked' });
+    expect(await call('discard', first)).toBe('discarded');
+    expect(await look(third)).toMatchObject({ state: 'scheduled', hold_no: '7', due: true });
+    const fourth = await row('blocked', { hold_no: 8 });
+    expect(await database.query('select waybill.cancel($1) as done', [third])).toEqual([{ done: true }]);
+    expect(await look(fourth)).toMatchObject({ state: 'scheduled', due: true });
+  });
+
+  test('two operators on one key take turns, so that nobody is left behind', async () => {
+    const first = await row('parked', { hold_no: 5 });
+    const second = await row('blocked', { hold_no: 6 });
+    const third = await row('blocked', { hold_no: 7 });
+    const [one, two] = await Promise.all([database.connect(), database.connect()]);
+    await one.query('begin');
+    await one.query('select waybill.discard($1)', [second]);
+    const waiting = two.query('select waybill.discard($1)', [first]);
+    await until(
+      async () =>
+        (await database.query("select from pg_locks where locktype = 'advisory' and not granted")).length === 1,
+      { what: 'the second operator to wait' },
+    );
+    await one.query('commit');
+    await waiting;
+    expect(await look(third)).toMatchObject({ state: 'scheduled', due: true });
+  });
+});
+
 describe('waybill.retry', () => {
   test.each(['parked', 'scheduled'])('a %s row becomes due now, with its attempts counted anew', async (state) => {
     const id = await row(state);

@@ -101,7 +101,13 @@ describe('the replication stream', () => {
   it('fact 54: a position that the table reader gives is past every visible commit, and flushed', async () => {
     const client = await connectSql({ url: database.url }, 'fence test', () => undefined);
     await database.query("insert into waybill.relay (name, epoch) values ('r', 1)");
-    const store = new RelayStore(client, { schema: 'waybill', relay: 'r', epoch: '1', history: 'off' });
+    const store = new RelayStore(client, {
+      schema: 'waybill',
+      relay: 'r',
+      epoch: '1',
+      history: 'off',
+      ordering: 'pipelined',
+    });
     const table = new TableReader(await database.connect(), 'waybill', store, systemClock);
     const writer = await database.connect();
     await writer.query('set synchronous_commit = off');

@@ -1,8 +1,11 @@
 import { WaybillError } from '../../../src/core/errors.js';
 import type { Lsn } from '../../../src/core/lsn.js';
 import { timestampMs, type OutboxRow } from '../../../src/core/message.js';
+import type { LaneQuestion } from '../../../src/core/key-lanes.js';
 import type {
+  DueRow,
   Hold,
+  Released,
   SeqAndSize,
   SettleResult,
   Settlement,
@@ -23,10 +26,11 @@ export interface WalTransaction {
 
 interface TableRow {
   row: OutboxRow;
-  state: 'ready' | 'scheduled' | 'parked' | 'cancelled';
+  state: 'ready' | 'scheduled' | 'parked' | 'blocked' | 'cancelled' | 'discarded';
   attempts: number;
   dueAtMs: number;
   xid: number;
+  holdNo: bigint | null;
 }
 
 /** A row as it is read: the pipeline may change its copy. */
@@ -58,6 +62,11 @@ export class ModelDatabase {
   /** Whether the broker has confirmed the id without returning it; asked when a row is deleted. */
   isConfirmed: (id: string) => boolean = () => false;
   readonly violations: string[] = [];
+  /** Whether the order is strict. */
+  strict = false;
+  /** An operator has locked every key: the next release answers nothing. */
+  keysLockedNext = false;
+  readonly discarded = new Set<string>();
 
   constructor(clock: ManualClock, startLsn: Lsn) {
     this.#clock = clock;
@@ -74,7 +83,8 @@ export class ModelDatabase {
     const transaction = { xid, commitLsn, endLsn: this.insertLsn, rows: own };
     this.wal.push(transaction);
     for (const [n, row] of own.entries()) {
-      if (!rows[n]?.deleted) this.#table.set(row.seq, { row, state: 'ready', attempts: 0, dueAtMs: 0, xid });
+      if (!rows[n]?.deleted)
+        this.#table.set(row.seq, { row, state: 'ready', attempts: 0, dueAtMs: 0, xid, holdNo: null });
     }
     if (standby) this.waitingForStandby.add(xid);
     this.#flush();
@@ -96,8 +106,60 @@ export class ModelDatabase {
     const found = rows[which % rows.length];
     if (!found) return;
     found.state = 'cancelled';
+    found.holdNo = null;
     this.cancelled.add(found.row.id);
+    this.#releaseNext(found.row.key);
     this.#flush();
+  }
+
+  /** An operator retries a parked row; behind another one of its key nothing happens. */
+  retry(which: number): void {
+    const parked = this.rows.filter(({ state, row }) => state === 'parked' && this.#lockable(row.seq, row.id));
+    const found = parked[which % parked.length];
+    if (!found || (this.strict && this.#held(found.row.key)[0] !== found)) return;
+    Object.assign(found, { state: 'scheduled', attempts: 0, dueAtMs: this.#clock.now() });
+    if (!this.strict) found.holdNo = null;
+    this.#flush();
+  }
+
+  /** An operator gives a held row up; what it held goes on. */
+  discard(which: number): void {
+    const states = ['parked', 'blocked', 'scheduled'];
+    const rows = this.rows.filter(({ state, row }) => states.includes(state) && this.#lockable(row.seq, row.id));
+    const found = rows[which % rows.length];
+    if (found) this.#discard(found);
+  }
+
+  discardParked(): void {
+    for (const each of this.rows) if (each.state === 'parked') this.#discard(each);
+  }
+
+  #discard(found: TableRow): void {
+    found.state = 'discarded';
+    found.holdNo = null;
+    this.discarded.add(found.row.id);
+    this.#releaseNext(found.row.key);
+    this.#flush();
+  }
+
+  #releaseNext(key: string | null): void {
+    const next = this.#held(key)[0];
+    if (next?.state === 'blocked') Object.assign(next, { state: 'scheduled', dueAtMs: this.#clock.now() });
+  }
+
+  /** The rows that hold their place in a key, in order; those in flight are passed over by operators. */
+  #held(key: string | null): TableRow[] {
+    return this.rows
+      .filter(({ row, holdNo }) => row.key === key && holdNo !== null)
+      .sort((a, b) => Number((a.holdNo ?? 0n) - (b.holdNo ?? 0n)));
+  }
+
+  get heldKeys(): string[] {
+    return [...new Set(this.rows.flatMap(({ row, holdNo }) => (holdNo !== null && row.key !== null ? [row.key] : [])))];
+  }
+
+  get lastHoldNo(): bigint {
+    return this.rows.reduce((last, { holdNo }) => (holdNo !== null && holdNo > last ? holdNo : last), 0n);
   }
 
   find(id: string): TableRow | undefined {
@@ -123,6 +185,7 @@ export class ModelDatabase {
       whereabouts: (rows) => read(() => this.#whereabouts(rows)),
       states: (rows) => read(() => this.#states(rows)),
       makeDue: () => fenced(() => this.#makeDue()),
+      release: (keys, rowsPerKey) => fenced(() => this.#release(keys, rowsPerKey)),
       highestSeq: () => read(() => BigInt(this.#nextSeq - 1)),
       position: () => read(() => this.#position()),
       readyRows: (after, upto) => read(() => this.#readyRows(after, upto)),
@@ -174,7 +237,9 @@ export class ModelDatabase {
       }
       if (outcome === 'expired') this.expired.add(row.id);
       else if (outcome === 'cancelled') this.#assertCancelled(row.id);
-      else if (!this.isConfirmed(row.id)) this.violations.push(`O3: row ${row.seq} deleted without a confirm`);
+      else if (outcome === 'discarded') {
+        if (!this.discarded.has(row.id)) this.violations.push(`O3: row ${row.seq} is not discarded`);
+      } else if (!this.isConfirmed(row.id)) this.violations.push(`O3: row ${row.seq} deleted without a confirm`);
       this.#table.delete(row.seq);
     }
     if (mark !== null && mark > this.checkpointLsn) this.checkpointLsn = mark;
@@ -185,17 +250,19 @@ export class ModelDatabase {
   #hold(holds: readonly Hold[]): Set<string> {
     this.#assertLocks();
     const missing = new Set<string>();
+    const gaps = new Set<string | null>();
     for (const hold of holds) {
       const found = this.#lockable(hold.row.seq, hold.row.id);
-      if (!found) missing.add(hold.row.seq);
+      if (hold.holdNo !== null && (!found || gaps.has(hold.row.key))) gaps.add(hold.row.key);
+      if (!found || (hold.holdNo !== null && gaps.has(hold.row.key))) missing.add(hold.row.seq);
       else if (found.state === 'ready') this.#keep(found, hold);
     }
     this.#flush();
     return missing;
   }
 
-  #keep(found: TableRow, { state, attempts, delayMs, row }: Hold): void {
-    Object.assign(found, { state, attempts });
+  #keep(found: TableRow, { state, attempts, delayMs, row, holdNo }: Hold): void {
+    Object.assign(found, { state, attempts, holdNo });
     found.dueAtMs = delayMs === null ? timestampMs(row.deliverAt ?? '') || 0 : this.#clock.now() + delayMs;
     this.held.add(row.id);
   }
@@ -204,7 +271,8 @@ export class ModelDatabase {
     for (const hold of holds) {
       if (this.find(hold.row.id)) continue;
       const seq = String(this.#nextSeq++);
-      const kept: TableRow = { row: { ...copyOf(hold.row), seq }, state: 'ready', attempts: 0, dueAtMs: 0, xid: 0 };
+      const row = { ...copyOf(hold.row), seq };
+      const kept: TableRow = { row, state: 'ready', attempts: 0, dueAtMs: 0, xid: 0, holdNo: null };
       this.#table.set(seq, kept);
       this.#keep(kept, hold);
     }
@@ -215,15 +283,19 @@ export class ModelDatabase {
     if (!this.cancelled.has(id)) this.violations.push(`O3: row ${id} is deleted as cancelled, and is not`);
   }
 
-  #withdrawnRows(after: bigint): { row: OutboxRow; state: 'cancelled' }[] {
-    return this.rows
-      .filter(({ row, state }) => state === 'cancelled' && BigInt(row.seq) > after)
-      .map(({ row }) => ({ row: copyOf(row), state: 'cancelled' }));
+  #withdrawnRows(after: bigint): { row: OutboxRow; state: 'cancelled' | 'discarded' }[] {
+    return this.rows.flatMap(({ row, state }) =>
+      (state === 'cancelled' || state === 'discarded') && BigInt(row.seq) > after ? [{ row: copyOf(row), state }] : [],
+    );
   }
 
   #states(rows: readonly { seq: string; id: string }[]): Map<string, string> {
-    const states = rows.map(({ seq, id }) => [seq, this.#visibleById(id)?.state] as const);
-    return new Map(states.filter((each): each is [string, TableRow['state']] => each[1] !== undefined));
+    const states = new Map<string, string>();
+    for (const { seq, id } of rows) {
+      const found = this.#visibleById(id);
+      if (found) states.set(seq, found.state === 'ready' && found.holdNo !== null ? 'released' : found.state);
+    }
+    return states;
   }
 
   #whereabouts(rows: readonly { seq: string; id: string; xid: number | null }[]): Map<string, Whereabouts> {
@@ -235,14 +307,41 @@ export class ModelDatabase {
     );
   }
 
-  #makeDue(): SeqAndSize[] {
+  #makeDue(): DueRow[] {
     const due = this.rows.filter(
       (each) =>
         each.state === 'scheduled' && each.dueAtMs <= this.#clock.now() && this.#lockable(each.row.seq, each.row.id),
     );
-    for (const each of due) each.state = 'ready';
+    for (const each of due) {
+      each.state = 'ready';
+      if (!this.strict) each.holdNo = null;
+    }
     this.#flush();
-    return due.map(({ row }) => ({ seq: row.seq, bytes: row.body.length }));
+    return due.map((each) => this.#dueRow(each));
+  }
+
+  #dueRow({ row, holdNo }: TableRow): DueRow {
+    return { seq: row.seq, bytes: row.body.length, holdNo: holdNo === null ? null : String(holdNo) };
+  }
+
+  #release(keys: readonly LaneQuestion[], rowsPerKey: number): Map<string, Released> {
+    const locked = this.keysLockedNext;
+    this.keysLockedNext = false;
+    if (locked) return new Map();
+    const answers = new Map<string, Released>();
+    for (const { key, after } of keys) {
+      const held = this.#held(key).filter(
+        ({ holdNo, row }) => (holdNo ?? 0n) > after && this.#visible(row.seq, row.id),
+      );
+      const end = held.findIndex(
+        ({ state, row }) => (state !== 'ready' && state !== 'blocked') || !this.#lockable(row.seq, row.id),
+      );
+      const run = held.slice(0, Math.min(end < 0 ? held.length : end, rowsPerKey));
+      for (const each of run) each.state = 'ready';
+      answers.set(key, { rows: run.map((each) => this.#dueRow(each)), remains: run.length < held.length });
+    }
+    this.#flush();
+    return answers;
   }
 
   #position(): Lsn {
@@ -252,7 +351,7 @@ export class ModelDatabase {
 
   #readyRows(after: bigint, upto: bigint): SeqAndSize[] {
     return this.rows
-      .filter(({ row, state }) => state === 'ready' && this.#visible(row.seq, row.id))
+      .filter(({ row, state, holdNo }) => state === 'ready' && holdNo === null && this.#visible(row.seq, row.id))
       .filter(({ row }) => BigInt(row.seq) > after && BigInt(row.seq) <= upto)
       .sort((a, b) => Number(a.row.seq) - Number(b.row.seq))
       .map(({ row }) => ({ seq: row.seq, bytes: row.body.length }));

@@ -1,5 +1,6 @@
 import { Turns } from '../../../src/runtime/turns.js';
 import { WaybillError } from '../../../src/core/errors.js';
+import { KeyLanes } from '../../../src/core/key-lanes.js';
 import { Ledger } from '../../../src/core/ledger.js';
 import { LSN_ZERO, maxLsn, type Lsn } from '../../../src/core/lsn.js';
 import { Suspects } from '../../../src/core/suspects.js';
@@ -7,6 +8,7 @@ import { Window } from '../../../src/core/window.js';
 import { Admission } from '../../../src/outbox/admission.js';
 import { ExchangeChecks } from '../../../src/outbox/exchange-checks.js';
 import type { RelayCounters } from '../../../src/outbox/ports.js';
+import { LaneTraffic } from '../../../src/outbox/lane-traffic.js';
 import { Publishing } from '../../../src/outbox/publishing.js';
 import { Pump } from '../../../src/outbox/pump.js';
 import { Settler } from '../../../src/outbox/settler.js';
@@ -20,12 +22,14 @@ import type { ModelDatabase } from './model-database.js';
 
 export const MAX_MESSAGES = 3;
 export const MAX_BYTES = 40;
+/** With strict order. */
+export const LANE_DEPTH = 1;
 
 const silent = { debug: () => undefined, info: () => undefined, warn: () => undefined, error: () => undefined };
 
 export function noCounts(): RelayCounters {
   const names =
-    'published confirmed returned nacked resent accepted expired parked scheduled settled gone rebuilt swept';
+    'published confirmed returned nacked resent accepted expired parked scheduled blocked settled gone rebuilt swept';
   return Object.fromEntries(
     `${names} duplicatesSkipped`.split(' ').map((name) => [name, 0]),
   ) as unknown as RelayCounters;
@@ -43,6 +47,8 @@ export class ModelRelay {
   readonly settler: Settler;
   readonly publishing: Publishing<Work>;
   readonly feed: TableFeed;
+  /** With strict order. */
+  readonly lanes: LaneTraffic | undefined;
   /** Where the server starts to send. */
   readonly startLsn: Lsn;
   /** The newest position that the stream has spoken of. */
@@ -107,8 +113,19 @@ export class ModelRelay {
       checkpointLsn: database.checkpointLsn,
       report: (lsn) => this.pump.report(lsn),
       onSettled: () => room.notify(),
+      onStored: (work) => this.lanes?.stored(work),
       onFailed: (error) => this.failure.fail(error),
     });
+    if (database.strict) {
+      const lanes = new KeyLanes<Work>({ depth: LANE_DEPTH, lastOrder: database.lastHoldNo });
+      lanes.load(database.heldKeys);
+      this.lanes = new LaneTraffic({
+        lanes,
+        settler: () => this.settler,
+        take: (work) => admission.take(work),
+        onFailed: (error) => this.failure.fail(error),
+      });
+    }
     const admission: Admission = new Admission({
       defaults: { exchange: 'events', routingKey: '{type}', maxBodyBytes: 1_000 },
       policy: { retryForMs: 600_000, then: 'park' },
@@ -122,6 +139,8 @@ export class ModelRelay {
       random: () => clock.random(),
       onConfirmed: () => undefined,
       check,
+      checkAlive: check,
+      lanes: this.lanes,
     });
     this.feed = new TableFeed({
       table: ports,
@@ -131,6 +150,8 @@ export class ModelRelay {
       log: silent,
       turns: new Turns(),
       check,
+      lanes: this.lanes,
+      rowsPerKey: LANE_DEPTH,
     });
     const startLsn = maxLsn(database.checkpointLsn, database.slotLsn);
     this.startLsn = this.handedLsn = startLsn;
@@ -206,8 +227,14 @@ export class ModelRelay {
   feedFrom(what: 'due' | 'sweep'): void {
     if (this.#feeding) return;
     this.#feeding = true;
-    const work = what === 'due' ? this.feed.due() : this.#sweep();
+    const work = what === 'due' ? this.#due() : this.#sweep();
     this.#own(work.finally(() => (this.#feeding = false)));
+  }
+
+  async #due(): Promise<void> {
+    if (this.pump.isReplaying) return;
+    await this.feed.due();
+    this.lanes?.ask(await this.feed.release());
   }
 
   async #sweep(): Promise<void> {
@@ -234,6 +261,7 @@ export class ModelRelay {
     this.brokerCalls.lose(error, late);
     this.connection.channel?.die();
     await this.publishing.close();
+    await this.lanes?.end();
     await this.settler.stop();
     await Promise.all(this.#tasks);
     await turn();

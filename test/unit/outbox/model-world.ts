@@ -27,6 +27,8 @@ export interface RowPlan {
   bytes: number;
   /** Deleted by its own transaction. */
   deleted: boolean;
+  /** One of few; else every row has its own. */
+  key?: number;
 }
 
 export type Step =
@@ -35,8 +37,9 @@ export type Step =
   | { do: 'send' | 'process' | 'database' | 'broker' | 'run' | 'burst'; count: number }
   | { do: 'confirm'; which: number; multiple: boolean }
   | { do: 'pass time'; ms: number }
-  | { do: 'kill channel' | 'lock' | 'crash server' | 'cancel'; which: number }
+  | { do: 'kill channel' | 'lock' | 'crash server' | 'cancel' | 'retry' | 'discard'; which: number }
   | { do: 'restart'; late: boolean }
+  | { do: 'key lock' }
   | { do: 'keepalive' | 'due' | 'sweep' | 'unlock' | 'lock timeout' | 'standby answers' | 'exchange' | 'block' };
 
 /** Everything around the relay, and the rules that must hold after each step. Rows are known by their ids. */
@@ -46,15 +49,16 @@ export class World {
   readonly broker = new ModelBroker();
   relay!: ModelRelay;
   readonly counters: RelayCounters;
-  readonly #fates = new Map<string, { fate: Fate; transaction: number; place: number }>();
+  readonly #fates = new Map<string, { fate: Fate; transaction: number; place: number; key: string | null }>();
   readonly #messages = new Map<string, string>();
   readonly #violations: string[] = [];
   /** The place of the newest first publish of a stream's row, in this session. */
   #lastFirst = -1;
   #publishedIds = new Set<string>();
 
-  constructor(counters: RelayCounters = noCounts()) {
+  constructor(counters: RelayCounters = noCounts(), ordering: 'pipelined' | 'strict' = 'pipelined') {
     this.counters = counters;
+    this.database.strict = ordering === 'strict';
     this.database.isConfirmed = (id) => this.broker.confirmed.has(id);
   }
 
@@ -93,6 +97,9 @@ export class World {
       const each = rows[step.which % rows.length];
       if (each) database.locked.add(each.row.seq);
     } else if (step.do === 'cancel') database.cancel(step.which);
+    else if (step.do === 'retry') database.retry(step.which);
+    else if (step.do === 'discard') database.discard(step.which);
+    else if (step.do === 'key lock') database.keysLockedNext = true;
     else if (step.do === 'crash server') {
       const was = database.slotLsn;
       await relay.lose(true);
@@ -126,6 +133,8 @@ export class World {
       if (n % 5 === 1) relay.keepalive();
       if (n % 5 === 2) relay.feedFrom(n % 2 === 0 ? 'due' : 'sweep');
       if (n % 5 === 3) this.clock.advance(7_000);
+      // A person gives up what holds its key.
+      if (database.strict && n % 20 === 19) database.discardParked();
       await this.#settleDown();
     }
     this.relay.keepalive();
@@ -176,7 +185,7 @@ export class World {
     for (const [id, { fate }] of this.#fates) {
       const row = database.find(id);
       const arrived = delivered.has(id);
-      if (database.cancelled.has(id)) continue;
+      if (database.cancelled.has(id) || database.discarded.has(id)) continue;
       const bad = fate === 'poison' || fate === 'bad_header' || fate === 'no_exchange';
       const parked = row?.state === 'parked';
       if ((bad || fate === 'expired') && arrived) broken.push(`${fate} row ${id} was delivered`);
@@ -185,6 +194,7 @@ export class World {
       if (row && !parked) broken.push(`${fate} row ${id} stays ${row.state}`);
     }
     if (!this.#isDone) broken.push('it does not come to rest');
+    broken.push(...this.#orderViolations());
     if (relay.reportedLsn !== database.insertLsn && relay.startLsn !== database.insertLsn) {
       broken.push(`reported ${relay.reportedLsn}, and the log ends at ${database.insertLsn}`);
     }
@@ -197,7 +207,8 @@ export class World {
       relay.hasSent(database.wal.length - 1) &&
       relay.works.size === 0 &&
       !relay.isFeeding &&
-      database.rows.every(({ state }) => state === 'parked' || state === 'cancelled') &&
+      database.rows.every(({ state }) => ['parked', 'cancelled', 'discarded'].includes(state)) &&
+      !(database.strict && database.rows.some(({ state }) => state === 'parked')) &&
       relay.reportedLsn === database.insertLsn
     );
   }
@@ -211,8 +222,9 @@ export class World {
   #commit(plans: RowPlan[], gap: number, standby: boolean): void {
     const rows = plans.map((plan, place) => {
       const id = `00000000-0000-4000-8000-${String(this.#fates.size).padStart(12, '0')}`;
-      this.#fates.set(id, { fate: plan.fate, transaction: this.database.wal.length, place });
-      return { row: rowFor(id, plan), deleted: plan.deleted };
+      const row = rowFor(id, plan);
+      this.#fates.set(id, { fate: plan.fate, transaction: this.database.wal.length, place, key: row.key });
+      return { row, deleted: plan.deleted };
     });
     for (const { row } of rows) this.#messages.set(row.id, messageText(row));
     this.database.commit(rows, gap, standby);
@@ -225,16 +237,38 @@ export class World {
       this.#violations.push(`phantom ${id}`);
       return;
     }
+    if (this.database.discarded.has(id)) this.#violations.push(`O3: the discarded row ${id} goes out`);
+    if (this.database.strict) {
+      const rivals = message.filter((each) => this.#fates.get(each.messageId)?.key === known.key);
+      if (known.key !== null && rivals.length > 0) this.#violations.push(`strict: two rows of ${known.key} in flight`);
+    }
     if (this.database.cancelled.has(id)) this.#violations.push(`O3: the cancelled row ${id} goes out`);
     const place = known.transaction * 100 + known.place;
     const row = this.database.wal[known.transaction]!.rows[known.place]!;
     const first = !this.#publishedIds.has(id);
     this.#publishedIds.add(id);
-    if (first && relay.works.find(row)?.origin === 'stream') {
+    if (first && !this.database.strict && relay.works.find(row)?.origin === 'stream') {
       if (place < this.#lastFirst) this.#violations.push(`O5: ${id} first goes out after a later row`);
       this.#lastFirst = place;
     }
     if (message.length >= MAX_MESSAGES) this.#violations.push(`O4: ${message.length + 1} unanswered on the channel`);
+  }
+
+  /** Strict: the first copies of a key are in the order of their commits; what its writer put off comes when it is due. */
+  #orderViolations(): string[] {
+    if (!this.database.strict) return [];
+    const last = new Map<string, number>();
+    const seen = new Set<string>();
+    const broken: string[] = [];
+    for (const { messageId } of this.broker.queue) {
+      const known = this.#fates.get(messageId);
+      if (!known || known.key === null || known.fate === 'later' || seen.has(messageId)) continue;
+      seen.add(messageId);
+      const place = known.transaction * 100 + known.place;
+      if (place < (last.get(known.key) ?? -1)) broken.push(`strict: ${messageId} after a later row of ${known.key}`);
+      last.set(known.key, place);
+    }
+    return broken;
   }
 
   /** O1, O2: a position may be reported when nothing before it is owed. */
@@ -265,11 +299,11 @@ export class World {
   }
 }
 
-function rowFor(id: string, { fate, bytes }: RowPlan): OutboxRow {
+function rowFor(id: string, { fate, bytes, key }: RowPlan): OutboxRow {
   return outboxRow({
     id,
     type: fate,
-    key: id.slice(-2),
+    key: key === undefined ? id.slice(-2) : key === 0 ? null : `key ${key}`,
     body: Buffer.alloc(bytes, id),
     bodyKind: 'bytes',
     headers: fate === 'bad_header' ? '{"CC": "x"}' : '{}',

@@ -17,6 +17,7 @@ const plans: fc.Arbitrary<RowPlan> = fc.record({
   ),
   bytes: fc.integer({ min: 0, max: 60 }),
   deleted: fc.integer({ min: 0, max: 4 }).map((chance) => chance === 4),
+  key: fc.nat({ max: 3 }),
 });
 
 const commits = step(6, {
@@ -36,6 +37,8 @@ const steps = fc.array(
     step(4, { do: name('pass time'), ms: fc.constantFrom(10, 200, 1_000, 30_000) }),
     step(4, { do: name('keepalive', 'due', 'sweep') }),
     step(2, { do: name('kill channel', 'lock', 'crash server', 'cancel', 'cancel'), which: fc.nat({ max: 6 }) }),
+    step(2, { do: name('retry', 'discard'), which: fc.nat({ max: 6 }) }),
+    step(1, { do: name('key lock') }),
     step(4, { do: name('run', 'run', 'burst'), count: few }),
     step(1, { do: name('restart'), late: fc.boolean() }),
     step(2, { do: name('unlock', 'lock timeout', 'standby answers', 'exchange', 'block') }),
@@ -56,7 +59,25 @@ test('O1-O7, F1-F9, F68-F76, F88, F89: whatever happens in whatever order, nothi
     }),
     { timeout: 10_000, numRuns: Number(process.env['WAYBILL_PROPERTY_RUNS'] ?? 300) },
   );
-  // The steps must have led everywhere, or the property says little. There is no table pass here, and nothing is accepted.
+  // The steps must have led everywhere, or the property says little. There is no table pass here, nothing is accepted.
+  const { accepted, rebuilt, blocked, ...others } = counters;
+  expect([accepted, rebuilt, blocked]).toEqual([0, 0, 0]);
+  for (const [counter, count] of Object.entries(others)) expect(count, counter).toBeGreaterThan(0);
+}, 120_000);
+
+test('3.5, O1-O3, F75: strict order: first copies of a key keep their order, one in flight, whatever is held, retried, discarded or lost', async () => {
+  const counters = noCounts();
+  await fc.assert(
+    fc.asyncProperty(steps, async (all) => {
+      const world = new World(counters, 'strict');
+      await world.startRelay();
+      for (const each of all) await world.apply(each);
+      await world.heal();
+      world.checkEnd();
+      world.checkCopies();
+    }),
+    { timeout: 10_000, numRuns: Number(process.env['WAYBILL_PROPERTY_RUNS'] ?? 1_000) },
+  );
   const { accepted, rebuilt, ...others } = counters;
   expect([accepted, rebuilt]).toEqual([0, 0]);
   for (const [counter, count] of Object.entries(others)) expect(count, counter).toBeGreaterThan(0);
