@@ -127,12 +127,20 @@ CREATE OR REPLACE FUNCTION waybill.cancel(id uuid)
  SECURITY DEFINER
  SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
 AS $function$
+declare
+  row_key text;
 begin
+  perform waybill.lock_outbox_row(cancel.id);
   update waybill.outbox o
-  set state = 'cancelled', next_attempt_at = null
+  set state = 'cancelled', next_attempt_at = null, hold_no = null
   where o.id = cancel.id
-    and (o.state = 'scheduled' or o.state = 'ready' and o.deliver_at > clock_timestamp());
-  return found;
+    and (o.state = 'scheduled' or o.state = 'ready' and o.hold_no is null and o.deliver_at > clock_timestamp())
+  returning o.key into row_key;
+  if not found then
+    return false;
+  end if;
+  perform waybill.release_outbox_key(row_key);
+  return true;
 end
 $function$;
 
@@ -270,7 +278,8 @@ AS $function$
 declare
   held record;
 begin
-  select o.seq, o.state, o.type, o.attempts, o.last_error into held
+  perform waybill.lock_outbox_row(discard.id);
+  select o.seq, o.key, o.state, o.type, o.attempts, o.last_error into held
   from waybill.outbox o where o.id = discard.id for update;
   if not found then
     return coalesce(
@@ -283,6 +292,7 @@ begin
   update waybill.outbox o
   set state = 'discarded', next_attempt_at = null, hold_no = null
   where o.seq = held.seq;
+  perform waybill.release_outbox_key(held.key);
   insert into waybill.action_log (action, target, reason, details)
   values ('outbox.discard', discard.id::text, discard.reason, jsonb_build_object(
     'state', held.state, 'type', held.type, 'attempts', held.attempts, 'error', held.last_error));
@@ -1213,6 +1223,21 @@ CREATE OR REPLACE FUNCTION waybill.key_lock(consumer text, key text)
  IMMUTABLE
 AS $function$ select hashtextextended('waybill.inbox ' || consumer || chr(31) || key, 0) $function$;
 
+CREATE OR REPLACE FUNCTION waybill.lock_outbox_row(id uuid)
+ RETURNS void
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  row_key text;
+begin
+  select o.key into row_key from waybill.outbox o where o.id = lock_outbox_row.id;
+  if row_key is not null then
+    perform pg_advisory_xact_lock(waybill.outbox_key_lock(row_key));
+  end if;
+end
+$function$;
+
 CREATE OR REPLACE FUNCTION waybill.newer(scope text, key text, version bigint)
  RETURNS boolean
  LANGUAGE plpgsql
@@ -1227,6 +1252,15 @@ begin
   where f.version < excluded.version;
   return found;
 end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.outbox_key_lock(key text)
+ RETURNS bigint
+ LANGUAGE sql
+ STABLE PARALLEL SAFE
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+  select hashtextextended(outbox_key_lock.key, 'waybill.outbox'::regclass::oid::bigint)
 $function$;
 
 CREATE OR REPLACE FUNCTION waybill.payload(message waybill.claimed_message)
@@ -1528,6 +1562,20 @@ begin
 end
 $function$;
 
+CREATE OR REPLACE FUNCTION waybill.release_outbox_key(key text)
+ RETURNS void
+ LANGUAGE sql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+  -- Due now: the relay looks for due rows every second.
+  update waybill.outbox o
+  set state = 'scheduled', next_attempt_at = clock_timestamp()
+  where o.state = 'blocked' and o.seq = (
+    select h.seq from waybill.outbox h
+    where h.key = release_outbox_key.key and h.hold_no is not null
+    order by h.key, h.hold_no limit 1)
+$function$;
+
 CREATE OR REPLACE FUNCTION waybill.rename_consumer(old_name text, new_name text, reason text DEFAULT NULL::text)
  RETURNS bigint
  LANGUAGE plpgsql
@@ -1613,8 +1661,10 @@ CREATE OR REPLACE FUNCTION waybill.retry(id uuid, reason text DEFAULT NULL::text
 AS $function$
 declare
   held record;
+  is_strict constant boolean := exists (select from waybill.relay r where r.ordering = 'strict');
 begin
-  select o.seq, o.state, o.type, o.attempts, o.last_error, o.deliver_at into held
+  perform waybill.lock_outbox_row(retry.id);
+  select o.seq, o.key, o.hold_no, o.state, o.type, o.attempts, o.last_error, o.deliver_at into held
   from waybill.outbox o where o.id = retry.id for update;
   if not found then
     return coalesce(
@@ -1623,13 +1673,17 @@ begin
       'unknown');
   elsif held.state not in ('parked', 'scheduled', 'blocked') then
     return 'not held: ' || held.state;
-  elsif held.state = 'blocked' then
+  elsif held.state = 'blocked' or is_strict and exists (
+    select from waybill.outbox o
+    where o.key = held.key and o.hold_no < held.hold_no and o.state in ('parked', 'scheduled', 'blocked')
+  ) then
     return 'blocked';
   elsif held.state = 'scheduled' and held.deliver_at > clock_timestamp() then
     return 'not due yet';
   end if;
   update waybill.outbox o
-  set state = 'scheduled', attempts = 0, hold_no = null,
+  set state = 'scheduled', attempts = 0,
+    hold_no = case when is_strict and held.key is not null then held.hold_no end,
     next_attempt_at = greatest(clock_timestamp(), held.deliver_at)
   where o.seq = held.seq;
   insert into waybill.action_log (action, target, reason, details)
@@ -1970,7 +2024,9 @@ create table waybill.relay (
   pass_upto_seq bigint,
   insert_then_delete_seen boolean default false not null,
   created_at timestamp with time zone default now() not null,
+  ordering text default 'pipelined'::text not null,
   constraint relay_pkey PRIMARY KEY (name),
+  constraint relay_ordering_is_pipelined_or_strict CHECK ((ordering = ANY (ARRAY['pipelined'::text, 'strict'::text]))),
   constraint relay_source_is_wal_or_table CHECK ((source = ANY (ARRAY['wal'::text, 'table'::text])))
 );
 
@@ -2538,13 +2594,13 @@ CREATE INDEX inbox_waiting ON waybill.inbox USING btree (consumer, next_attempt_
 
 CREATE INDEX outbox_due ON waybill.outbox USING btree (next_attempt_at) WHERE (state = 'scheduled'::text);
 
-CREATE INDEX outbox_held ON waybill.outbox USING btree (key, hold_no) WHERE (state = ANY (ARRAY['parked'::text, 'blocked'::text]));
-
 CREATE INDEX outbox_history_id ON waybill.outbox_history USING btree (id);
 
 CREATE INDEX outbox_history_key ON waybill.outbox_history USING btree (key, settled_at);
 
 CREATE INDEX outbox_history_settled ON waybill.outbox_history USING brin (settled_at);
+
+CREATE INDEX outbox_key_order ON waybill.outbox USING btree (key, hold_no) WHERE (hold_no IS NOT NULL);
 
 CREATE INDEX outbox_withdrawn ON waybill.outbox USING btree (seq) WHERE (state = ANY (ARRAY['cancelled'::text, 'discarded'::text]));
 
@@ -2921,7 +2977,7 @@ comment on column waybill.outbox.last_error is 'Why the row is held.';
 
 comment on column waybill.outbox.next_attempt_at is 'When a scheduled row is due.';
 
-comment on column waybill.outbox.hold_no is 'Order in which rows of a key were held, from the sequence outbox_hold_no.';
+comment on column waybill.outbox.hold_no is 'Place of a held row in its key; the lowest goes first. With strict order the row keeps it until it is published.';
 
 comment on view waybill.outbox_backlog is 'What is in the outbox, by state and type. Reads the whole table.';
 
@@ -2938,8 +2994,6 @@ comment on column waybill.outbox_backlog.oldest_age is 'How long ago that is.';
 comment on column waybill.outbox_backlog.bytes is 'Bytes of their bodies.';
 
 comment on index waybill.outbox_due is 'Scheduled rows by the time they are due.';
-
-comment on index waybill.outbox_held is 'Parked and blocked rows by key, in the order they were held.';
 
 comment on table waybill.outbox_history is 'What left the outbox, and how; one partition for each day (UTC), dropped after the retention.';
 
@@ -3009,6 +3063,8 @@ comment on index waybill.outbox_history_settled is 'What left the outbox in a sp
 
 comment on sequence waybill.outbox_hold_no is 'Numbers for outbox.hold_no.';
 
+comment on index waybill.outbox_key_order is 'The held rows of a key in their order.';
+
 comment on index waybill.outbox_withdrawn is 'Cancelled and discarded rows, which the relay moves to the history.';
 
 comment on table waybill.relay is 'The state of the relay, one row; written by the relay under its epoch.';
@@ -3044,6 +3100,8 @@ comment on column waybill.relay.pass_upto_seq is 'A table pass under way ends wi
 comment on column waybill.relay.insert_then_delete_seen is 'A row was deleted by its own writer before it was published; only the replication slot can see such rows.';
 
 comment on column waybill.relay.created_at is 'When the relay was seen first.';
+
+comment on column waybill.relay.ordering is 'pipelined, or strict: a row that waits holds the rows of its key that came after it.';
 
 comment on constraint inbox_message_id_is_unique_per_consumer on waybill.inbox is 'A message takes effect once per consumer.';
 
@@ -3085,7 +3143,7 @@ comment on function waybill.consumer_settings(name text) is 'The registered cons
 
 comment on function waybill.deferred_constraints() is 'The constraints that are checked at the end of a transaction unless told otherwise, as SET CONSTRAINTS takes them.';
 
-comment on function waybill.discard(id uuid, reason text) is 'Gives a parked, blocked or scheduled row up: it will never be published, and the relay moves it to the history. Answers: discarded; or, with nothing changed: not held: ready (or cancelled, discarded), already published (or another outcome of the history), unknown. What it changes is written to the action_log.';
+comment on function waybill.discard(id uuid, reason text) is 'Gives a parked, blocked or scheduled row up: it will never be published, and the relay moves it to the history. With strict order the rows that it held go on. Answers: discarded; or, with nothing changed: not held: ready (or cancelled, discarded), already published (or another outcome of the history), unknown. What it changes is written to the action_log.';
 
 comment on function waybill.end_expired_leases(settings waybill.consumer) is 'Counts claims whose lease is over as abandoned: the row is due at once, or dead (suspect) when that happened max_abandoned times. At most 100 rows a call; returns how many.';
 
@@ -3159,11 +3217,15 @@ comment on function waybill.key_lock(consumer text, key text) is 'Number of the 
 
 comment on function waybill.lock_keys(settings waybill.consumer, seqs bigint[]) is 'Takes the locks of the keys of these rows, in order, if the consumer is ordered by key.';
 
+comment on function waybill.lock_outbox_row(id uuid) is 'Takes the lock of the key of a row until the end of the transaction. Inside of retry, discard and cancel.';
+
 comment on function waybill.log_inbox_action(action text, target waybill.inbox, reason text, answer text) is 'Writes an operator''s act to the action_log, with the row as it was before, and wakes whoever waits for rows. Returns the answer.';
 
 comment on function waybill.message_of(i waybill.inbox) is 'A row of the inbox as a handler gets it.';
 
 comment on function waybill.newer(scope text, key text, version bigint) is 'True if this version of the entity is newer than every one that was asked about before; then it is the newest. Apply the event only if it is true, in the same transaction.';
+
+comment on function waybill.outbox_key_lock(key text) is 'Number of the advisory transaction lock that an operator''s act on a row of this key takes, and the relay before it lets rows of the key go.';
 
 comment on function waybill.payload(i waybill.inbox) is 'The body as JSON; errors as of json_of_body.';
 
@@ -3185,11 +3247,13 @@ comment on function waybill.register_consumers(consumers json, accept_new boolea
 
 comment on function waybill.release_key(settings waybill.consumer, key text) is 'Makes the first blocked row of the key pending if nothing holds the key any more, and returns it, else null. The caller has the lock of the key.';
 
+comment on function waybill.release_outbox_key(key text) is 'Lets the first held row of a key go if it only waited for one that is gone. Inside of discard and cancel, under the lock of the key.';
+
 comment on function waybill.rename_consumer(old_name text, new_name text, reason text) is 'Gives a consumer, its rows and its grants another name, so that it still knows what it has applied; returns the number of rows. Stop the programs that run it first. Writes every row of the consumer anew: with millions of them that takes minutes. Errors: WB004, or 22023 if the new name has rows.';
 
 comment on function waybill.replay(id uuid, reason text, as_new boolean) is 'Publishes a message of the history once more, with the id, type, key, route, headers and body that it had, so that a consumer that had it ignores it; its not-before and not-after times are left out. With as_new the copy has an id of its own, and every consumer takes it for another message. Answers: replayed; replayed as ID; or, with nothing changed: in the outbox: ready (or another state; it goes out from there), not published: discarded (or another outcome), body not kept (relay.history was not full), unknown (or longer ago than the history goes back). What it does is written to the action_log.';
 
-comment on function waybill.retry(id uuid, reason text) is 'Has the relay publish a parked row, or one that waits for its next attempt, at once and with its attempts counted anew; the error stays until it is published. Answers: scheduled; or, with nothing changed: blocked (a parked row of its key goes first), not due yet (it waits for its deliver_at), not held: ready (or cancelled, discarded), already published (or another outcome of the history), unknown. What it changes is written to the action_log.';
+comment on function waybill.retry(id uuid, reason text) is 'Has the relay publish a parked row, or one that waits for its next attempt, at once and with its attempts counted anew; the error stays until it is published. With strict order it keeps its place, and the rows behind it follow. Answers: scheduled; or, with nothing changed: blocked (another row of its key goes first), not due yet (it waits for its deliver_at), not held: ready (or cancelled, discarded), already published (or another outcome of the history), unknown. What it changes is written to the action_log.';
 
 comment on function waybill.revive_row(settings waybill.consumer, seq bigint, due_at timestamp with time zone, fresh boolean) is 'Lets a row be tried again: pending, waiting until due_at, or blocked if its key is held; fresh counts its attempts anew. The caller has the row and the lock of its key.';
 

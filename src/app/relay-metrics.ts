@@ -15,6 +15,7 @@ const COUNTERS: Readonly<Record<keyof RelayCounters, Extract<CounterName, `waybi
   settled: 'waybill_outbox_settled_total',
   scheduled: 'waybill_outbox_scheduled_total',
   parked: 'waybill_outbox_parked_total',
+  blocked: 'waybill_outbox_blocked_total',
   accepted: 'waybill_outbox_accepted_total',
   expired: 'waybill_outbox_expired_total',
   gone: 'waybill_outbox_gone_total',

@@ -50,6 +50,10 @@ export const METRICS = {
   waybill_outbox_settled_total: relay('counter', 'Rows whose fate is stored: removed from the outbox, or held in it.'),
   waybill_outbox_scheduled_total: relay('counter', 'Rows set aside until they are due or tried again.'),
   waybill_outbox_parked_total: relay('counter', 'Rows set aside as impossible to publish, for a person to look at.'),
+  waybill_outbox_blocked_total: relay(
+    'counter',
+    'Rows kept behind an earlier row of their key (relay.ordering: strict).',
+  ),
   waybill_outbox_accepted_total: relay(
     'counter',
     'Rows given up by onUnroutable.then: accept, although no queue took them.',

@@ -48,6 +48,8 @@ test('3.4: a row that the stream brings and settles while the answer to the swee
     log: silent,
     turns: new Turns(),
     check: () => undefined,
+    lanes: undefined,
+    rowsPerKey: 1,
   });
   expect(await feed.sweep(() => Promise.resolve())).toBe(1);
   expect(admitted).toEqual(['2']);
