@@ -23,7 +23,7 @@ import type { ModelDatabase } from './model-database.js';
 export const MAX_MESSAGES = 3;
 export const MAX_BYTES = 40;
 /** With strict order. */
-export const LANE_DEPTH = 1;
+const LANE_DEPTH = 1;
 
 const silent = { debug: () => undefined, info: () => undefined, warn: () => undefined, error: () => undefined };
 
