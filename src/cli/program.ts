@@ -11,6 +11,7 @@ import { registerMigrate } from './migrate.js';
 import { registerOutbox } from './outbox.js';
 import { registerRelay } from './relay.js';
 import { registerRun } from './run.js';
+import { registerTail } from './tail.js';
 import { registerTopology } from './topology.js';
 import { registerTrace } from './trace.js';
 import { registerStatus } from './status.js';
@@ -53,6 +54,7 @@ export async function runCli(args: readonly string[], version: string, context: 
   registerOutbox(program, cli);
   registerRelay(program, cli);
   registerTopology(program, cli);
+  registerTail(program, cli);
   registerConfig(program, cli);
   try {
     await program.parseAsync([...args], { from: 'user' });
