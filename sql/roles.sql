@@ -164,7 +164,7 @@ grant execute on function
 
 -- The relay: no DDL; partitions and the publication are kept by the owner's functions.
 grant select, insert, update, delete on :"schema".outbox to :"relay";
-grant insert on :"schema".outbox_history to :"relay";
+grant insert, select (id, seq) on :"schema".outbox_history to :"relay";
 grant select, insert, update, delete on :"schema".relay to :"relay";
 grant select on :"schema".installation, :"schema".migration, :"schema".outbox_backlog to :"relay";
 grant select on sequence :"schema".outbox_seq_seq to :"relay";
@@ -174,6 +174,8 @@ grant execute on function
   :"schema".outbox_key_lock to :"relay";
 -- For an operator who uses the relay's configuration: `waybill outbox retry`, `discard` and `replay` by id.
 grant execute on function :"schema".retry, :"schema".discard, :"schema".replay to :"relay";
+-- And for `waybill relay adopt` and `drop`.
+grant execute on function :"schema".adopt_relay, :"schema".drop_relay to :"relay";
 
 
 -- The receiver of the inbox is the same program; its sql handlers run as this role, without the owner's rights.

@@ -1,13 +1,22 @@
 import type { Config } from '../config/load.js';
 import { WaybillError } from '../core/errors.js';
+import { lockQueueName } from '../core/identity.js';
 import { toDatabaseError } from '../postgres/errors.js';
 import { deleteRelay, dropSlot, forgetServers } from '../postgres/forget-relay.js';
 import { readDatabaseName, readSystemIdentifier } from '../postgres/inspect-server.js';
-import { readRelays, readSlot, type RelayEntry, type SlotEntry } from '../postgres/inspect.js';
+import { readInstallation, readRelays, readSlot, type RelayEntry, type SlotEntry } from '../postgres/inspect.js';
 import { checkSchema } from '../postgres/migrations.js';
+import { inspectLock } from '../rabbitmq/inspect.js';
+import { brokerEndpoints } from './endpoints.js';
 import { withDatabase, type SqlClient } from './session.js';
 
 type Database = Config['database'];
+
+/** Where a relay would hold its locks. Without a broker only the slot tells whether it runs. */
+export interface RelayServers {
+  database: Database;
+  broker: Config['broker'] | undefined;
+}
 
 /** A recorded relay with its slot, if that exists. */
 export interface ListedRelay {
@@ -20,6 +29,15 @@ export interface RelayDrop {
   name: string;
   slotName: string | null;
   slot: 'dropped' | 'absent' | 'left';
+  /** Why the lock queue could not be looked at, if so. */
+  lockUnseen: string | undefined;
+}
+
+/** What an adoption has done. */
+export interface RelayAdoption {
+  systemIdentifier: string;
+  /** Why the lock queue could not be looked at, if so. */
+  lockUnseen: string | undefined;
 }
 
 const LIMITS = { lockTimeoutMs: 5_000, statementTimeoutMs: 30_000, workTimeoutMs: 60_000 };
@@ -36,10 +54,10 @@ export function listRelays(database: Database): Promise<ListedRelay[]> {
 /**
  * Forgets which PostgreSQL and RabbitMQ clusters the relay worked with, and its position: the next start records the new
  * ones and reads the table before the stream. With `expect`, only if the server connected to has that identifier.
- * Refused while the relay runs. Gives the identifier of the server.
+ * Refused while the relay runs: while its slot is read, or its lock queue is held.
  */
-export function adoptRelay(database: Database, name: string, expect: string | undefined): Promise<string> {
-  return work(database, 'adopting the relay', async (client) => {
+export function adoptRelay(servers: RelayServers, name: string, expect: string | undefined): Promise<RelayAdoption> {
+  return work(servers.database, 'adopting the relay', async (client) => {
     const here = await readSystemIdentifier(client);
     if (expect !== undefined && expect !== here) {
       throw new WaybillError(
@@ -50,26 +68,28 @@ export function adoptRelay(database: Database, name: string, expect: string | un
         },
       );
     }
-    assertStopped(await find(client, database.schema, name));
-    await forgetServers(client, database.schema, name);
-    return here ?? '';
+    const lockUnseen = await assertStopped(client, servers, await find(client, servers.database.schema, name));
+    await forgetServers(client, servers.database.schema, name);
+    return { systemIdentifier: here ?? '', lockUnseen };
   });
 }
 
 /**
  * Drops the relay's slot, if it is of this database and of pgoutput, then its record. Rows in the outbox stay, and the
- * relay that is started next publishes them. Refused while its slot is in use.
+ * relay that is started next publishes them. Refused while the relay runs, as in adoptRelay.
  */
-export function dropRelay(database: Database, name: string): Promise<RelayDrop> {
-  return work(database, 'dropping the relay', async (client) => {
-    const relay = await find(client, database.schema, name);
-    assertStopped(relay);
+export function dropRelay(servers: RelayServers, name: string): Promise<RelayDrop> {
+  return work(servers.database, 'dropping the relay', async (client) => {
+    const { schema } = servers.database;
+    const relay = await find(client, schema, name);
+    const lockUnseen = await assertStopped(client, servers, relay);
     const { slot } = relay;
     const here = await readDatabaseName(client);
     const isOurs = slot !== null && slot.database === here && slot.plugin === 'pgoutput';
     if (isOurs) await dropSlot(client, slot.name);
-    await deleteRelay(client, database.schema, name);
-    return { name, slotName: relay.record.slot, slot: slot === null ? 'absent' : isOurs ? 'dropped' : 'left' };
+    await deleteRelay(client, schema, name);
+    const dropped = slot === null ? 'absent' : isOurs ? 'dropped' : 'left';
+    return { name, slotName: relay.record.slot, slot: dropped, lockUnseen };
   });
 }
 
@@ -99,11 +119,36 @@ async function withSlot(client: SqlClient, record: RelayEntry): Promise<ListedRe
   return { record, slot: slot ?? null };
 }
 
-function assertStopped({ record, slot }: ListedRelay): void {
-  if (slot?.active !== true) return;
-  throw new WaybillError(
-    'WAYBILL_SLOT_BUSY',
-    `Relay ${record.name} is running: slot ${slot.name} is read by server process ${slot.activePid ?? '?'}.`,
-    { hint: `Stop it first; it was started as ${record.holder ?? 'an unknown process'}.` },
-  );
+/**
+ * Throws when the relay runs. Its slot tells while it streams; during a table pass, and with `source: table`, only the
+ * lock queue does. A broker that cannot be asked stops nobody, since it may be gone for good: the reason is given back.
+ */
+async function assertStopped(
+  client: SqlClient,
+  { database, broker }: RelayServers,
+  { record, slot }: ListedRelay,
+): Promise<string | undefined> {
+  const hint = `Stop it first; it was started as ${record.holder ?? 'an unknown process'}.`;
+  if (slot?.active === true) {
+    throw new WaybillError(
+      'WAYBILL_SLOT_BUSY',
+      `Relay ${record.name} is running: slot ${slot.name} is read by server process ${slot.activePid ?? '?'}.`,
+      { hint },
+    );
+  }
+  const installation = await readInstallation(client, database.schema);
+  if (installation === undefined) return undefined;
+  if (!broker) return 'no broker is configured';
+  const queue = lockQueueName(installation, record.name);
+  let state;
+  try {
+    state = await inspectLock(brokerEndpoints(broker), queue);
+  } catch (error) {
+    if (error instanceof WaybillError) return error.message;
+    throw error;
+  }
+  if (state !== 'held') return state === 'free' ? undefined : 'RabbitMQ does not say';
+  throw new WaybillError('WAYBILL_LOCK_TAKEN', `Relay ${record.name} is running: its lock queue ${queue} is held.`, {
+    hint,
+  });
 }

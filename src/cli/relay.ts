@@ -1,5 +1,7 @@
 import { InvalidArgumentError, type Command } from 'commander';
 import { adoptRelay, dropRelay, listRelays, type ListedRelay } from '../app/relay-admin.js';
+import type { Config } from '../config/load.js';
+import { ConfigInvalid } from '../config/problems.js';
 import { confirm } from './confirm.js';
 import type { Cli } from './program.js';
 import { columns, printable, spoken, spokenBytes } from './text.js';
@@ -7,6 +9,10 @@ import { columns, printable, spoken, spokenBytes } from './text.js';
 export function registerRelay(program: Command, cli: Cli): void {
   const relay = program.command('relay').description('List, adopt or drop the recorded relays of the schema.');
   const say = (text: string): void => cli.context.out(`${printable(text)}\n`);
+
+  const sayUnseen = (why: string | undefined): void => {
+    if (why !== undefined) say(`Whether a relay holds the lock queue could not be seen: ${why}`);
+  };
 
   relay
     .command('list')
@@ -31,8 +37,9 @@ export function registerRelay(program: Command, cli: Cli): void {
         const question = `Adopt relay ${name}? If the original of this database still runs, both will publish its rows.`;
         await confirm(cli, question, options.yes);
       }
-      const here = await adoptRelay(config.database, name, options.expect);
+      const { systemIdentifier: here, lockUnseen } = await adoptRelay(config, name, options.expect);
       say(`Relay ${name} is adopted by PostgreSQL cluster ${here}. Its next start reads the table before the stream.`);
+      sayUnseen(lockUnseen);
     });
 
   relay
@@ -42,14 +49,25 @@ export function registerRelay(program: Command, cli: Cli): void {
     .action(async (name: string, options: { yes?: boolean }) => {
       const database = cli.configuration.database();
       await confirm(cli, `Drop relay ${name} of schema ${database.schema} and its replication slot?`, options.yes);
-      const { slot, slotName } = await dropRelay(database, name);
+      const { slot, slotName, lockUnseen } = await dropRelay({ database, broker: brokerOf(cli) }, name);
       const told = {
         dropped: `its slot ${slotName ?? ''} too`,
         absent: 'it had no slot',
         left: `slot ${slotName ?? ''} is left, because it is not of this database`,
       }[slot];
       say(`Relay ${name} is dropped; ${told}.`);
+      sayUnseen(lockUnseen);
     });
+}
+
+/** The broker section, or undefined where there is none that can be used: a broker may be gone for good. */
+function brokerOf(cli: Cli): Config['broker'] | undefined {
+  try {
+    return cli.configuration.whole().broker;
+  } catch (error) {
+    if (error instanceof ConfigInvalid) return undefined;
+    throw error;
+  }
 }
 
 function formatRelays(listed: readonly ListedRelay[]): string {

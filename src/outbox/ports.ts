@@ -78,6 +78,8 @@ export interface Store {
   noteInsertThenDelete(): Promise<void>;
   /** States by the seq asked for of the rows that are there under the same id, whatever seq they have now. */
   states(rows: readonly { seq: string; id: string }[]): Promise<Map<string, string>>;
+  /** The seqs of those that the history has under the same seq and id: an earlier session has settled them. */
+  settledBefore(rows: readonly { seq: string; id: string }[]): Promise<Set<string>>;
   beginPass(afterSeq: bigint): Promise<void>;
   limitPass(uptoSeq: bigint): Promise<void>;
   endPass(checkpointLsn: Lsn): Promise<void>;

@@ -240,7 +240,7 @@ export class Pump {
 
   /**
    * A row that an earlier session may have handled: one that is there in another state is left alone. A missing one is
-   * sent, because an application that inserts and deletes in one transaction looks the same.
+   * sent unless the history has it, because an application that inserts and deletes in one transaction looks the same.
    */
   async #replay(row: OutboxRow): Promise<void> {
     if (!this.#looked.has(row.seq)) await this.#lookAhead(row);
@@ -258,7 +258,9 @@ export class Pump {
       if (event?.kind === 'row') rows.push(event.row);
     }
     const states = await this.#store.states(rows);
-    this.#looked = new Map(rows.map((row) => [row.seq, states.get(row.seq)]));
+    // Many are missing when a row that somebody had locked for long kept the position back.
+    const settled = await this.#store.settledBefore(rows.filter((row) => !states.has(row.seq)));
+    this.#looked = new Map(rows.map((row) => [row.seq, settled.has(row.seq) ? 'settled' : states.get(row.seq)]));
   }
 
   #keepalive(walEnd: Lsn): void {

@@ -4,7 +4,7 @@ import { quoteIdentifier } from '../core/identity.js';
 import { formatLsn, parseLsn, type Lsn } from '../core/lsn.js';
 import type { OutboxRow } from '../core/message.js';
 import { Turns } from '../runtime/turns.js';
-import { toDatabaseError } from './errors.js';
+import { sqlState, toDatabaseError } from './errors.js';
 import {
   awaiting,
   heldKeysSql,
@@ -65,6 +65,7 @@ export class RelayStore {
   readonly #history: HistoryMode;
   readonly #strict: boolean;
   readonly #turns = new Turns();
+  #mayNotLookBack = false;
 
   constructor(
     client: pg.Client,
@@ -179,6 +180,29 @@ export class RelayStore {
       ),
     );
     return new Map(result.rows.map((row) => [row.seq, row.state]));
+  }
+
+  /**
+   * The seqs of rows that the history has under the same seq and id: an earlier session has settled them. Empty without
+   * a history, and where the role may not look (sql/roles.sql was not applied again after an upgrade).
+   */
+  async settledBefore(rows: readonly RowId[]): Promise<Set<string>> {
+    if (this.#history === 'off' || rows.length === 0 || this.#mayNotLookBack) return new Set();
+    try {
+      const result = await this.#turns.take(() =>
+        this.#client.query<{ seq: string }>(
+          `select h.seq::text as seq from ${this.#schema}.outbox_history h
+           join unnest($1::bigint[], $2::uuid[]) as i (seq, id) on i.id = h.id and i.seq = h.seq
+           where h.id = any($2::uuid[])`,
+          [rows.map((row) => row.seq), rows.map((row) => row.id)],
+        ),
+      );
+      return new Set(result.rows.map((row) => row.seq));
+    } catch (error) {
+      if (sqlState(error) !== '42501') throw toDatabaseError(error, 'looking up the history');
+      this.#mayNotLookBack = true;
+      return new Set();
+    }
   }
 
   /** The seqs of rows that are there under the same seq and id, where a delete would find them. */

@@ -18,7 +18,7 @@ export interface BrokerQuestions {
 type ExchangeState = 'fits' | 'differs' | 'missing' | 'refused';
 
 /** `held`: a relay holds it at this moment. */
-type LockState = 'held' | 'free' | 'unknown';
+export type LockState = 'held' | 'free' | 'unknown';
 
 export interface BrokerFacts {
   version: string;
@@ -39,6 +39,25 @@ export async function inspectBroker(
   questions: BrokerQuestions,
   onUnusable?: (unusable: Unusable) => void,
 ): Promise<BrokerFacts> {
+  return withBroker(endpoints, onUnusable, async (connection) => ({
+    version: connection.version,
+    cluster: connection.clusterName,
+    vhost: connection.vhost,
+    exchange: await lookAtExchange(connection, questions),
+    lock: await lookAtLock(connection, questions.lockQueue),
+  }));
+}
+
+/** Whether a relay holds this lock queue. Rejects as inspectBroker. */
+export function inspectLock(endpoints: BrokerEndpoints, lockQueue: string): Promise<LockState> {
+  return withBroker(endpoints, undefined, (connection) => lookAtLock(connection, lockQueue));
+}
+
+async function withBroker<T>(
+  endpoints: BrokerEndpoints,
+  onUnusable: ((unusable: Unusable) => void) | undefined,
+  look: (connection: BrokerConnection) => Promise<T>,
+): Promise<T> {
   const connection = await BrokerConnection.openFirst(
     endpoints,
     'waybill inspection',
@@ -48,13 +67,7 @@ export async function inspectBroker(
     onUnusable,
   );
   try {
-    return {
-      version: connection.version,
-      cluster: connection.clusterName,
-      vhost: connection.vhost,
-      exchange: await lookAtExchange(connection, questions),
-      lock: await lookAtLock(connection, questions.lockQueue),
-    };
+    return await look(connection);
   } finally {
     await connection.close();
   }

@@ -1,5 +1,6 @@
 import { once } from 'node:events';
 import { createServer, type AddressInfo } from 'node:net';
+import * as amqp from 'amqplib';
 import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, inject, it } from 'vitest';
 import type { Finding } from '../../src/app/doctor-findings.js';
@@ -70,6 +71,11 @@ async function untilActive(): Promise<Status> {
       everyMs: 200,
     },
   );
+}
+
+/** The newest line of the log of actions. */
+async function lastAction(): Promise<Record<string, unknown> | undefined> {
+  return (await database.query('select action, target, details from waybill.action_log order by seq desc limit 1'))[0];
 }
 
 function withUser(url: string, user: string, password: string): string {
@@ -277,12 +283,42 @@ describe('after it', () => {
     expect(await database.query('select system_identifier, broker_cluster, checkpoint_lsn from waybill.relay')).toEqual(
       [{ system_identifier: null, broker_cluster: null, checkpoint_lsn: null }],
     );
+    expect(await lastAction()).toMatchObject({
+      action: 'relay.adopt',
+      target: 'default',
+      details: { system_identifier: '42', broker_cluster: 'rabbit@elsewhere' },
+    });
     expect((await status()).problems.map(({ id }) => id)).toEqual(['stopped']);
+  });
+
+  it('3.7 a lock queue that is held forbids to adopt and to drop, though nobody reads the slot', async () => {
+    const [installation] = await database.query<{ id: string }>('select id from waybill.installation');
+    const connection = await amqp.connect(vhost.url);
+    const channel = await connection.createChannel();
+    await channel.assertQueue(`waybill.lock.${installation?.id}.default`, { exclusive: true });
+    const before = await database.query('select * from waybill.relay');
+    for (const command of ['relay adopt --yes', 'relay drop default --yes']) {
+      const { code, err } = await waybill(command);
+      expect({ command, code }).toEqual({ command, code: 1 });
+      expect(err).toMatch(/is running: its lock queue waybill\.lock\..* is held/);
+    }
+    expect(await database.query('select * from waybill.relay')).toEqual(before);
+    await connection.close();
+  });
+
+  it('a broker that is gone forbids neither, and that it was not asked is told', async () => {
+    const nowhere = { WAYBILL_BROKER_URL: 'amqp://127.0.0.1:1/' };
+    const { code, out } = await waybill('relay adopt --yes', nowhere);
+    expect({ code, out }).toMatchObject({ code: 0, out: expect.stringContaining('could not be seen') as unknown });
   });
 
   it('drop takes slot and record away', async () => {
     expect(await waybill('relay drop other --yes')).toMatchObject({ code: 1 });
-    expect(await waybill('relay drop default --yes')).toMatchObject({ code: 0 });
+    expect(await waybill('relay drop default --yes')).toMatchObject({
+      code: 0,
+      out: expect.not.stringContaining('could not be seen') as unknown,
+    });
+    expect(await lastAction()).toMatchObject({ action: 'relay.drop', target: 'default' });
     expect(await database.query('select from waybill.relay')).toEqual([]);
     expect(await database.query('select from pg_replication_slots where database = current_database()')).toEqual([]);
   });

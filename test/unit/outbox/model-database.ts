@@ -48,7 +48,9 @@ export class ModelDatabase {
   insertLsn: Lsn;
   slotLsn: Lsn;
   epoch = 0;
-  #durable: { table: Map<string, TableRow>; checkpointLsn: Lsn };
+  /** Seq and id of what was settled, also of rows that their application had deleted. */
+  #history = new Set<string>();
+  #durable: { table: Map<string, TableRow>; history: Set<string>; checkpointLsn: Lsn };
   #nextSeq = 1;
   /** Transactions that are decoded and not yet visible: they wait for a synchronous standby. */
   readonly waitingForStandby = new Set<number>();
@@ -71,7 +73,7 @@ export class ModelDatabase {
   constructor(clock: ManualClock, startLsn: Lsn) {
     this.#clock = clock;
     this.checkpointLsn = this.insertLsn = this.slotLsn = startLsn;
-    this.#durable = { table: new Map(), checkpointLsn: startLsn };
+    this.#durable = { table: new Map(), history: new Set(), checkpointLsn: startLsn };
   }
 
   /** A writer commits. With `gap` 0 the commit record begins where the one before it ended (fact 2). */
@@ -94,6 +96,7 @@ export class ModelDatabase {
   /** Power fails: what was not flushed is lost, locks are gone, and the slot may be back where it was. */
   crash(slotLsn: Lsn): void {
     this.#table = new Map([...this.#durable.table].map(([seq, each]) => [seq, { ...each }]));
+    this.#history = new Set(this.#durable.history);
     this.checkpointLsn = this.#durable.checkpointLsn;
     this.waitingForStandby.clear();
     this.locked.clear();
@@ -192,7 +195,9 @@ export class ModelDatabase {
       readRows: (seqs) => read(() => this.#readRows(seqs)),
       withdrawnRows: (after) => read(() => this.#withdrawnRows(after)),
       fence: () => Promise.reject(new Error('no table pass here')),
-      recordGone: nothing,
+      recordGone: (rows) => fenced(() => rows.forEach(({ row }) => this.#history.add(`${row.seq} ${row.id}`))),
+      settledBefore: (rows) =>
+        read(() => new Set(rows.filter(({ seq, id }) => this.#history.has(`${seq} ${id}`)).map(({ seq }) => seq))),
       noteInsertThenDelete: nothing,
       beginPass: nothing,
       limitPass: nothing,
@@ -202,7 +207,7 @@ export class ModelDatabase {
 
   #flush(): void {
     const table = new Map([...this.#table].map(([seq, each]) => [seq, { ...each }]));
-    this.#durable = { table, checkpointLsn: this.checkpointLsn };
+    this.#durable = { table, history: new Set(this.#history), checkpointLsn: this.checkpointLsn };
   }
 
   #visible(seq: string, id: string): TableRow | undefined {
@@ -241,6 +246,7 @@ export class ModelDatabase {
         if (!this.discarded.has(row.id)) this.violations.push(`O3: row ${row.seq} is not discarded`);
       } else if (!this.isConfirmed(row.id)) this.violations.push(`O3: row ${row.seq} deleted without a confirm`);
       this.#table.delete(row.seq);
+      this.#history.add(`${row.seq} ${row.id}`);
     }
     if (mark !== null && mark > this.checkpointLsn) this.checkpointLsn = mark;
     if (durable) this.#flush();

@@ -41,6 +41,7 @@ export class SettlerBench {
       recordGone: (rows) => this.calls.make(() => void this.asked.push({ what: 'gone', seqs: seqsOf(rows) })),
       whereabouts: (rows) => this.calls.make(() => new Map(rows.map(({ seq }) => [seq, this.whereabouts]))),
       states: () => Promise.resolve(new Map()),
+      settledBefore: () => Promise.resolve(new Set()),
       noteInsertThenDelete: nothing('note'),
       beginPass: nothing('begin pass'),
       limitPass: nothing('limit pass'),
