@@ -59,6 +59,32 @@ create type waybill.inbox_message as (
   received_at timestamp with time zone
 );
 
+CREATE OR REPLACE FUNCTION waybill.adopt_relay(relay text, reason text DEFAULT NULL::text)
+ RETURNS boolean
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  old waybill.relay;
+begin
+  select r.* into old from waybill.relay r where r.name = adopt_relay.relay for update;
+  if old.name is null then
+    return false;
+  end if;
+  update waybill.relay r
+  set system_identifier = null, timeline = null, broker_cluster = null, broker_vhost = null,
+    checkpoint_lsn = null, checkpoint_at = null, epoch = r.epoch + 1
+  where r.name = old.name;
+  insert into waybill.action_log (action, target, reason, details)
+  values ('relay.adopt', old.name, adopt_relay.reason, jsonb_strip_nulls(jsonb_build_object(
+    'slot', old.slot, 'system_identifier', old.system_identifier::text, 'timeline', old.timeline,
+    'broker_cluster', old.broker_cluster, 'broker_vhost', old.broker_vhost,
+    'checkpoint_lsn', old.checkpoint_lsn::text, 'holder', old.holder)));
+  return true;
+end
+$function$;
+
 CREATE OR REPLACE FUNCTION waybill.arrivals(messages json, bodies bytea)
  RETURNS TABLE(ordinal integer, message_id text, original_id text, type text, key text, schema_version integer, content_type text, content_encoding text, headers jsonb, exchange text, routing_key text, correlation_id text, causation_id text, reply_to text, app_id text, priority smallint, occurred_at timestamp with time zone, traceparent text, tracestate text, dead_reason text, error text, raw_properties text, failed text, hold boolean, body bytea)
  LANGUAGE sql
@@ -297,6 +323,28 @@ begin
   values ('outbox.discard', discard.id::text, discard.reason, jsonb_build_object(
     'state', held.state, 'type', held.type, 'attempts', held.attempts, 'error', held.last_error));
   return 'discarded';
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.drop_relay(relay text, reason text DEFAULT NULL::text)
+ RETURNS boolean
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  old waybill.relay;
+begin
+  delete from waybill.relay r where r.name = drop_relay.relay returning r.* into old;
+  if old.name is null then
+    return false;
+  end if;
+  insert into waybill.action_log (action, target, reason, details)
+  values ('relay.drop', old.name, drop_relay.reason, jsonb_strip_nulls(jsonb_build_object(
+    'slot', old.slot, 'system_identifier', old.system_identifier::text,
+    'broker_cluster', old.broker_cluster, 'broker_vhost', old.broker_vhost,
+    'checkpoint_lsn', old.checkpoint_lsn::text, 'holder', old.holder)));
+  return true;
 end
 $function$;
 
@@ -2669,9 +2717,9 @@ comment on column waybill.action_log.at is 'When it was done.';
 
 comment on column waybill.action_log.actor is 'The role that had logged in (session_user).';
 
-comment on column waybill.action_log.action is 'outbox.retry, outbox.discard, outbox.replay; inbox.retry and the like; consumer.pause and the like; redact.';
+comment on column waybill.action_log.action is 'outbox.retry, outbox.discard, outbox.replay; inbox.retry and the like; consumer.pause and the like; redact; relay.adopt or relay.drop.';
 
-comment on column waybill.action_log.target is 'The id of the message, or the name of the consumer.';
+comment on column waybill.action_log.target is 'The id of the message, or the name of the consumer or of the relay.';
 
 comment on column waybill.action_log.reason is 'Why, in the operator''s words.';
 
@@ -3117,6 +3165,8 @@ comment on constraint outbox_one_payload on waybill.outbox is 'A body is JSON or
 
 comment on constraint "outbox_payload_at_most_15_MiB" on waybill.outbox is 'RabbitMQ 4 takes 16 MiB; and a row of hundreds of megabytes could be written, but never be decoded.';
 
+comment on function waybill.adopt_relay(relay text, reason text) is 'Forgets which servers a stopped relay worked with, and its position, so that its next start records the servers anew and reads the table before the stream. False when no such relay is recorded. Written to the action_log.';
+
 comment on function waybill.arrivals(messages json, bodies bytea) is 'A batch of deliveries as rows: the objects of the array, each with its share (size, in bytes) of the bodies.';
 
 comment on function waybill.call_handler(calling text, message waybill.inbox_message, deferred text, OUT verdict text, OUT error text, OUT result text) is 'Calls an sql handler in a subtransaction, its deferred constraints checked, and says done, retry, not-yet (WB001), never (WB002) or broken (class 42: something that it uses is missing or not allowed). Deadlocks, serialization failures, a cancelled statement and a server in need end the whole transaction.';
@@ -3144,6 +3194,8 @@ comment on function waybill.consumer_settings(name text) is 'The registered cons
 comment on function waybill.deferred_constraints() is 'The constraints that are checked at the end of a transaction unless told otherwise, as SET CONSTRAINTS takes them.';
 
 comment on function waybill.discard(id uuid, reason text) is 'Gives a parked, blocked or scheduled row up: it will never be published, and the relay moves it to the history. With strict order the rows that it held go on. Answers: discarded; or, with nothing changed: not held: ready (or cancelled, discarded), already published (or another outcome of the history), unknown. What it changes is written to the action_log.';
+
+comment on function waybill.drop_relay(relay text, reason text) is 'Deletes the record of a stopped relay; its slot is dropped by whoever calls it, rows of the outbox stay. False when no such relay is recorded. Written to the action_log.';
 
 comment on function waybill.end_expired_leases(settings waybill.consumer) is 'Counts claims whose lease is over as abandoned: the row is due at once, or dead (suspect) when that happened max_abandoned times. At most 100 rows a call; returns how many.';
 

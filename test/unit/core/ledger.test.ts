@@ -93,7 +93,7 @@ test('O1, O2, F5: after any steps the ledger says what a naive list says, and ne
     }),
     { numRuns: 1_000 },
   );
-});
+}, 60_000);
 
 test('O1: everything committed and settled brings both positions to the end', () => {
   fc.assert(

@@ -55,7 +55,7 @@ describe('rolesSql', () => {
     expect(sql).not.toMatch(/:["'{]/);
     expect(sql).toContain(`set local waybill_roles.owner = 'waybill_owner';`);
     expect(sql).toContain(`set local waybill_roles.app_delete = '';`);
-    expect(sql).toContain('grant insert on "waybill".outbox_history to "waybill_relay";');
+    expect(sql).toContain('grant insert, select (id, seq) on "waybill".outbox_history to "waybill_relay";');
   });
 
   test('quotes the names it is given', () => {

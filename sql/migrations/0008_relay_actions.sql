@@ -58,11 +58,11 @@ comment on function waybill.drop_relay(text, text) is
   'Deletes the record of a stopped relay; its slot is dropped by whoever calls it, rows of the outbox stay. False when no such relay is recorded. Written to the action_log.';
 
 comment on column waybill.action_log.action is
-  'outbox.retry, outbox.discard or outbox.replay; relay.adopt or relay.drop.';
-comment on column waybill.action_log.target is 'The id of the message; the name of the relay.';
+  'outbox.retry, outbox.discard, outbox.replay; inbox.retry and the like; consumer.pause and the like; redact; relay.adopt or relay.drop.';
+comment on column waybill.action_log.target is 'The id of the message, or the name of the consumer or of the relay.';
 
 revoke all on function waybill.adopt_relay(text, text), waybill.drop_relay(text, text) from public;
 
-insert into waybill.migration (version, name, oldest_binary) values (6, 'relay_actions', 1);
+insert into waybill.migration (version, name, oldest_binary) values (8, 'relay_actions', 1);
 
 commit;
