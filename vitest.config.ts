@@ -19,7 +19,8 @@ export default defineConfig({
   test: {
     reporters: ['default', './test/support/closing-line.ts'],
     projects: [
-      { test: { name: 'unit', include: ['test/unit/**/*.test.ts'] } },
+      // Why so long: hundreds of random cases on a machine that may be busy with something else.
+      { test: { name: 'unit', include: ['test/unit/**/*.test.ts'], testTimeout: 60_000 } },
       withServers('integration', 60_000, 1),
       withServers('faults', 120_000, 2),
       withServers('e2e', 180_000, 3),
