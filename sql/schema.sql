@@ -581,7 +581,7 @@ begin
     select i.seq from waybill.inbox i
     where i.consumer = settings.name and i.abandoned >= 2 and i.status in ('pending', 'waiting')
       and (i.next_attempt_at is null or i.next_attempt_at <= clock_timestamp())
-    order by i.seq limit 1 for update skip locked
+    order by i.seq + 0 limit 1 for update skip locked
   );
   if cardinality(taken) = 0 then
     taken := array(
@@ -594,7 +594,7 @@ begin
       taken := taken || array(
         select i.seq from waybill.inbox i
         where i.consumer = settings.name and i.status = 'pending' and i.abandoned < 2
-        order by i.consumer, i.seq limit inbox_claim.max - cardinality(taken) for update skip locked
+        order by i.seq + 0 limit inbox_claim.max - cardinality(taken) for update skip locked
       );
     end if;
   end if;
@@ -792,7 +792,7 @@ begin
     union all
     (select i.* from waybill.inbox i
      where i.consumer = inbox_due.consumer and i.status = 'pending'
-     order by i.consumer, i.seq limit inbox_due.max_rows)
+     order by i.seq + 0 limit inbox_due.max_rows)
   ) as d
   limit inbox_due.max_rows;
 end
@@ -2150,6 +2150,7 @@ CREATE OR REPLACE FUNCTION waybill.end_expired_leases(settings waybill.consumer)
  RETURNS integer
  LANGUAGE plpgsql
  SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+ SET enable_seqscan TO 'off'
 AS $function$
 declare
   most_rows constant int := 100;
@@ -2369,25 +2370,21 @@ CREATE OR REPLACE FUNCTION waybill.release_key(settings waybill.consumer, key te
  RETURNS bigint
  LANGUAGE plpgsql
  SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+ SET enable_seqscan TO 'off'
 AS $function$
 declare
   released bigint;
 begin
-  -- Each look is at one end of a small index. A dead row holds those behind it; any other one holds the key.
   select i.seq into released from waybill.inbox i
   where i.consumer = settings.name and i.key = release_key.key and i.status = 'blocked'
-  order by i.consumer, i.key, i.seq limit 1;
-  if released is null
-    or exists (
-      select from waybill.inbox i
-      where i.consumer = settings.name and i.key = release_key.key and i.status in ('pending', 'running', 'waiting')
-    )
-    or settings.on_dead = 'block' and exists (
-      select from waybill.inbox i
-      where i.consumer = settings.name and i.key = release_key.key and i.status = 'dead'
-        and i.dead_reason <> 'conflict' and i.seq < released
-    )
-  then
+  order by i.seq + 0 limit 1;
+  -- A dead row holds those behind it; any other one holds the key.
+  if released is null or exists (
+    select from waybill.inbox i
+    where i.consumer = settings.name and i.key = release_key.key
+      and i.status in ('pending', 'running', 'waiting', 'dead')
+      and (i.status <> 'dead' or settings.on_dead = 'block' and i.dead_reason <> 'conflict' and i.seq < released)
+  ) then
     return null;
   end if;
   update waybill.inbox i set status = 'pending' where i.seq = released;
@@ -2399,6 +2396,7 @@ CREATE OR REPLACE FUNCTION waybill.revive_row(settings waybill.consumer, seq big
  RETURNS text
  LANGUAGE plpgsql
  SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+ SET enable_seqscan TO 'off'
 AS $function$
 declare
   new_status text;
@@ -2406,14 +2404,13 @@ begin
   select case
     when settings.ordering = 'key' and i.key is not null and (
       exists (
-        select from waybill.inbox o where o.consumer = settings.name and o.key = i.key and o.seq <> i.seq
-          and o.status in ('pending', 'running', 'waiting'))
+        select from waybill.inbox o
+        where o.consumer = settings.name and o.key = i.key and o.seq <> i.seq
+          and o.status in ('pending', 'running', 'waiting', 'dead')
+          and (o.status <> 'dead' or settings.on_dead = 'block' and o.dead_reason <> 'conflict' and o.seq < i.seq))
       or exists (
-        select from waybill.inbox o where o.consumer = settings.name and o.key = i.key and o.seq < i.seq
-          and o.status = 'blocked')
-      or settings.on_dead = 'block' and exists (
-        select from waybill.inbox o where o.consumer = settings.name and o.key = i.key and o.seq < i.seq
-          and o.status = 'dead' and o.dead_reason <> 'conflict')
+        select from waybill.inbox o
+        where o.consumer = settings.name and o.key = i.key and o.status = 'blocked' and o.seq + 0 < i.seq)
     ) then 'blocked'
     when due_at is null then 'pending'
     else 'waiting'
@@ -2448,6 +2445,7 @@ CREATE OR REPLACE FUNCTION waybill.store_arrivals(settings waybill.consumer, mes
  RETURNS TABLE(ordinal integer, outcome text, seq bigint, status text, attempt integer, dead_reason text, error text, key text, failed text, message waybill.inbox_message)
  LANGUAGE plpgsql
  SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+ SET enable_seqscan TO 'off'
 AS $function$
 #variable_conflict use_column
 declare
@@ -2492,8 +2490,8 @@ begin
             when by_key and f.key is not null and (f.follows and not applying or exists (
               select from waybill.inbox h
               where h.consumer = settings.name and h.key = f.key
-                and (h.status in ('pending', 'running', 'waiting')
-                  or h.status = 'dead' and settings.on_dead = 'block' and h.dead_reason <> 'conflict')
+                and h.status in ('pending', 'running', 'waiting', 'dead')
+                and (h.status <> 'dead' or settings.on_dead = 'block' and h.dead_reason <> 'conflict')
             ) or exists (
               select from waybill.inbox h where h.consumer = settings.name and h.key = f.key and h.status = 'blocked'
             )) then 'blocked'
@@ -2620,7 +2618,7 @@ CREATE INDEX consumer_queue ON waybill.consumer USING btree (queue);
 
 CREATE INDEX idempotency_first_at ON waybill.idempotency USING btree (first_at);
 
-CREATE INDEX inbox_blocked ON waybill.inbox USING btree (consumer, key, seq) WHERE (status = 'blocked'::text);
+CREATE INDEX inbox_blocked ON waybill.inbox USING btree (consumer, key, ((seq + 0))) WHERE (status = 'blocked'::text);
 
 CREATE INDEX inbox_bodies ON waybill.inbox USING btree (consumer, processed_at) WHERE ((body IS NOT NULL) AND (status = ANY (ARRAY['done'::text, 'discarded'::text])));
 
@@ -2630,13 +2628,13 @@ CREATE INDEX inbox_holding ON waybill.inbox USING btree (consumer, key, seq) WHE
 
 CREATE INDEX inbox_original_id ON waybill.inbox USING btree (original_id) WHERE (original_id IS NOT NULL);
 
-CREATE INDEX inbox_pending ON waybill.inbox USING btree (consumer, seq) WHERE (status = 'pending'::text);
+CREATE INDEX inbox_pending ON waybill.inbox USING btree (consumer, ((seq + 0))) WHERE (status = 'pending'::text);
 
 CREATE INDEX inbox_processed ON waybill.inbox USING btree (consumer, processed_at) WHERE (status = ANY (ARRAY['done'::text, 'discarded'::text]));
 
 CREATE INDEX inbox_running ON waybill.inbox USING btree (consumer, lease_until) WHERE (status = 'running'::text);
 
-CREATE INDEX inbox_shunned ON waybill.inbox USING btree (consumer, seq) WHERE ((abandoned >= 2) AND (status = ANY (ARRAY['pending'::text, 'waiting'::text])));
+CREATE INDEX inbox_shunned ON waybill.inbox USING btree (consumer, ((seq + 0))) WHERE ((abandoned >= 2) AND (status = ANY (ARRAY['pending'::text, 'waiting'::text])));
 
 CREATE INDEX inbox_waiting ON waybill.inbox USING btree (consumer, next_attempt_at) WHERE (status = 'waiting'::text);
 

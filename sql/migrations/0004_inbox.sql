@@ -240,13 +240,14 @@ with (
 );
 
 -- One small index for each thing that is looked for, so that nothing ever walks over followers or processed rows.
-create index inbox_pending on waybill.inbox (consumer, seq) where status = 'pending';
+-- Why "seq + 0": asked for rows by seq, the planner may think that it meets them soon on a walk along the primary key.
+create index inbox_pending on waybill.inbox (consumer, (seq + 0)) where status = 'pending';
 create index inbox_waiting on waybill.inbox (consumer, next_attempt_at) where status = 'waiting';
 create index inbox_running on waybill.inbox (consumer, lease_until) where status = 'running';
-create index inbox_blocked on waybill.inbox (consumer, key, seq) where status = 'blocked';
+create index inbox_blocked on waybill.inbox (consumer, key, (seq + 0)) where status = 'blocked';
 create index inbox_holding on waybill.inbox (consumer, key, seq)
   where key is not null and status in ('pending', 'running', 'waiting', 'dead');
-create index inbox_shunned on waybill.inbox (consumer, seq) where abandoned >= 2 and status in ('pending', 'waiting');
+create index inbox_shunned on waybill.inbox (consumer, (seq + 0)) where abandoned >= 2 and status in ('pending', 'waiting');
 create index inbox_dead on waybill.inbox (consumer, processed_at, seq) where status = 'dead';
 create index inbox_processed on waybill.inbox (consumer, processed_at) where status in ('done', 'discarded');
 create index inbox_bodies on waybill.inbox (consumer, processed_at)
@@ -699,25 +700,21 @@ comment on function waybill.key_lock(text, text) is
 create function waybill.release_key(settings waybill.consumer, key text) returns bigint
 language plpgsql
 set search_path = pg_catalog, waybill, pg_temp
+set enable_seqscan = off
 as $$
 declare
   released bigint;
 begin
-  -- Each look is at one end of a small index. A dead row holds those behind it; any other one holds the key.
   select i.seq into released from waybill.inbox i
   where i.consumer = settings.name and i.key = release_key.key and i.status = 'blocked'
-  order by i.consumer, i.key, i.seq limit 1;
-  if released is null
-    or exists (
-      select from waybill.inbox i
-      where i.consumer = settings.name and i.key = release_key.key and i.status in ('pending', 'running', 'waiting')
-    )
-    or settings.on_dead = 'block' and exists (
-      select from waybill.inbox i
-      where i.consumer = settings.name and i.key = release_key.key and i.status = 'dead'
-        and i.dead_reason <> 'conflict' and i.seq < released
-    )
-  then
+  order by i.seq + 0 limit 1;
+  -- A dead row holds those behind it; any other one holds the key.
+  if released is null or exists (
+    select from waybill.inbox i
+    where i.consumer = settings.name and i.key = release_key.key
+      and i.status in ('pending', 'running', 'waiting', 'dead')
+      and (i.status <> 'dead' or settings.on_dead = 'block' and i.dead_reason <> 'conflict' and i.seq < released)
+  ) then
     return null;
   end if;
   update waybill.inbox i set status = 'pending' where i.seq = released;
@@ -818,6 +815,7 @@ comment on function waybill.put_back(waybill.consumer, bigint, text, text, inter
 create function waybill.end_expired_leases(settings waybill.consumer) returns int
 language plpgsql
 set search_path = pg_catalog, waybill, pg_temp
+set enable_seqscan = off
 as $$
 declare
   most_rows constant int := 100;
@@ -921,7 +919,7 @@ begin
     select i.seq from waybill.inbox i
     where i.consumer = settings.name and i.abandoned >= 2 and i.status in ('pending', 'waiting')
       and (i.next_attempt_at is null or i.next_attempt_at <= clock_timestamp())
-    order by i.seq limit 1 for update skip locked
+    order by i.seq + 0 limit 1 for update skip locked
   );
   if cardinality(taken) = 0 then
     taken := array(
@@ -934,7 +932,7 @@ begin
       taken := taken || array(
         select i.seq from waybill.inbox i
         where i.consumer = settings.name and i.status = 'pending' and i.abandoned < 2
-        order by i.consumer, i.seq limit inbox_claim.max - cardinality(taken) for update skip locked
+        order by i.seq + 0 limit inbox_claim.max - cardinality(taken) for update skip locked
       );
     end if;
   end if;

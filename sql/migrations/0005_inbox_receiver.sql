@@ -151,6 +151,7 @@ returns table (
 )
 language plpgsql
 set search_path = pg_catalog, waybill, pg_temp
+set enable_seqscan = off
 as $$
 #variable_conflict use_column
 declare
@@ -195,8 +196,8 @@ begin
             when by_key and f.key is not null and (f.follows and not applying or exists (
               select from waybill.inbox h
               where h.consumer = settings.name and h.key = f.key
-                and (h.status in ('pending', 'running', 'waiting')
-                  or h.status = 'dead' and settings.on_dead = 'block' and h.dead_reason <> 'conflict')
+                and h.status in ('pending', 'running', 'waiting', 'dead')
+                and (h.status <> 'dead' or settings.on_dead = 'block' and h.dead_reason <> 'conflict')
             ) or exists (
               select from waybill.inbox h where h.consumer = settings.name and h.key = f.key and h.status = 'blocked'
             )) then 'blocked'
@@ -624,6 +625,7 @@ comment on function waybill.inbox_settle(text, uuid, json) is
 create function waybill.revive_row(settings waybill.consumer, seq bigint, due_at timestamptz, fresh boolean) returns text
 language plpgsql
 set search_path = pg_catalog, waybill, pg_temp
+set enable_seqscan = off
 as $$
 declare
   new_status text;
@@ -631,14 +633,13 @@ begin
   select case
     when settings.ordering = 'key' and i.key is not null and (
       exists (
-        select from waybill.inbox o where o.consumer = settings.name and o.key = i.key and o.seq <> i.seq
-          and o.status in ('pending', 'running', 'waiting'))
+        select from waybill.inbox o
+        where o.consumer = settings.name and o.key = i.key and o.seq <> i.seq
+          and o.status in ('pending', 'running', 'waiting', 'dead')
+          and (o.status <> 'dead' or settings.on_dead = 'block' and o.dead_reason <> 'conflict' and o.seq < i.seq))
       or exists (
-        select from waybill.inbox o where o.consumer = settings.name and o.key = i.key and o.seq < i.seq
-          and o.status = 'blocked')
-      or settings.on_dead = 'block' and exists (
-        select from waybill.inbox o where o.consumer = settings.name and o.key = i.key and o.seq < i.seq
-          and o.status = 'dead' and o.dead_reason <> 'conflict')
+        select from waybill.inbox o
+        where o.consumer = settings.name and o.key = i.key and o.status = 'blocked' and o.seq + 0 < i.seq)
     ) then 'blocked'
     when due_at is null then 'pending'
     else 'waiting'
@@ -715,7 +716,7 @@ begin
     union all
     (select i.* from waybill.inbox i
      where i.consumer = inbox_due.consumer and i.status = 'pending'
-     order by i.consumer, i.seq limit inbox_due.max_rows)
+     order by i.seq + 0 limit inbox_due.max_rows)
   ) as d
   limit inbox_due.max_rows;
 end
