@@ -1,11 +1,12 @@
 import type { AdminSources } from '../admin/server.js';
 import type { Config } from '../config/load.js';
-import { pause, systemClock, type Clock } from '../runtime/clock.js';
+import { pause, systemClock, within, type Clock } from '../runtime/clock.js';
 import { watchEventLoop } from '../runtime/event-loop.js';
 import type { Logger } from '../telemetry/log.js';
 import { Metrics } from '../telemetry/metrics-registry.js';
 import { startAdminService } from './admin-service.js';
 import { readAdminToken } from './admin-token.js';
+import { collectFromDatabase } from './database-metrics.js';
 import { liveStatus, type LiveStatus } from './live-status.js';
 import { showProcess } from './process-metrics.js';
 import { RelayHealth } from './relay-health.js';
@@ -30,6 +31,7 @@ export interface DaemonOptions {
 }
 
 const SAMPLE_INTERVAL_MS = 1_000;
+const END_LIMIT_MS = 500;
 
 /** Starts the relay and, beside it, what shows it: health, metrics, status. The relay never waits for those. */
 export function startDaemon(config: Config, log: Logger, options: DaemonOptions): Daemon {
@@ -59,13 +61,33 @@ async function start(config: Config, log: Logger, options: Required<DaemonOption
   });
   const watching = new AbortController();
   const view = new DaemonView(config, relay, metrics, options, watching.signal);
+  const collecting = config.admin.listen
+    ? collectFromDatabase(
+        metrics,
+        () => ({ ...config, database: freshDatabase(config, reload) }),
+        log,
+        clock,
+        watching.signal,
+      )
+    : Promise.resolve();
   const admin = startAdminService(config.admin, view.sources, log, clock);
   // Readiness is false from the first moment of a stop on; the last word is served while the relay drains.
   const end = async (): Promise<void> => {
     watching.abort();
     await admin.stop();
+    // Its statement may hang with the database; nothing waits for that.
+    await within(clock, collecting, END_LIMIT_MS, undefined);
   };
   return { stopped: relay.stopped.finally(end), stop: () => relay.stop().finally(end) };
+}
+
+/** F38: with the password of this moment; a configuration that went wrong leaves the old one, and the relay says so. */
+function freshDatabase(config: Config, reload: () => Config): Config['database'] {
+  try {
+    return { ...reload().database, schema: config.database.schema };
+  } catch {
+    return config.database;
+  }
 }
 
 /** Looks at the relay once a second, so that rates and hangs are seen, and whenever somebody asks. */

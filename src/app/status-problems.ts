@@ -1,5 +1,5 @@
 import type { Config } from '../config/load.js';
-import type { StateCount } from '../postgres/inspect.js';
+import type { StateCount } from '../postgres/backlog.js';
 import type { StatusFacts } from './status.js';
 
 /** Something that a person should see to, with the next command to type. */
@@ -168,8 +168,8 @@ function backlog({ backlog: rows, activity: now, parkedErrors }: StatusFacts, co
   return problems;
 }
 
-function amount({ count, exact }: StateCount): string {
-  return `${exact ? '' : 'at least '}${count.toLocaleString('en-US')} ${count === 1 ? 'row' : 'rows'}`;
+function amount({ count, accuracy }: StateCount): string {
+  return `${accuracy === 'exact' ? '' : `${accuracy.replace('-', ' ')} `}${count.toLocaleString('en-US')} ${count === 1 ? 'row' : 'rows'}`;
 }
 
 function withHint(message: string, hint: string | null): string {

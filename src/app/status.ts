@@ -3,18 +3,9 @@ import { lockQueueName, slotName } from '../core/identity.js';
 import { isWaybillError } from '../core/errors.js';
 import type { Unusable } from '../core/usable-host.js';
 import { toDatabaseError } from '../postgres/errors.js';
+import { readBacklog, readParkedErrors, type Backlog, type ParkedError } from '../postgres/backlog.js';
 import { readDatabaseName, readSystemIdentifier } from '../postgres/inspect-server.js';
-import {
-  readBacklog,
-  readInstallation,
-  readParkedErrors,
-  readRelays,
-  readSlot,
-  type Backlog,
-  type ParkedError,
-  type RelayEntry,
-  type SlotEntry,
-} from '../postgres/inspect.js';
+import { readInstallation, readRelays, readSlot, type RelayEntry, type SlotEntry } from '../postgres/inspect.js';
 import { checkSchema, migrationStatus, SCHEMA_VERSION } from '../postgres/migrations.js';
 import { inspectBroker, type BrokerFacts } from '../rabbitmq/inspect.js';
 import { brokerEndpoints } from './endpoints.js';

@@ -72,18 +72,19 @@ function slotRows({ slot, slotName, record }: Status): [string, string][] {
 function backlogRows({ backlog, parkedErrors }: Status): [string, string][] {
   if (!backlog) return [];
   const size = `table ${spokenBytes(backlog.tableBytes)}`;
-  if (backlog.states.length === 0) return [['backlog', `empty (${size})`]];
+  const { rows, bytes: historyBytes, partitions } = backlog.history;
+  const history: [string, string] = [
+    'history',
+    `about ${spokenCount(rows)} rows, ${spokenBytes(historyBytes)} in ${spokenCount(partitions)} partitions`,
+  ];
+  if (backlog.states.length === 0) return [['backlog', `empty (${size})`], history];
   const lines = columns(
-    backlog.states.map(({ state, count, exact, oldestAgeMs }) => [
+    backlog.states.map(({ state, count, accuracy, oldestAgeMs }) => [
       state,
-      `${exact ? '' : 'at least '}${spokenCount(count)}`,
+      `${accuracy === 'exact' ? '' : `${accuracy.replace('-', ' ')} `}${spokenCount(count)}`,
       oldestAgeMs === null ? '' : `oldest ${spoken(oldestAgeMs)}`,
     ]),
   ).split('\n');
-  const estimate =
-    backlog.estimatedRows === null
-      ? ''
-      : `, about ${spokenCount(backlog.estimatedRows)} rows by the planner's estimate`;
   const errors = parkedErrors.map(({ error, count, exampleId, exampleType }): [string, string] => [
     '',
     `${spokenCount(count)} x ${error} (such as ${exampleType} ${exampleId})`,
@@ -91,8 +92,9 @@ function backlogRows({ backlog, parkedErrors }: Status): [string, string][] {
   return [
     ['backlog', lines[0] ?? ''],
     ...lines.slice(1).map((line): [string, string] => ['', line]),
-    ['', `(${size}${estimate})`],
+    ['', `(${size})`],
     ...errors.map(([, text], index): [string, string] => [index === 0 ? 'parked' : '', text]),
+    history,
   ];
 }
 

@@ -1,9 +1,6 @@
 import type { Client, QueryResultRow } from 'pg';
 import { quoteSchema } from './schema-name.js';
 
-/** Most rows that are counted one by one; a longer backlog is told as "at least". */
-const COUNTED_ROWS = 100_000;
-
 /** One row of the relay table. Ages are by the database's clock. */
 export interface RelayEntry {
   name: string;
@@ -44,31 +41,6 @@ export interface SlotEntry {
   failover: boolean | null;
 }
 
-/** How many rows are in one state. */
-export interface StateCount {
-  state: string;
-  count: number;
-  /** False: there are more than were counted. */
-  exact: boolean;
-  oldestAgeMs: number | null;
-}
-
-/** The outbox by state, counted with a bound so that looking never loads a struggling database. */
-export interface Backlog {
-  states: StateCount[];
-  /** The planner's estimate of all rows, given only where the count is not exact. */
-  estimatedRows: number | null;
-  tableBytes: number;
-}
-
-/** One error text of parked rows. */
-export interface ParkedError {
-  error: string;
-  count: number;
-  exampleId: string;
-  exampleType: string;
-}
-
 /** Every relay that is recorded for the schema. */
 export async function readRelays(client: Client, schema: string): Promise<RelayEntry[]> {
   return select<RelayEntry>(
@@ -107,53 +79,6 @@ export async function readSlot(client: Client, name: string): Promise<SlotEntry 
     [name],
   );
   return rows[0];
-}
-
-/** Counts the backlog by state: exactly up to COUNTED_ROWS, beyond that at least so many. */
-export async function readBacklog(client: Client, schema: string): Promise<Backlog> {
-  const outbox = `${quoteSchema(schema)}.outbox`;
-  const [size] = await select<{ tableBytes: number; estimatedRows: number }>(
-    client,
-    `select pg_total_relation_size(c.oid)::float8 as "tableBytes", greatest(c.reltuples, 0)::float8 as "estimatedRows"
-     from pg_class c where c.oid = $1::regclass`,
-    [outbox],
-  );
-  const tableBytes = size?.tableBytes ?? 0;
-  const front = await countStates(
-    client,
-    `select state, created_at from ${outbox} order by seq limit ${COUNTED_ROWS + 1}`,
-  );
-  const seen = front.reduce((sum, { count }) => sum + count, 0);
-  if (seen <= COUNTED_ROWS) return { states: front, estimatedRows: null, tableBytes };
-  // Each held state has a partial index, so these stay cheap behind a long backlog.
-  const held = ['scheduled', 'parked', 'blocked', 'cancelled', 'discarded'].map(
-    (state) => `(select state, created_at from ${outbox} where state = '${state}' limit ${COUNTED_ROWS + 1})`,
-  );
-  const states = [
-    ...front.filter(({ state }) => state === 'ready').map((ready) => ({ ...ready, exact: false })),
-    ...(await countStates(client, held.join(' union all '))),
-  ].map((row) => (row.count > COUNTED_ROWS ? { ...row, count: COUNTED_ROWS, exact: false } : row));
-  return { states, estimatedRows: size?.estimatedRows ?? null, tableBytes };
-}
-
-/** The commonest errors of parked rows, each with one example. */
-export async function readParkedErrors(client: Client, schema: string): Promise<ParkedError[]> {
-  return select<ParkedError>(
-    client,
-    `select coalesce(left(last_error, 300), 'no error is recorded') as error, count(*)::int as count,
-       min(id::text) as "exampleId", min(type) as "exampleType"
-     from (select last_error, id, type from ${quoteSchema(schema)}.outbox where state = 'parked' limit ${COUNTED_ROWS}) p
-     group by 1 order by 2 desc, 1 limit 5`,
-  );
-}
-
-function countStates(client: Client, rows: string): Promise<StateCount[]> {
-  return select<StateCount>(
-    client,
-    `select state, count(*)::int as count, true as exact,
-       (extract(epoch from clock_timestamp() - min(created_at)) * 1000)::float8 as "oldestAgeMs"
-     from (${rows}) counted group by state order by state`,
-  );
 }
 
 /** Rows of a query, as the type that the query was written for. */

@@ -88,7 +88,7 @@ export const METRICS = {
   ),
   waybill_outbox_held: relay(
     'gauge',
-    'Rows in another state than ready, by the database; 10000 means that many or more.',
+    'Rows in another state than ready, by the database; 5000 means that many or more.',
     'state',
   ),
   waybill_outbox_table_bytes: relay(
@@ -143,11 +143,7 @@ export const METRICS = {
     help: 'How long one call of the handler took.',
     of: 'consumers',
   },
-  waybill_inbox_rows: consumer(
-    'gauge',
-    'Messages by status, by the database; 10000 means that many or more.',
-    'status',
-  ),
+  waybill_inbox_rows: consumer('gauge', 'Messages by status, by the database; 5000 means that many or more.', 'status'),
   waybill_inbox_oldest_pending_seconds: consumer(
     'gauge',
     'Age of the oldest message that is not done, dead or discarded, by the database.',
@@ -192,6 +188,11 @@ export type LabelsOf<N extends MetricName> = Readonly<Record<(typeof METRICS)[N]
 type NamesOf<T extends MetricDefinition['type']> = {
   [N in MetricName]: (typeof METRICS)[N]['type'] extends T ? N : never;
 }[MetricName];
+
+/** Gauges that have no other label than the relay. */
+export type RelayGaugeName = {
+  [N in GaugeName]: (typeof METRICS)[N]['labels'] extends readonly ['relay'] ? N : never;
+}[GaugeName];
 
 export type CounterName = NamesOf<'counter'>;
 export type GaugeName = NamesOf<'gauge'>;

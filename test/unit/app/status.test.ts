@@ -10,6 +10,8 @@ const config = loadConfig({
   readFile: () => '',
 });
 
+const HISTORY = { rows: 9_000_000, bytes: 2e9, partitions: 8 };
+
 const HEALTHY: StatusFacts = {
   at: '2026-01-01T03:00:00.000Z',
   relay: 'default',
@@ -21,9 +23,9 @@ const HEALTHY: StatusFacts = {
   slotName: 'waybill_shop_waybill_default',
   slot: slotEntry({}),
   backlog: {
-    states: [{ state: 'ready', count: 3, exact: true, oldestAgeMs: 400 }],
-    estimatedRows: null,
+    states: [{ state: 'ready', count: 3, accuracy: 'exact' as const, oldestAgeMs: 400 }],
     tableBytes: 65_536,
+    history: HISTORY,
   },
   parkedErrors: [],
   broker: {
@@ -37,8 +39,8 @@ function problems(change: Partial<StatusFacts>) {
   return findProblems({ ...HEALTHY, ...change }, config);
 }
 
-const OLD = { state: 'ready', count: 5, exact: true, oldestAgeMs: 600_000 };
-const PARKED = { state: 'parked', count: 2, exact: true, oldestAgeMs: 7_200_000 };
+const OLD = { state: 'ready', count: 5, accuracy: 'exact' as const, oldestAgeMs: 600_000 };
+const PARKED = { state: 'parked', count: 2, accuracy: 'exact' as const, oldestAgeMs: 7_200_000 };
 const refused = { code: 'WAYBILL_DATABASE_UNAVAILABLE', message: 'connection refused', hint: 'Is it running?' };
 
 describe('problems', () => {
@@ -51,12 +53,12 @@ describe('problems', () => {
     ['a slot nearly lost', 'slot', 'waybill doctor', { slot: slotEntry({ safeWalBytes: 1e6 }) }],
     ['F131 a foreign slot', 'slot', 'waybill doctor', { slot: slotEntry({ database: 'other' }) }],
     ['much kept WAL', 'kept-wal', 'waybill doctor', { slot: slotEntry({ keptWalBytes: 3 * 2 ** 30 }) }],
-    ['old rows', 'behind', 'waybill doctor', { backlog: { states: [OLD], estimatedRows: null, tableBytes: 1 } }],
+    ['old rows', 'behind', 'waybill doctor', { backlog: { states: [OLD], tableBytes: 1, history: HISTORY } }],
     [
       'parked rows',
       'parked',
       'waybill outbox list --state parked',
-      { backlog: { states: [PARKED], estimatedRows: null, tableBytes: 1 } },
+      { backlog: { states: [PARKED], tableBytes: 1, history: HISTORY } },
     ],
     [
       'F56 another cluster',
@@ -103,6 +105,7 @@ describe('the text', () => {
         '             unconfirmed 512 B, WAL kept 1.0 KiB (reserved)',
         'backlog      ready  3  oldest 400 ms',
         '             (table 64.0 KiB)',
+        'history      about 9,000,000 rows, 1.9 GiB in 8 partitions',
         'broker       RabbitMQ 3.10.8, rabbit@a, virtual host /; exchange waybill.events is there',
         'schema       version 1, this program needs 1 (database shop)',
         '',
@@ -111,11 +114,15 @@ describe('the text', () => {
     );
   });
 
-  it('says "at least" where it did not count to the end', () => {
-    const states = [{ ...OLD, count: 100_000, exact: false }, PARKED];
-    const text = shown({ backlog: { states, estimatedRows: 2_400_000, tableBytes: 5e9 } });
-    expect(text).toContain('ready   at least 100,000  oldest 10 min');
-    expect(text).toContain("about 2,400,000 rows by the planner's estimate");
+  it('says where it did not count to the end, or not at all', () => {
+    const states = [
+      { ...PARKED, count: 10_000, accuracy: 'at-least' as const },
+      { ...OLD, count: 2_400_000, accuracy: 'about' as const },
+    ];
+    const text = shown({ backlog: { states, tableBytes: 5e9, history: HISTORY } });
+    expect(text).toContain('parked  at least 10,000  oldest 2 h');
+    expect(text).toContain('ready   about 2,400,000  oldest 10 min');
+    expect(text).toContain('history      about 9,000,000 rows, 1.9 GiB in 8 partitions');
   });
 
   it('puts the next command under each problem', () => {

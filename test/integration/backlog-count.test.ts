@@ -1,0 +1,117 @@
+import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import type pg from 'pg';
+import { readBacklog, readParkedErrors, type Backlog } from '../../src/postgres/backlog.js';
+import type { FreshDatabase } from '../support/database.js';
+import { migratedDatabase } from '../support/migrated-database.js';
+import { until } from '../support/waiting.js';
+
+/** What one look may take here, with two other test files on the machine; a full count takes longer than this. */
+const LIMIT_MS = 250;
+
+describe('counting never hurts: the backlog of a long table', () => {
+  let database: FreshDatabase;
+  let client: pg.Client;
+
+  beforeAll(async () => {
+    database = await migratedDatabase();
+    client = await database.connect();
+    await client.query('alter table waybill.outbox set (autovacuum_enabled = false)');
+  });
+  beforeEach(() => client.query('truncate waybill.outbox'));
+  afterAll(() => database.drop());
+
+  const insert = (state: string, rows: number) =>
+    client.query(
+      `insert into waybill.outbox (type, key, state, hold_no, next_attempt_at, created_at)
+       select 't', 'k' || i % 1000, $1::text, i, now() + interval '1 hour', now() - interval '10 minutes'
+       from generate_series(1, $2::int) i`,
+      [state, rows],
+    );
+  const look = async (): Promise<Backlog> => {
+    const start = performance.now();
+    const backlog = await readBacklog(client, 'waybill');
+    expect(performance.now() - start).toBeLessThan(LIMIT_MS);
+    return backlog;
+  };
+  const of = (backlog: Backlog, state: string) => backlog.states.find((each) => each.state === state);
+
+  it('a short one is counted', async () => {
+    await insert('ready', 300);
+    await insert('parked', 2);
+    const backlog = await look();
+    expect(backlog.states.map(({ state, count, accuracy }) => [state, count, accuracy])).toEqual([
+      ['parked', 2, 'exact'],
+      ['ready', 300, 'exact'],
+    ]);
+    expect(of(backlog, 'ready')?.oldestAgeMs).toBeGreaterThan(599_000);
+  });
+
+  it('a long one is estimated near the truth, and what stands out in it is counted', async () => {
+    await insert('ready', 150_000);
+    await insert('parked', 3);
+    await insert('scheduled', 12_000);
+    // On a busy machine the time may run out before all of it is known; then the next look tells it.
+    const backlog = await until(
+      async () =>
+        ((each) => each.states.length === 3 && each.states.every(({ oldestAgeMs }) => oldestAgeMs) && each)(
+          await look(),
+        ),
+      { what: 'a look that gets through' },
+    );
+    const ready = of(backlog, 'ready');
+    expect(ready?.accuracy).toBe('about');
+    expect(Math.abs((ready?.count ?? 0) / 150_000 - 1)).toBeLessThan(0.25);
+    expect(ready?.oldestAgeMs).toBeGreaterThan(599_000);
+    expect(of(backlog, 'parked')).toMatchObject({ count: 3, accuracy: 'exact' });
+    expect(of(backlog, 'scheduled')).toMatchObject({ count: 5_000, accuracy: 'at-least' });
+    expect(of(backlog, 'blocked')).toBeUndefined();
+  });
+
+  it('rows before the ready ones do not hide them', async () => {
+    await insert('scheduled', 12_000);
+    await insert('ready', 5);
+    const backlog = await until(
+      async () =>
+        ((each) => each.states.length === 2 && each.states.every(({ oldestAgeMs }) => oldestAgeMs) && each)(
+          await look(),
+        ),
+      { what: 'a look that gets through' },
+    );
+    expect(of(backlog, 'scheduled')).toMatchObject({ count: 5_000, accuracy: 'at-least' });
+    expect(of(backlog, 'ready')?.accuracy).toBe('about');
+    expect(of(backlog, 'ready')?.count).toBeLessThan(2_000);
+    expect(of(backlog, 'ready')?.oldestAgeMs).toBeGreaterThan(599_000);
+  });
+
+  it('dead rows that vacuum has not removed make it an estimate, not a long wait', async () => {
+    await insert('ready', 150_000);
+    await client.query('delete from waybill.outbox');
+    await insert('ready', 4);
+    const backlog = await look();
+    const ready = of(backlog, 'ready');
+    // Counted in time, or said to be an estimate; never a wrong number that looks like a count.
+    if (ready?.accuracy === 'exact') expect(ready.count).toBe(4);
+    else expect(ready?.accuracy).toBe('about');
+  });
+
+  it('errors of very many parked rows are still grouped in time', async () => {
+    await insert('parked', 100_000);
+    const start = performance.now();
+    const errors = await readParkedErrors(client, 'waybill');
+    expect(performance.now() - start).toBeLessThan(LIMIT_MS);
+    for (const { count } of errors) expect(count).toBeLessThanOrEqual(5_000);
+  });
+
+  it('the size of the history is estimated without reading it', async () => {
+    await client.query(
+      `insert into waybill.outbox_history (outcome, id, type) select 'published', gen_random_uuid(), 't' from generate_series(1, 50000)`,
+    );
+    // A session hands its counts over once a second, with a statement.
+    const { history } = await look();
+    expect(history.partitions).toBeGreaterThan(0);
+    expect(history.bytes).toBeGreaterThan(1e6);
+    await until(async () => Math.abs((await look()).history.rows / 50_000 - 1) < 0.1, {
+      what: 'the statistics to have it',
+    });
+  });
+});
