@@ -1,0 +1,425 @@
+import type pg from 'pg';
+import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import type { FreshDatabase } from '../support/database.js';
+import { claim, receive, register, statuses, type Arrival, type Received } from '../support/inbox.js';
+import { migratedDatabase } from '../support/migrated-database.js';
+import { until } from '../support/waiting.js';
+
+let database: FreshDatabase;
+let client: pg.Client;
+
+/** The handler does what the body tells it: {"do": "..."}; it always writes its effect first. */
+const HANDLER = `
+  create schema billing;
+  create table billing.effect (id text, seq bigint, said text);
+  create table billing.pair (n int constraint pair_twice unique deferrable initially deferred,
+    m int constraint pair_now unique deferrable initially immediate);
+  create function billing.on_event(message waybill.inbox_message) returns text language plpgsql as $$
+  declare
+    todo constant text := waybill.payload(message) ->> 'do';
+  begin
+    insert into billing.effect values (message.message_id, message.seq, todo);
+    case coalesce(todo, 'done')
+      when 'done' then return 'ok ' || message.attempt;
+      when 'boom' then raise exception 'boom';
+      when 'early' then raise exception 'no order yet' using errcode = 'WB001';
+      when 'never' then raise exception 'wrong currency' using errcode = 'WB002';
+      when 'assert' then assert false, 'must be';
+      when 'no table' then perform from billing.nothing;
+      when 'divide' then perform 1 / 0;
+      when 'deferred' then insert into billing.pair (n) values (1), (1);
+      when 'swap' then update billing.pair set n = 3 - n;
+      when 'now' then insert into billing.pair (m) values (1), (1);
+      when 'deadlock' then raise exception 'x' using errcode = '40P01';
+      when 'serialize' then raise exception 'x' using errcode = '40001';
+      when 'disk full' then raise exception 'x' using errcode = '53100';
+      when 'sleep' then perform pg_sleep(60);
+      when 'publish' then perform waybill.publish('invoice.made');
+      when 'path' then return current_setting('search_path');
+      when 'who' then return current_user;
+    end case;
+    return null;
+  end $$`;
+
+beforeAll(async () => {
+  database = await migratedDatabase();
+  client = await database.connect();
+  await client.query(HANDLER);
+});
+afterAll(() => database.drop());
+beforeEach(async () => {
+  await client.query(
+    'truncate waybill.inbox, waybill.inbox_attempt, waybill.consumer, waybill.outbox, billing.effect, billing.pair',
+  );
+  await consumer();
+});
+
+const consumer = (more: Record<string, unknown> = {}) =>
+  register(client, { name: 'billing', handler: 'sql', function: 'billing.on_event', ...more });
+
+const message = (message_id: string, todo = 'done', more: Record<string, unknown> = {}): Arrival => ({
+  message_id,
+  body: JSON.stringify({ do: todo }),
+  ...more,
+});
+
+const effects = async (): Promise<unknown[]> =>
+  (await client.query<{ id: string }>('select id from billing.effect order by seq')).rows.map(({ id }) => id);
+
+const column = async (name: string): Promise<unknown[]> =>
+  (await client.query<{ value: unknown }>(`select ${name} as value from waybill.inbox order by seq`)).rows.map(
+    ({ value }) => value,
+  );
+
+describe('one batch in one transaction', () => {
+  test('F104: each row by itself: its verdict, and the effects of those that are done', async () => {
+    const verdicts: [todo: string, verdict: string, status: string, error: RegExp | null][] = [
+      ['done', 'done', 'done', null],
+      ['boom', 'retry', 'waiting', /^P0001: boom$/],
+      ['early', 'not-yet', 'waiting', /^WB001: no order yet$/],
+      ['never', 'never', 'dead', /^WB002: wrong currency$/],
+      ['assert', 'retry', 'waiting', /^P0004: must be$/],
+      ['no table', 'broken', 'waiting', /^42P01: /],
+      ['divide', 'retry', 'waiting', /^22012: /],
+      ['deferred', 'retry', 'waiting', /^23505: .*pair_twice/],
+      ['now', 'retry', 'waiting', /^23505: .*pair_now/],
+      ['done', 'done', 'done', null],
+    ];
+    const answers = await receive(
+      client,
+      'billing',
+      verdicts.map(([todo], index) => message(`${index}`, todo)),
+    );
+    expect(answers.map(({ verdict, status }) => [verdict, status])).toEqual(
+      verdicts.map(([, verdict, status]) => [verdict, status]),
+    );
+    verdicts.forEach(([, , , error], index) => {
+      if (error === null) expect(answers[index]?.error).toBeNull();
+      else expect(answers[index]?.error).toMatch(error);
+    });
+    expect(await effects()).toEqual(['0', '9']);
+    expect(await column('result')).toEqual(['ok 1', ...Array.from({ length: 8 }, () => null), 'ok 1']);
+    const attempts = await client.query<{ verdict: string }>(
+      'select verdict from waybill.inbox_attempt order by inbox_seq',
+    );
+    expect(attempts.rows.map(({ verdict }) => verdict)).toEqual([
+      'retry',
+      'never',
+      'retry',
+      'broken',
+      'retry',
+      'retry',
+      'retry',
+    ]);
+  });
+
+  test('fact 67: a deferred constraint is checked with its row, and is deferred again for the next', async () => {
+    await client.query('insert into billing.pair (n) values (1), (2)');
+    const answers = await receive(
+      client,
+      'billing',
+      ['deferred', 'swap', 'swap', 'deferred'].map((todo, n) => message(`${n}`, todo)),
+    );
+    expect(answers.map(({ verdict }) => verdict)).toEqual(['retry', 'done', 'done', 'retry']);
+  });
+
+  test.each([
+    ['deadlock', '40P01'],
+    ['serialize', '40001'],
+    ['disk full', '53100'],
+  ])('F61: %s ends the whole batch, and spends nothing', async (todo, code) => {
+    await expect(receive(client, 'billing', [message('a'), message('b', todo)])).rejects.toMatchObject({ code });
+    expect(await statuses(client, 'billing')).toEqual({});
+    expect(await effects()).toEqual([]);
+  });
+
+  test('a statement that takes too long is cancelled as a whole; alone, its row is stored as failed without a call', async () => {
+    const impatient = await database.connect();
+    await impatient.query(`set statement_timeout = '300ms'`);
+    const batch = [message('a'), message('slow', 'sleep')];
+    await expect(receive(impatient, 'billing', batch)).rejects.toMatchObject({ code: '57014' });
+    expect(await statuses(client, 'billing')).toEqual({});
+    const answers = await receive(impatient, 'billing', [
+      message('a'),
+      message('slow', 'sleep', { failed: 'took over 300 ms' }),
+    ]);
+    expect(answers).toMatchObject([
+      { status: 'done', verdict: 'done' },
+      { status: 'waiting', verdict: 'retry', attempt: 2, error: 'took over 300 ms' },
+    ]);
+    expect(await effects()).toEqual(['a']);
+  });
+
+  test('F14, F97: a duplicate has no second effect; a body that is no JSON is dead at once (F100)', async () => {
+    await receive(client, 'billing', [message('a')]);
+    const answers = await receive(client, 'billing', [
+      message('a'),
+      { message_id: 'b', body: '{' },
+      message('b2'),
+      message('b2'),
+    ]);
+    expect(answers.map(({ outcome, verdict, status }) => [outcome, verdict, status])).toEqual([
+      ['duplicate', null, 'done'],
+      ['inserted', 'never', 'dead'],
+      ['inserted', 'done', 'done'],
+      ['duplicate', null, 'done'],
+    ]);
+    expect(await effects()).toEqual(['a', 'b2']);
+  });
+
+  test('retention of bodies 0: a done row never has one, a failed one keeps it', async () => {
+    await consumer({ retain_bodies: '0' });
+    await receive(client, 'billing', [message('a'), message('b', 'boom')]);
+    expect(await column('body is null')).toEqual([true, false]);
+    expect(await column('body_hash is null')).toEqual([false, false]);
+  });
+
+  test('over 60 messages are refused', async () => {
+    const many = Array.from({ length: 61 }, (_, n) => message(`${n}`));
+    await expect(receive(client, 'billing', many)).rejects.toMatchObject({ code: '22023' });
+    expect(await receive(client, 'billing', many.slice(1))).toHaveLength(60);
+  });
+
+  test('while the consumer is paused, rows are stored and the handler is not called', async () => {
+    await client.query(`select waybill.consumer_break('billing', 'function is missing')`);
+    expect(await receive(client, 'billing', [message('a')])).toMatchObject([{ status: 'pending', verdict: null }]);
+    expect(await effects()).toEqual([]);
+  });
+
+  test('dead at arrival, suspects: not called', async () => {
+    const answers = await receive(client, 'billing', [
+      message('a', 'done', { dead_reason: 'malformed', error: 'x' }),
+      message('b', 'done', { hold: true }),
+    ]);
+    expect(answers).toMatchObject([
+      { status: 'dead', verdict: null },
+      { status: 'pending', verdict: null, attempt: 3 },
+    ]);
+    expect(await effects()).toEqual([]);
+  });
+});
+
+describe('F126: the handler is broken, not the messages: WB006, and nothing is written', () => {
+  const broken = async (handler: string): Promise<string> => {
+    await consumer({ function: handler });
+    const error = await receive(client, 'billing', [message('a')]).then(
+      () => undefined,
+      (reason: unknown) => reason as pg.DatabaseError,
+    );
+    expect(error?.code).toBe('WB006');
+    expect(await statuses(client, 'billing')).toEqual({});
+    return error?.message ?? '';
+  };
+
+  test('no function, no schema, another argument, a procedure', async () => {
+    await client.query('create function billing.other(text) returns void language sql as $$ $$');
+    await client.query(
+      'create procedure billing.proc(waybill.inbox_message) language plpgsql as $$ begin null; end $$',
+    );
+    expect(await broken('billing.nothing')).toContain('no function billing.nothing(');
+    expect(await broken('nowhere.on_event')).toContain('no function nowhere.on_event(');
+    expect(await broken('billing.other')).toContain('no function billing.other(');
+    expect(await broken('billing.proc')).toContain('no function billing.proc(');
+  });
+});
+
+describe('what the handler sees', () => {
+  test('the search path of the session, not of a function of ours', async () => {
+    await client.query(`set search_path = billing, public`);
+    await receive(client, 'billing', [message('a', 'path')]);
+    await client.query('reset search_path');
+    expect(await column('result')).toEqual(['billing, public']);
+  });
+
+  test('what it publishes is caused by its own message, also after one that failed', async () => {
+    await receive(client, 'billing', [
+      message('a', 'publish', { correlation_id: 'story', traceparent: 'tp' }),
+      message('b', 'boom', { traceparent: 'wrong' }),
+      message('c', 'publish'),
+    ]);
+    await client.query(`select waybill.publish('afterwards')`);
+    const { rows } = await client.query(
+      'select causation_id as c, correlation_id as r, traceparent as t from waybill.outbox order by seq',
+    );
+    expect(rows).toEqual([
+      { c: 'a', r: 'story', t: 'tp' },
+      { c: 'c', r: 'c', t: null },
+      { c: null, r: null, t: null },
+    ]);
+  });
+
+  test('every attribute of the message', async () => {
+    await client.query(`create or replace function billing.look(message waybill.inbox_message) returns json language sql
+      as 'select row_to_json(message)'`);
+    await consumer({ function: 'billing.look' });
+    const [answer] = await receive(client, 'billing', [message('a', 'done', { type: 't', key: 'k', priority: 1 })]);
+    const [result] = await column('result::json');
+    expect(result).toMatchObject({
+      seq: Number(answer?.seq),
+      attempt: 1,
+      consumer: 'billing',
+      message_id: 'a',
+      type: 't',
+      key: 'k',
+    });
+    expect(Object.keys(result as object)).toHaveLength(23);
+  });
+});
+
+describe('rows from the table', () => {
+  const due = () =>
+    client.query(`update waybill.inbox set next_attempt_at = clock_timestamp() where status = 'waiting'`);
+  const claimRows = async (
+    seqs: unknown[],
+    attempts: unknown[] | null,
+  ): Promise<{ seq: string; claim_token: string; attempt: number }[]> =>
+    (
+      await client.query<{ seq: string; claim_token: string; attempt: number }>(
+        `select * from waybill.inbox_claim_rows('billing', $1, $2)`,
+        [seqs, attempts],
+      )
+    ).rows;
+  const apply = async (seqs: unknown[], token: unknown): Promise<Partial<Received & { released: string }>[]> =>
+    (await client.query<Received>(`select * from waybill.inbox_apply('billing', $1, $2)`, [seqs, token])).rows;
+
+  test('F16: a timer that is early, late or doubled, or for another attempt, claims nothing', async () => {
+    const [answer] = await receive(client, 'billing', [message('a', 'boom')]);
+    const seq = answer?.seq;
+    expect(answer?.attempt).toBe(2);
+    expect(await claimRows([seq], [2])).toEqual([]);
+    await due();
+    expect(await claimRows([seq], [1])).toEqual([]);
+    expect(await claimRows([seq], [3])).toEqual([]);
+    const [first] = await claimRows([seq], [2]);
+    expect(first?.attempt).toBe(2);
+    expect(await claimRows([seq], [2])).toEqual([]);
+  });
+
+  test('a retry: applied, settled, its effect once; a wrong token is lost', async () => {
+    const [answer] = await receive(client, 'billing', [message('a', 'boom')]);
+    await due();
+    const [row] = await claimRows([answer?.seq], null);
+    expect(await apply([row?.seq], '00000000-0000-4000-8000-000000000000')).toMatchObject([
+      { verdict: 'lost', status: null },
+    ]);
+    expect(await effects()).toEqual([]);
+    expect(await apply([row?.seq], row?.claim_token)).toMatchObject([
+      { verdict: 'retry', status: 'waiting', attempt: 3 },
+    ]);
+    await client.query(`update waybill.inbox set body = '{}'`);
+    await due();
+    const [again] = await claimRows([answer?.seq], [3]);
+    expect(await apply([again?.seq], again?.claim_token)).toMatchObject([{ verdict: 'done', status: 'done' }]);
+    expect(await apply([again?.seq], again?.claim_token)).toMatchObject([{ verdict: 'lost' }]);
+    expect(await effects()).toEqual(['a']);
+    expect(await column('result')).toEqual(['ok 3']);
+  });
+
+  test('a row that was abandoned twice is claimed only alone', async () => {
+    const answers = await receive(client, 'billing', [message('a', 'done', { hold: true }), message('b', 'boom')]);
+    await due();
+    const seqs = answers.map(({ seq }) => seq);
+    expect((await claimRows(seqs, null)).map(({ seq }) => seq)).toEqual([seqs[1]]);
+    expect((await claimRows([seqs[0]], [3])).map(({ seq }) => seq)).toEqual([seqs[0]]);
+  });
+
+  test('the breaker probes by claiming rows; a pause by an operator holds for that too', async () => {
+    const [answer] = await receive(client, 'billing', [message('a', 'boom')]);
+    await due();
+    const dueRows = async () => (await client.query<Received>(`select * from waybill.inbox_due('billing')`)).rows;
+    await client.query(`select waybill.consumer_break('billing', 'x')`);
+    expect(await claim(client, 'billing')).toEqual([]);
+    expect(await dueRows()).toMatchObject([{ seq: answer?.seq, attempt: 2, status: 'waiting', alone: false }]);
+    expect(await claimRows([answer?.seq], [2])).toHaveLength(1);
+    await client.query(`update waybill.inbox set lease_until = clock_timestamp()`);
+    await client.query(`select waybill.consumer_pause('billing', 'x')`);
+    expect(await claimRows([answer?.seq], null)).toEqual([]);
+    expect(await dueRows()).toEqual([]);
+    const mended = await client.query<{ done: boolean }>(`select waybill.consumer_mend('billing') as done`);
+    expect(mended.rows).toEqual([{ done: false }]);
+  });
+
+  test('while a row is being applied for longer than its lease, nobody else gets it', async () => {
+    const [answer] = await receive(client, 'billing', [message('a', 'sleep', { hold: true })]);
+    const [row] = await claimRows([answer?.seq], null);
+    const slow = await database.connect();
+    const applying = slow.query(`select * from waybill.inbox_apply('billing', $1, $2)`, [[row?.seq], row?.claim_token]);
+    const failing = expect(applying).rejects.toMatchObject({ code: '57014' });
+    await until(
+      async () =>
+        (
+          await database.query(
+            `select from pg_stat_activity where wait_event = 'PgSleep' and datname = current_database()`,
+          )
+        ).length === 1,
+      { what: 'the handler to sleep' },
+    );
+    expect((await client.query(`select waybill.inbox_claim('billing')`)).rows).toEqual([]);
+    await client.query('select pg_cancel_backend($1)', [(slow as unknown as { processID: number }).processID]);
+    await failing;
+    expect(await statuses(client, 'billing')).toEqual({ a: 'running' });
+  });
+
+  test('inbox_settle: what an http handler came to, each row by itself', async () => {
+    const answers = await receive(
+      client,
+      'billing',
+      ['a', 'b', 'c', 'd', 'e', 'f'].map((id) => message(id, 'boom')),
+    );
+    await due();
+    const rows = await claimRows(
+      answers.map(({ seq }) => seq),
+      null,
+    );
+    const verdicts = [
+      { verdict: 'done', result: '204' },
+      { verdict: 'retry', error: '503', retry_in: '90 s' },
+      { verdict: 'not-yet', error: '425' },
+      { verdict: 'never', error: '422' },
+      { verdict: 'broken', error: '404' },
+      { verdict: 'release' },
+    ];
+    const settle = async (token: string | undefined) =>
+      (
+        await client.query<Received>(`select * from waybill.inbox_settle('billing', $1, $2)`, [
+          token,
+          JSON.stringify(verdicts.map((verdict, index) => ({ seq: rows[index]?.seq, ...verdict }))),
+        ])
+      ).rows;
+    const lost = await settle('00000000-0000-4000-8000-000000000000');
+    expect(lost.map(({ verdict, status }) => [verdict, status])).toEqual(verdicts.map(() => ['lost', null]));
+    const settled = await settle(rows[0]?.claim_token);
+    expect(settled.map(({ verdict, status, attempt, dead_reason }) => [verdict, status, attempt, dead_reason])).toEqual(
+      [
+        ['done', 'done', null, null],
+        ['retry', 'waiting', 3, null],
+        ['not-yet', 'waiting', 2, null],
+        ['never', 'dead', 3, 'never'],
+        ['broken', 'waiting', 3, null],
+        ['release', 'pending', 2, null],
+      ],
+    );
+    expect((settled[1]?.next_attempt_at?.getTime() ?? 0) - Date.now()).toBeGreaterThan(85_000);
+  });
+
+  test('F126: what was spent while the handler was broken is given back, and what died of it waits again', async () => {
+    await consumer({ max_attempts: 2 });
+    const [answer] = await receive(client, 'billing', [message('a', 'boom')]);
+    const since = new Date();
+    await due();
+    const [row] = await claimRows([answer?.seq], null);
+    const settle = JSON.stringify([{ seq: row?.seq, verdict: 'broken', error: '404' }]);
+    await client.query(`select * from waybill.inbox_settle('billing', $1, $2)`, [row?.claim_token, settle]);
+    expect(await statuses(client, 'billing')).toEqual({ a: 'dead' });
+    const refund = () =>
+      client.query<{ n: number }>(`select waybill.inbox_refund('billing', $1, $2) as n`, [[row?.seq], since]);
+    expect((await refund()).rows).toEqual([{ n: 1 }]);
+    expect((await refund()).rows).toEqual([{ n: 0 }]);
+    expect(await statuses(client, 'billing')).toEqual({ a: 'waiting' });
+    expect(await column('failures')).toEqual([1]);
+    const attempts = await client.query<{ verdict: string }>(
+      'select verdict from waybill.inbox_attempt order by number',
+    );
+    expect(attempts.rows.map(({ verdict }) => verdict)).toEqual(['retry', 'refunded']);
+  });
+});
