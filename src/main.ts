@@ -49,6 +49,7 @@ const code = await runCli(process.argv.slice(2), version, {
   out: (text) => process.stdout.write(text),
   err: (text) => process.stderr.write(text),
   outIsTerminal: process.stdout.isTTY,
+  outRows: () => process.stdout.rows,
   ask: process.stdin.isTTY ? ask : undefined,
   onSignal: (listener) => {
     for (const name of HANDLED_SIGNALS) process.on(name, listener);

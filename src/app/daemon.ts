@@ -126,7 +126,7 @@ class DaemonView {
       eventLoopLag: () => this.#eventLoop.lagSeconds(),
       metrics: this.#metrics,
       live: () => this.#live(),
-      status: async () => ({ ...(await collectStatus(this.#config)), live: this.#live() }),
+      status: () => collectStatus(this.#config, { live: this.#live() }),
     };
   }
 

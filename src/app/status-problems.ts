@@ -79,7 +79,12 @@ function identity({ record, database, broker, otherRelays, relay }: StatusFacts)
   return problems;
 }
 
-function activity({ activity: now, backlog: rows, record }: StatusFacts, config: Config): StatusProblem[] {
+function activity({ activity: now, backlog: rows, record, live }: StatusFacts, config: Config): StatusProblem[] {
+  if (live && !live.ready && now === 'active') {
+    return [
+      { id: 'not-ready', problem: `The relay runs and is not ready: ${live.reason ?? '?'}.`, next: 'waybill doctor' },
+    ];
+  }
   if (now === 'stopped') {
     const waiting = rows?.states.find(({ state }) => state === 'ready');
     const cost = waiting ? `; ${amount(waiting)} wait to be published` : '';

@@ -9,6 +9,8 @@ import { readInstallation, readRelays, readSlot, type RelayEntry, type SlotEntry
 import { checkSchema, migrationStatus, SCHEMA_VERSION } from '../postgres/migrations.js';
 import { inspectBroker, type BrokerFacts } from '../rabbitmq/inspect.js';
 import { brokerEndpoints } from './endpoints.js';
+import { askLive } from './live-client.js';
+import type { LiveStatus } from './live-status.js';
 import { withDatabase, type SqlClient } from './session.js';
 import { findProblems, type StatusProblem } from './status-problems.js';
 
@@ -45,6 +47,8 @@ export interface Status {
   backlog: Backlog | null;
   parkedErrors: ParkedError[];
   broker: { error: Unavailable | null; exchange: string; facts: BrokerFacts | null };
+  /** What the running process says of itself; null when it does not answer at admin.listen. */
+  live: LiveStatus | null;
   problems: StatusProblem[];
 }
 
@@ -54,13 +58,20 @@ export type StatusFacts = Omit<Status, 'problems'>;
 /** Looking must neither wait long nor burden a database in trouble. */
 const LIMITS = { lockTimeoutMs: 1_000, statementTimeoutMs: 10_000, workTimeoutMs: 20_000 };
 
+/** What the caller knows already and need not be asked. */
+interface KnownStatus {
+  live?: LiveStatus;
+  broker?: Status['broker'] | undefined;
+}
+
 /** Looks at the database, then at the broker; what cannot be reached becomes a problem, never an exception. */
-export async function collectStatus(config: Config): Promise<Status> {
-  const facts = await collectFacts(config);
+export async function collectStatus(config: Config, known: KnownStatus = {}): Promise<Status> {
+  const facts = await collectFacts(config, known);
   return { ...facts, problems: findProblems(facts, config) };
 }
 
-async function collectFacts(config: Config): Promise<StatusFacts> {
+async function collectFacts(config: Config, known: KnownStatus): Promise<StatusFacts> {
+  const asking = known.live ? Promise.resolve(known.live) : askLive(config);
   const facts: StatusFacts = {
     at: new Date().toISOString(),
     relay: config.relay.name,
@@ -79,7 +90,8 @@ async function collectFacts(config: Config): Promise<StatusFacts> {
     slot: null,
     backlog: null,
     parkedErrors: [],
-    broker: { error: null, exchange: config.relay.exchange, facts: null },
+    broker: known.broker ?? { error: null, exchange: config.relay.exchange, facts: null },
+    live: null,
   };
   let installation: string | undefined;
   try {
@@ -92,10 +104,11 @@ async function collectFacts(config: Config): Promise<StatusFacts> {
     facts.database.error = unavailable(toDatabaseError(error, 'looking at the outbox'));
   }
   try {
-    facts.broker.facts = await askBroker(config, installation);
+    if (!known.broker) facts.broker.facts = await askBroker(config, installation);
   } catch (error) {
     facts.broker.error = unavailable(error);
   }
+  facts.live = (await asking) ?? null;
   facts.activity = activityOf(facts, config.relay.source);
   return facts;
 }

@@ -28,6 +28,14 @@ export function moment(raw: string): Moment {
   throw new InvalidArgumentError(`It ${parsed.problem}: ${parsed.mend}; or give a date, 2026-01-31T12:00Z.`);
 }
 
+/** `2s`: how often, in milliseconds, from half a second to an hour. */
+export function interval(raw: string): number {
+  const parsed = parseDuration(raw);
+  if ('problem' in parsed) throw new InvalidArgumentError(`It ${parsed.problem}: ${parsed.mend}.`);
+  if (parsed.value >= 500 && parsed.value <= 3_600_000) return parsed.value;
+  throw new InvalidArgumentError('It is from 500ms to 1h.');
+}
+
 /** A whole number of rows from 1. */
 export function rowCount(raw: string): number {
   if (/^[1-9]\d{0,5}$/.test(raw)) return Number(raw);

@@ -11,6 +11,8 @@ export interface CliContext {
   /** Problems and progress. */
   err: (text: string) => void;
   outIsTerminal: boolean;
+  /** Lines that the terminal shows now. */
+  outRows?: () => number | undefined;
   /** Asks on the terminal; undefined where nobody can answer. */
   ask: ((question: string) => Promise<string>) | undefined;
   /** Calls the listener for each SIGTERM, SIGINT and SIGHUP from now on. */

@@ -1,23 +1,55 @@
-import type { Command } from 'commander';
+import { Option, type Command } from 'commander';
 import { collectStatus, type Activity, type Status } from '../app/status.js';
+import { systemClock } from '../runtime/clock.js';
 import { createTextRedactor } from '../telemetry/redact.js';
+import { interval } from './arguments.js';
 import { EXIT } from './context.js';
 import type { Cli } from './program.js';
 import { aligned, columns, printable, spoken, spokenBytes, spokenCount } from './text.js';
+import { repeat } from './watch.js';
+
+/** While watching, the broker is asked this seldom: each time is a connection in its log. */
+const BROKER_INTERVAL_MS = 15_000;
+
+interface StatusOptions {
+  json?: boolean;
+  check?: boolean;
+  watch?: boolean;
+  interval: number;
+}
 
 export function registerStatus(program: Command, cli: Cli): void {
   program
     .command('status')
     .description('Show the relay, its backlog and what is wrong, each problem with the next command to type.')
     .option('--json', 'as JSON, in a stable shape')
-    .option('--check', 'exit code 4 if there is any problem')
-    .action(async ({ json, check }: { json?: boolean; check?: boolean }) => {
-      const status = await collectStatus(cli.configuration.whole());
-      const text = json ? JSON.stringify(status, null, 2) : formatStatus(status);
-      const redact = createTextRedactor();
-      cli.context.out(`${json ? redact(text) : printable(redact(text))}\n`);
-      if (check && status.problems.length > 0) cli.exitCode = EXIT.check;
-    });
+    .addOption(new Option('--check', 'exit code 4 if there is any problem').conflicts('watch'))
+    .option('--watch', 'again and again until Ctrl-C; in place on a terminal, with --json one line each')
+    .option('--interval <duration>', 'how often with --watch', interval, 2_000)
+    .action((options: StatusOptions) => (options.watch ? watch(cli, options) : once(cli, options)));
+}
+
+async function once(cli: Cli, { json, check }: StatusOptions): Promise<void> {
+  const status = await collectStatus(cli.configuration.whole());
+  const redact = createTextRedactor();
+  const text = json ? redact(JSON.stringify(status, null, 2)) : printable(redact(formatStatus(status)));
+  cli.context.out(`${text}\n`);
+  if (check && status.problems.length > 0) cli.exitCode = EXIT.check;
+}
+
+function watch(cli: Cli, { json, interval: intervalMs }: StatusOptions): Promise<void> {
+  const redact = createTextRedactor();
+  let broker: { known: Status['broker']; atMs: number } | undefined;
+  return repeat(cli.context, systemClock, intervalMs, async () => {
+    const nowMs = systemClock.now();
+    if (broker && nowMs - broker.atMs >= BROKER_INTERVAL_MS) broker = undefined;
+    const status = await collectStatus(cli.configuration.whole(), { broker: broker?.known });
+    // One that could not be reached is asked again at once.
+    if (!status.broker.error) broker ??= { known: status.broker, atMs: nowMs };
+    if (json) return redact(JSON.stringify(status));
+    const head = `waybill status at ${status.at.slice(11, 19)} UTC, every ${intervalMs / 1000} s; Ctrl-C ends it`;
+    return printable(redact(`${head}\n\n${formatStatus(status)}\n`));
+  });
 }
 
 const ACTIVITY: Readonly<Record<Activity, string>> = {
@@ -31,6 +63,7 @@ const ACTIVITY: Readonly<Record<Activity, string>> = {
 export function formatStatus(status: Status): string {
   const rows: [string, string][] = [
     ['relay', `${status.relay} of schema ${status.schema}: ${ACTIVITY[status.activity]}`],
+    ...liveRows(status),
     ...recordRows(status),
     ...slotRows(status),
     ...backlogRows(status),
@@ -40,6 +73,23 @@ export function formatStatus(status: Status): string {
   const problems = status.problems.map(({ problem, next }) => `  - ${problem}\n    next: ${next}`);
   const verdict = problems.length === 0 ? 'No problems.' : `PROBLEMS\n${problems.join('\n')}`;
   return `${aligned(rows)}\n\n${verdict}`;
+}
+
+/** What the running process says of itself. */
+function liveRows({ live, activity: now }: Status): [string, string][] {
+  if (!live) {
+    const isElsewhere = now === 'active' || now === 'starting';
+    return isElsewhere ? [['live', 'no answer at admin.listen (off, or on another machine)']] : [];
+  }
+  const { throughput, phase, phaseForSeconds, inFlight, maxInFlight, unsettled, counters, narrow } = live;
+  const each = (rate: number | null) => (rate === null ? '-' : spokenCount(Math.round(rate)));
+  const window = narrow ? '1, because RabbitMQ stalled' : spokenCount(maxInFlight);
+  return [
+    ['live', `${phase} for ${spoken(phaseForSeconds * 1000)}${live.ready ? '' : `; NOT READY: ${live.reason ?? '?'}`}`],
+    ['', `${each(throughput.over10s)} messages/s over 10 s, ${each(throughput.over60s)} over 1 min`],
+    ['', `in flight ${spokenCount(inFlight)} of ${window}, unsettled ${spokenCount(unsettled)}`],
+    ['', `since its start: published ${spokenCount(counters.published)}, resent ${spokenCount(counters.resent)}`],
+  ];
 }
 
 function recordRows({ record, at }: Status): [string, string][] {

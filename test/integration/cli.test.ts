@@ -41,7 +41,12 @@ async function dropRoles(): Promise<void> {
 }
 
 function urls(change: Record<string, string> = {}): Record<string, string> {
-  return { WAYBILL_DATABASE_URL: database.url, WAYBILL_BROKER_URL: vhost.url, ...change };
+  return {
+    WAYBILL_DATABASE_URL: database.url,
+    WAYBILL_BROKER_URL: vhost.url,
+    WAYBILL_ADMIN_LISTEN: 'off',
+    ...change,
+  };
 }
 
 const waybill = (args: string, change: Record<string, string> = {}) => runProgram(args.split(' '), urls(change));
@@ -57,7 +62,7 @@ async function doctor(change: Record<string, string> = {}) {
 }
 
 function startRelay(change: Record<string, string> = {}): RunningProgram {
-  const relay = startProgram(['run'], urls({ WAYBILL_ADMIN_LISTEN: 'off', ...change }));
+  const relay = startProgram(['run'], urls(change));
   running.push(relay);
   return relay;
 }

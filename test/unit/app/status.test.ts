@@ -2,6 +2,7 @@ import { describe, expect, it } from 'vitest';
 import { findProblems } from '../../../src/app/status-problems.js';
 import type { StatusFacts } from '../../../src/app/status.js';
 import { formatStatus } from '../../../src/cli/status.js';
+import type { LiveStatus } from '../../../src/app/live-status.js';
 import { loadConfig } from '../../../src/config/load.js';
 import { relayEntry, slotEntry } from './evidence.js';
 
@@ -28,6 +29,7 @@ const HEALTHY: StatusFacts = {
     history: HISTORY,
   },
   parkedErrors: [],
+  live: null,
   broker: {
     error: null,
     exchange: 'waybill.events',
@@ -43,10 +45,41 @@ const OLD = { state: 'ready', count: 5, accuracy: 'exact' as const, oldestAgeMs:
 const PARKED = { state: 'parked', count: 2, accuracy: 'exact' as const, oldestAgeMs: 7_200_000 };
 const refused = { code: 'WAYBILL_DATABASE_UNAVAILABLE', message: 'connection refused', hint: 'Is it running?' };
 
+const LIVE: LiveStatus = {
+  at: '2026-01-02T03:04:05.000Z',
+  version: '1.0.0',
+  pid: 1,
+  uptimeSeconds: 60,
+  relay: 'default',
+  schema: 'waybill',
+  ready: true,
+  reason: null,
+  phase: 'streaming',
+  phaseForSeconds: 7_200,
+  sessions: 1,
+  throughput: { over10s: 1234.4, over60s: null },
+  connections: { database: true, replication: true, broker: true },
+  brokerBlocked: false,
+  inFlight: 20,
+  inFlightBytes: 2_000,
+  narrow: false,
+  unsettled: 30,
+  maxInFlight: 2_000,
+  maxInFlightBytes: 67_108_864,
+  eventLoopLagSeconds: 0,
+  counters: { published: 12_345, resent: 6 } as LiveStatus['counters'],
+};
+
 describe('problems', () => {
   it('are none when all is well', () => expect(problems({})).toEqual([]));
 
   it.each<[string, string, string, Partial<StatusFacts>]>([
+    [
+      'F121 a relay that runs and is not ready',
+      'not-ready',
+      'waybill doctor',
+      { live: { ...LIVE, ready: false, reason: 'RabbitMQ blocks publishing' } },
+    ],
     ['no relay', 'stopped', 'waybill run', { activity: 'stopped' }],
     ['a slot that is not there', 'slot', 'waybill run', { slot: null }],
     ['F27 a lost slot', 'slot', 'waybill run', { slot: slotEntry({ walStatus: 'lost' }) }],
@@ -99,6 +132,7 @@ describe('the text', () => {
     expect(shown({})).toBe(
       [
         'relay        default of schema waybill: active',
+        'live         no answer at admin.listen (off, or on another machine)',
         'last holder  host-a:4242 since 3 h (epoch 3)',
         'checkpoint   0/1000028, 2 s ago',
         'slot         waybill_shop_waybill_default: read by server process 4711',
@@ -112,6 +146,19 @@ describe('the text', () => {
         'No problems.',
       ].join('\n'),
     );
+  });
+
+  it('shows what the running process says, or that it does not answer', () => {
+    const lines = shown({ live: LIVE }).split('\n').slice(1, 5);
+    expect(lines).toEqual([
+      'live         streaming for 2 h',
+      '             1,234 messages/s over 10 s, - over 1 min',
+      '             in flight 20 of 2,000, unsettled 30',
+      '             since its start: published 12,345, resent 6',
+    ]);
+    expect(shown({ live: { ...LIVE, narrow: true } })).toContain('in flight 20 of 1, because RabbitMQ stalled');
+    expect(shown({})).toContain('no answer at admin.listen');
+    expect(shown({ activity: 'stopped' })).not.toContain('admin.listen');
   });
 
   it('says where it did not count to the end, or not at all', () => {
