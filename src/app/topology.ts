@@ -14,7 +14,7 @@ import { declareTopology, lookAtTopology, withTopology, type TopologyStep } from
 import { brokerEndpoints } from './endpoints.js';
 
 /** What the configuration wants of the broker, and what its user needs. */
-interface WantedTopology {
+export interface WantedTopology {
   topology: Topology;
   permissions: Permissions;
 }
@@ -26,7 +26,7 @@ export interface TopologyPlan {
 }
 
 /** Everything that the configuration wants on the broker; pure. */
-function wantedTopology({ relay, consumers }: Config): WantedTopology {
+export function wantedTopology({ relay, consumers }: Config): WantedTopology {
   const topology = mergeTopologies([
     ...(relay.enabled ? [relayTopology(relay)] : []),
     ...consumers.map((consumer) => consumerTopology(consumer)),

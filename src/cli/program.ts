@@ -13,6 +13,7 @@ import { registerRelay } from './relay.js';
 import { registerRun } from './run.js';
 import { registerTail } from './tail.js';
 import { registerTopology } from './topology.js';
+import { registerUninstall } from './uninstall.js';
 import { registerTrace } from './trace.js';
 import { registerStatus } from './status.js';
 
@@ -55,6 +56,7 @@ export async function runCli(args: readonly string[], version: string, context: 
   registerRelay(program, cli);
   registerTopology(program, cli);
   registerTail(program, cli);
+  registerUninstall(program, cli);
   registerConfig(program, cli);
   try {
     await program.parseAsync([...args], { from: 'user' });

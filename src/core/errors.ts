@@ -32,6 +32,7 @@ export const ERROR_CODES = {
   WAYBILL_IDENTITY_CHANGED: 'This is not the PostgreSQL cluster or RabbitMQ cluster that the relay worked with before.',
   WAYBILL_SECOND_RELAY: 'Another relay name is recorded for this schema; one schema has one relay.',
   WAYBILL_RELAY_UNKNOWN: 'No relay of that name is recorded in the schema.',
+  WAYBILL_STILL_IN_USE: 'What is to be removed is still in use, or still holds messages.',
   WAYBILL_DRAIN_INCOMPLETE: 'The deadline for stopping passed with messages unconfirmed; they will be published again.',
   WAYBILL_STOPPED: 'The operation ended because the service is stopping.',
 } as const;

@@ -97,6 +97,61 @@ export async function declareTopology(connection: BrokerConnection, topology: To
   }
 }
 
+/** A queue or exchange that is there. Exchanges have no counts. */
+export interface Present {
+  kind: 'exchange' | 'queue';
+  name: string;
+  messages: number | null;
+  consumers: number | null;
+}
+
+/** Those things of the topology that are there, with what is in them. */
+export async function lookForRemains(connection: BrokerConnection, topology: Topology): Promise<Present[]> {
+  const found: Present[] = [];
+  for (const { name } of topology.queues) {
+    let counts = { messageCount: 0, consumerCount: 0 };
+    const refusal = await refusalOf(
+      connection,
+      async (channel) => (counts = await channel.checkQueue(name)),
+      'looking at the broker',
+    );
+    if (refusal?.code === NOT_FOUND) continue;
+    found.push({ kind: 'queue', name, messages: counts.messageCount, consumers: counts.consumerCount });
+  }
+  for (const { name } of topology.exchanges) {
+    const refusal = await refusalOf(connection, (channel) => channel.checkExchange(name), 'looking at the broker');
+    if (refusal?.code !== NOT_FOUND) found.push({ kind: 'exchange', name, messages: null, consumers: null });
+  }
+  return found;
+}
+
+/**
+ * Deletes queues with what is in them, and exchanges that nothing is bound to any more. Gives those exchanges that were
+ * left, because others use them.
+ */
+export async function removeRemains(connection: BrokerConnection, remains: readonly Present[]): Promise<string[]> {
+  const left: string[] = [];
+  for (const { kind, name } of remains) {
+    const refusal = await refusalOf(
+      connection,
+      (channel) => (kind === 'queue' ? channel.deleteQueue(name) : channel.deleteExchange(name, { ifUnused: true })),
+      `deleting ${kind} ${name}`,
+    );
+    if (refusal === undefined || refusal.code === NOT_FOUND) continue;
+    if (kind === 'exchange' && refusal.code === DIFFERS) left.push(name);
+    else {
+      throw new WaybillError(
+        'WAYBILL_BROKER_REFUSED',
+        `${kind} ${name} cannot be deleted: RabbitMQ says ${refusal.text}`,
+        {
+          hint: 'Give the user configure permission on it, or delete it yourself; then call this again.',
+        },
+      );
+    }
+  }
+  return left;
+}
+
 async function compare(
   connection: BrokerConnection,
   look: (channel: Channel) => Promise<unknown>,

@@ -1,0 +1,164 @@
+import type { Config } from '../config/load.js';
+import { WaybillError } from '../core/errors.js';
+import { publicationName, slotName } from '../core/identity.js';
+import { toDatabaseError } from '../postgres/errors.js';
+import { dropSlot } from '../postgres/forget-relay.js';
+import { readDatabaseName } from '../postgres/inspect-server.js';
+import { readInstallation, readRelays } from '../postgres/inspect.js';
+import {
+  countUnfinished,
+  dropPublication,
+  dropSchema,
+  hasPublication,
+  readContents,
+  readOwnSlots,
+  type OwnSlot,
+  type SchemaContents,
+} from '../postgres/uninstall.js';
+import { lookForRemains, removeRemains, withTopology, type Present } from '../rabbitmq/topology.js';
+import { askBroker } from './status.js';
+import { brokerEndpoints } from './endpoints.js';
+import { withDatabase, type SqlClient } from './session.js';
+import { wantedTopology } from './topology.js';
+
+/** Everything that an uninstallation would remove, and what stands against it. */
+export interface UninstallPlan {
+  database: string;
+  schema: string;
+  /** Null: there is no such schema. */
+  contents: SchemaContents | null;
+  slots: OwnSlot[];
+  publication: string | null;
+  /** Null: the broker is left alone. */
+  broker: { vhost: string; present: Present[] } | null;
+  unfinished: { outbox: number; inbox: number };
+  /** Nothing helps but to end these. */
+  obstacles: string[];
+  /** What would be lost; --force accepts it. */
+  losses: string[];
+}
+
+/** What was removed and what was left on purpose. */
+export interface Uninstalled {
+  slots: string[];
+  queues: string[];
+  exchanges: string[];
+  leftExchanges: string[];
+}
+
+const LIMITS = { lockTimeoutMs: 10_000, statementTimeoutMs: 120_000, workTimeoutMs: 300_000 };
+const COUNTED = 1_000_000;
+
+/** Looks at what is there; changes nothing. */
+export async function planUninstall(config: Config, keepBroker: boolean): Promise<UninstallPlan> {
+  const { database } = config;
+  const found = await inDatabase(config, 'looking at the schema', (client) => lookAtDatabase(client, config));
+  const broker = keepBroker ? null : await lookAtBroker(config);
+  const lock = keepBroker ? 'unknown' : (await askBroker(config, found.installation)).lock;
+  const obstacles = [
+    ...found.slots.filter(({ active }) => active).map(({ name }) => `a relay is running: it reads slot ${name}`),
+    ...(lock === 'held' ? ['a relay is running: it holds the lock queue'] : []),
+    ...(broker?.present ?? [])
+      .filter(({ consumers }) => (consumers ?? 0) > 0)
+      .map(({ name, consumers }) => `queue ${name} has ${consumers ?? 0} consumers`),
+    ...(found.contents?.mayDrop === false
+      ? [`this role may not drop the schema: connect as ${found.contents.owner} or a superuser`]
+      : []),
+  ];
+  const losses = [
+    ...(found.unfinished.outbox > 0 ? [`${amount(found.unfinished.outbox)} rows of the outbox are not published`] : []),
+    ...(found.unfinished.inbox > 0 ? [`${amount(found.unfinished.inbox)} messages of the inbox are not applied`] : []),
+    ...(broker?.present ?? [])
+      .filter(({ messages }) => (messages ?? 0) > 0)
+      .map(({ name, messages }) => `queue ${name} holds ${messages ?? 0} messages`),
+    ...(found.contents?.foreign ?? []).map(
+      (name) => `${database.schema}.${name} is not of Waybill, and goes with the schema`,
+    ),
+    ...(found.contents?.dependents ?? []).map((name) => `${name} uses the schema, and goes with it`),
+  ];
+  const { contents, slots, publication, unfinished } = found;
+  const name = found.database;
+  return {
+    database: name,
+    schema: database.schema,
+    contents,
+    slots,
+    publication,
+    broker,
+    unfinished,
+    obstacles,
+    losses,
+  };
+}
+
+/**
+ * Removes everything, in this order: slots, because they keep WAL; publication; queues and exchanges; the schema. Each
+ * step can be repeated. Throws WAYBILL_STILL_IN_USE where something stands against it.
+ */
+export async function uninstall(config: Config, plan: UninstallPlan, force: boolean): Promise<Uninstalled> {
+  const against = [...plan.obstacles, ...(force ? [] : plan.losses)];
+  if (against.length > 0) {
+    throw new WaybillError('WAYBILL_STILL_IN_USE', `Nothing was removed: ${against.join('; ')}.`, {
+      hint: plan.obstacles.length > 0 ? 'End that first; then call this again.' : 'To lose that: --force.',
+    });
+  }
+  await inDatabase(config, 'dropping slots and publication', async (client) => {
+    for (const { name } of plan.slots) await dropSlot(client, name);
+    if (plan.publication !== null) await dropPublication(client, plan.publication);
+  });
+  const present = plan.broker?.present ?? [];
+  const left = await withBroker(config, present);
+  await inDatabase(config, 'dropping the schema', (client) => dropSchema(client, config.database.schema));
+  return {
+    slots: plan.slots.map(({ name }) => name),
+    queues: present.filter(({ kind }) => kind === 'queue').map(({ name }) => name),
+    exchanges: present.filter(({ kind, name }) => kind === 'exchange' && !left.includes(name)).map(({ name }) => name),
+    leftExchanges: left,
+  };
+}
+
+async function withBroker(config: Config, present: readonly Present[]): Promise<string[]> {
+  if (present.length === 0) return [];
+  return withTopology(brokerEndpoints(config.broker), (connection) => removeRemains(connection, present));
+}
+
+async function lookAtBroker(config: Config): Promise<UninstallPlan['broker']> {
+  const { topology } = wantedTopology(config);
+  return withTopology(brokerEndpoints(config.broker), async (connection) => ({
+    vhost: connection.vhost,
+    present: await lookForRemains(connection, topology),
+  }));
+}
+
+async function lookAtDatabase(client: SqlClient, { database: { schema }, relay }: Config) {
+  const database = await readDatabaseName(client);
+  const contents = (await readContents(client, schema)) ?? null;
+  const relays = contents === null ? [] : await readRelays(client, schema);
+  const installation = contents === null ? undefined : await readInstallation(client, schema);
+  // The configured name, too: a slot outlives a schema that was dropped by hand.
+  const names = [...relays.flatMap(({ slot }) => slot ?? []), slotName(database, schema, relay.name)];
+  const publication = publicationName(schema);
+  return {
+    database,
+    contents,
+    installation,
+    slots: await readOwnSlots(client, names),
+    publication: (await hasPublication(client, publication)) ? publication : null,
+    unfinished: contents === null ? { outbox: 0, inbox: 0 } : await countUnfinished(client, schema, COUNTED),
+  };
+}
+
+/** Why without a look at the schema's version: whatever is left of one must be removable. */
+async function inDatabase<T>(config: Config, doing: string, act: (client: SqlClient) => Promise<T>): Promise<T> {
+  return withDatabase(config.database, LIMITS, async (client) => {
+    try {
+      return await act(client);
+    } catch (error) {
+      throw toDatabaseError(error, doing);
+    }
+  });
+}
+
+function amount(count: number): string {
+  return count >= COUNTED ? `at least ${count}` : String(count);
+}
