@@ -32,6 +32,8 @@ export class RelayChores {
   readonly #table: TableReader;
   readonly #publication: string;
   readonly #check: () => void;
+  /** Why one for all: the signal of the service remembers each that was ever made of it. */
+  readonly #ending: AbortSignal;
   /** The database's clock minus ours. */
   #databaseAheadMs = 0;
   #polls = 0;
@@ -41,6 +43,7 @@ export class RelayChores {
     this.#table = table;
     this.#publication = publication;
     this.#check = check;
+    this.#ending = AbortSignal.any([options.failure.signal, options.stopping]);
   }
 
   /** The database's clock in milliseconds since 1970, estimated from its last reading (F118). */
@@ -98,7 +101,7 @@ export class RelayChores {
       this.#check();
       waitMs = (await feed.poll()) > 0 ? MIN_POLL_MS : Math.min(waitMs * 2, MAX_POLL_MS);
       this.#polls += 1;
-      await pause(clock, waitMs, this.#ending());
+      await pause(clock, waitMs, this.#ending);
     }
   }
 
@@ -107,12 +110,8 @@ export class RelayChores {
     for (;;) {
       this.#check();
       await task();
-      await pause(this.#options.clock, intervalMs, this.#ending());
+      await pause(this.#options.clock, intervalMs, this.#ending);
     }
-  }
-
-  #ending(): AbortSignal {
-    return AbortSignal.any([this.#options.failure.signal, this.#options.stopping]);
   }
 
   async #due({ pump, feed }: Flow): Promise<void> {
@@ -125,10 +124,10 @@ export class RelayChores {
   async #releasing({ pump, feed }: Flow, lanes: LaneTraffic): Promise<never> {
     for (;;) {
       this.#check();
-      await lanes.someQuestion(this.#ending());
+      await lanes.someQuestion(this.#ending);
       this.#check();
       // As for due rows: what an earlier session has held may come again from the log.
-      if (pump?.isReplaying === true) await pause(this.#options.clock, PING_INTERVAL_MS, this.#ending());
+      if (pump?.isReplaying === true) await pause(this.#options.clock, PING_INTERVAL_MS, this.#ending);
       else this.#askLater(lanes, await feed.release());
     }
   }

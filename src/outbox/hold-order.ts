@@ -28,3 +28,9 @@ export function isBehind({ work, hold }: Waiting, first: ReadonlyMap<string | nu
   const earliest = first.get(work.row.key);
   return place !== null && earliest !== undefined && earliest < place;
 }
+
+/** In the order of their places; the sort is stable, and those without one come first. */
+export function byPlace<T extends Waiting>(rows: readonly T[]): T[] {
+  const place = ({ hold }: Waiting): number => Number(hold?.holdNo ?? 0);
+  return [...rows].sort((a, b) => place(a) - place(b));
+}

@@ -52,15 +52,16 @@ export interface SeqAndSize {
   bytes: number;
 }
 
-/** A row that was due or released, with its place in its key if it has one. */
-export interface DueRow extends SeqAndSize {
+/** A whole row, and its place in its key if it holds one (`ordering: strict`). */
+export interface PlacedRow {
+  row: OutboxRow;
   holdNo: string | null;
 }
 
 /** What the table answers about one key (`ordering: strict`). */
 export interface Released {
   /** From the head of the key, in order; all are `ready` now, durably. */
-  rows: DueRow[];
+  rows: SeqAndSize[];
   /** Whether rows of the key stay held behind these. */
   remains: boolean;
 }
@@ -92,10 +93,10 @@ export interface Table {
   /** A position past everything that is visible now, flushed. */
   position(): Promise<Lsn>;
   readyRows(afterSeq: bigint, uptoSeq: bigint, limit: number): Promise<SeqAndSize[]>;
-  /** Rows in state `ready`, in seq order. */
-  readRows(seqs: readonly string[]): Promise<OutboxRow[]>;
+  /** Rows in state `ready`, in seq order, each with its place in its key if it has one. */
+  readRows(seqs: readonly string[]): Promise<PlacedRow[]>;
   /** Turns due rows `ready` in a committed transaction. */
-  makeDue(limit: number): Promise<DueRow[]>;
+  makeDue(limit: number): Promise<SeqAndSize[]>;
   /**
    * Lets held rows of these keys go, from the head of each key as far as nothing waits for a time or a person: they are
    * `ready`, durably. A key that somebody has locked is not in the answer.

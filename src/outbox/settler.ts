@@ -4,7 +4,7 @@ import { maxLsn } from '../core/lsn.js';
 import { Condition } from '../runtime/signal.js';
 import type { Clock } from '../runtime/clock.js';
 import { Doubtful } from './doubtful.js';
-import { firstPlaces, isBehind } from './hold-order.js';
+import { byPlace, firstPlaces, isBehind } from './hold-order.js';
 import type { Hold, RelayCounters, RelayLog, Settlement, Store } from './ports.js';
 import type { Work, Works } from './work.js';
 
@@ -68,6 +68,8 @@ export class Settler {
   #heldBytes = 0;
   /** The last cycle could not get a lock. */
   #lockedOut = false;
+  /** All that is to be held waits for doubtful rows: the next look at these is soon enough. */
+  #heldUp = false;
   #cycles = 0;
   #insertThenDeleteNoted = false;
 
@@ -218,7 +220,7 @@ export class Settler {
       .finally(() => {
         this.#cycle = undefined;
         this.#changed.notify();
-        const isMuch = this.#held.length > 0 || this.#confirmed.length >= EAGER_ROWS;
+        const isMuch = (this.#held.length > 0 && !this.#heldUp) || this.#confirmed.length >= EAGER_ROWS;
         if (isMuch && !this.#lockedOut) this.#schedule(true);
         else if (!this.isIdle || this.#checkpointIsDue()) this.#schedule(false);
       });
@@ -232,7 +234,7 @@ export class Settler {
   }
 
   async #run(): Promise<void> {
-    this.#lockedOut = false;
+    this.#lockedOut = this.#heldUp = false;
     await this.#resolveDoubtful();
     if (this.#held.length > 0) await this.#holdSome(this.#nextHolds());
     if (this.#confirmed.length > 0 || this.#checkpointIsDue()) await this.#settleSome();
@@ -248,8 +250,7 @@ export class Settler {
       (next.length < MAX_HOLDS_AT_ONCE && !isBehind(each, first) ? next : later).push(each);
     }
     this.#held = later;
-    // They wait for the doubtful ones, not for the database.
-    if (next.length < MAX_HOLDS_AT_ONCE) this.#lockedOut = true;
+    this.#heldUp = next.length < MAX_HOLDS_AT_ONCE && later.length > 0;
     return next;
   }
 
@@ -333,8 +334,9 @@ export class Settler {
     // In front: what was held after them waits for them, where order is strict.
     this.#held.unshift(...present.filter((each): each is Holding => 'hold' in each));
     this.#confirmed.push(...present.filter((each): each is Settling => 'settlement' in each));
-    const first = firstPlaces([...this.#doubtful.rows, ...this.#held, ...gone]);
-    const ripe = gone.filter((each) => !isBehind(each, first));
+    // Why not among themselves: they are written back one after the other, in their order.
+    const first = firstPlaces([...this.#doubtful.rows, ...this.#held]);
+    const ripe = byPlace(gone.filter((each) => !isBehind(each, first)));
     this.#doubtful.add(...gone.filter((each) => isBehind(each, first)));
     if (ripe.length === 0) return;
     const done = await this.#attempt(async () => {

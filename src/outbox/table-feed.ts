@@ -4,7 +4,7 @@ import type { Turns } from '../runtime/turns.js';
 import type { Admission } from './admission.js';
 import type { Settler } from './settler.js';
 import type { LaneTraffic } from './lane-traffic.js';
-import type { RelayCounters, RelayLog, SeqAndSize, Table } from './ports.js';
+import type { PlacedRow, RelayCounters, RelayLog, SeqAndSize, Table } from './ports.js';
 import { tableWork, type Origin, type Works } from './work.js';
 
 /** Rows looked at in one query. */
@@ -15,9 +15,6 @@ const READ_BYTES = 4 * 1024 * 1024;
 const KEYS_AT_ONCE = 50;
 /** Ids of a table pass that are remembered; beyond it a row may go out twice, under the same id. */
 const MAX_REMEMBERED_IDS = 200_000;
-
-/** A row to be read and published; one that was due or released may have its place in its key. */
-type Candidate = SeqAndSize & { holdNo?: string | null };
 
 /**
  * Publishes rows from the table: the table pass (first start, lost slot), the sweep and due rows. The table is the
@@ -189,7 +186,7 @@ export class TableFeed {
    * and settle it, and it would go out again.
    */
   #publish(
-    batch: readonly Candidate[],
+    batch: readonly SeqAndSize[],
     origin: Exclude<Origin, 'stream'>,
     onRow?: (row: OutboxRow) => void,
   ): Promise<number> {
@@ -197,7 +194,7 @@ export class TableFeed {
   }
 
   async #publishBatch(
-    batch: readonly Candidate[],
+    batch: readonly SeqAndSize[],
     origin: Exclude<Origin, 'stream'>,
     onRow?: (row: OutboxRow) => void,
   ): Promise<number> {
@@ -205,22 +202,20 @@ export class TableFeed {
     for (let start = 0; start < batch.length;) {
       this.#check();
       const seqs: string[] = [];
-      const orders = new Map<string, bigint>();
       for (let bytes = 0; start < batch.length; start += 1) {
         const each = batch[start];
         if (!each || (seqs.length > 0 && bytes + each.bytes > READ_BYTES)) break;
         seqs.push(each.seq);
-        if (each.holdNo != null) orders.set(each.seq, BigInt(each.holdNo));
         bytes += each.bytes;
       }
       const settled = this.#works.watch(new Set(seqs));
       try {
-        for (const row of await this.#table.readRows(seqs)) {
+        for (const { row, holdNo } of byPlace(await this.#table.readRows(seqs))) {
           // The stream may have brought it since the list was made, and it may even be settled since it was read.
           if (this.#works.has(row.seq) || settled.removed.has(row.seq)) continue;
           onRow?.(row);
           const work = tableWork(row, origin);
-          work.order = orders.get(row.seq) ?? null;
+          work.order = holdNo === null || row.key === null ? null : BigInt(holdNo);
           this.#works.add(work);
           published += 1;
           const wait = this.#admission.admit(work);
@@ -232,4 +227,10 @@ export class TableFeed {
     }
     return published;
   }
+}
+
+/** Those that have a place in their key in the order of their places: a lower seq may have committed later (F54). */
+function byPlace(rows: readonly PlacedRow[]): PlacedRow[] {
+  const place = ({ holdNo }: PlacedRow): number => Number(holdNo ?? 0);
+  return [...rows].sort((a, b) => place(a) - place(b));
 }

@@ -41,11 +41,10 @@ interface HoldRow {
   holdNo: bigint | null;
 }
 
-/** A row that was due or released, with its place in its key if it has one. */
+/** A row that was due or released, and the octets of its body. */
 interface DueRow {
   seq: string;
   bytes: number;
-  holdNo: string | null;
 }
 
 /** Rows freed in one statement. */
@@ -274,7 +273,6 @@ export class RelayStore {
         fenced: boolean;
         key: string | null;
         seq: string | null;
-        holdNo: string | null;
         bytes: number;
         remains: boolean;
       }>(releaseSql(this.#schema), [
@@ -287,10 +285,10 @@ export class RelayStore {
     );
     this.#fenced(result.rows[0]);
     const answers = new Map<string, { rows: DueRow[]; remains: boolean }>();
-    for (const { key, seq, holdNo, bytes, remains } of result.rows) {
+    for (const { key, seq, bytes, remains } of result.rows) {
       if (key === null) continue;
       const answer = answers.get(key) ?? { rows: [], remains };
-      if (seq !== null) answer.rows.push({ seq, bytes, holdNo });
+      if (seq !== null) answer.rows.push({ seq, bytes });
       answers.set(key, answer);
     }
     return answers;

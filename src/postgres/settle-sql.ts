@@ -107,7 +107,7 @@ export function makeDueSql(schema: string): string {
     order by next_attempt_at limit $3 for update skip locked)
   update ${schema}.outbox o set state = 'ready', next_attempt_at = null, hold_no = case when $4 then o.hold_no end
   where o.ctid = any(array(select place from due))
-  returning o.seq::text as seq, ${BODY_BYTES} as bytes, o.hold_no::text as "holdNo"`;
+  returning o.seq::text as seq, ${BODY_BYTES} as bytes`;
 }
 
 /** Octets of the body of row `o`. */
@@ -137,7 +137,7 @@ export function releaseSql(schema: string): string {
     update ${schema}.outbox o set state = 'ready', next_attempt_at = null
     from run r where o.seq = r.seq and r.free and r.place <= $5
     returning r.key, o.seq, o.hold_no, ${BODY_BYTES} as bytes)
-  select exists (select from fence) as fenced, a.key, r.seq::text as seq, r.hold_no::text as "holdNo", r.bytes,
+  select exists (select from fence) as fenced, a.key, r.seq::text as seq, r.bytes,
     exists (select from run x where x.key = a.key and not (x.free and x.place <= $5)) as remains
   from (select) as once left join asked a on true left join released r on r.key = a.key
   order by a.key, r.hold_no`;

@@ -14,7 +14,10 @@ interface SeqAndSize {
   bytes: number;
 }
 
-type DueRow = SeqAndSize & { holdNo: string | null };
+interface PlacedRow {
+  row: OutboxRow;
+  holdNo: string | null;
+}
 
 const FENCE_POLL_MS = 10;
 const FENCE_REPORT_MS = 2_000;
@@ -94,15 +97,16 @@ export class TableReader {
     );
   }
 
-  /** Whole rows that are still `ready`, in seq order. */
-  async readRows(seqs: readonly string[]): Promise<OutboxRow[]> {
+  /** Whole rows that are still `ready`, in seq order, with their places. */
+  async readRows(seqs: readonly string[]): Promise<PlacedRow[]> {
     const columns = OUTBOX_COLUMNS.map((name) => `${name}::text as ${name}`).join(', ');
-    const rows = await this.#query<Record<OutboxColumn, string | null>>(
+    const rows = await this.#query<Record<OutboxColumn, string | null> & { holdNo: string | null }>(
       'reading rows',
-      `select ${columns} from ${this.#table} where seq = any($1::bigint[]) and state = 'ready' order by outbox.seq`,
+      `select ${columns}, hold_no::text as "holdNo"
+       from ${this.#table} where seq = any($1::bigint[]) and state = 'ready' order by outbox.seq`,
       [seqs],
     );
-    return rows.map(toRow);
+    return rows.map(({ holdNo, ...values }) => ({ row: toRow(values), holdNo }));
   }
 
   /** Rows that were cancelled or discarded, without their bodies, in seq order. */
@@ -123,7 +127,7 @@ export class TableReader {
   }
 
   /** Turns scheduled rows whose time has come `ready`, durably, so that a cancel comes first or is told "too late". */
-  async makeDue(limit: number): Promise<DueRow[]> {
+  async makeDue(limit: number): Promise<SeqAndSize[]> {
     const due = await this.#query(
       'looking for due rows',
       `select 1 from ${this.#table} where state = 'scheduled' and next_attempt_at <= statement_timestamp() limit 1`,
@@ -147,7 +151,7 @@ export class TableReader {
   release(
     keys: readonly { key: string; after: bigint }[],
     rowsPerKey: number,
-  ): Promise<Map<string, { rows: DueRow[]; remains: boolean }>> {
+  ): Promise<Map<string, { rows: SeqAndSize[]; remains: boolean }>> {
     return this.#store.release(keys, rowsPerKey);
   }
 

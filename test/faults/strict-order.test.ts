@@ -205,6 +205,53 @@ describe('ordering', () => {
     expect(await relay.stop()).toBe(0);
   });
 
+  it('F54 3.5 strict: rows released together keep commit order, whatever order their seqs were drawn in', async () => {
+    await begin('strict');
+    await write(['a'], 1, { exchange: 'nowhere' });
+    await write(['a'], 1);
+    const ids = Array.from({ length: 6 }, () => randomUUID());
+    const late = await stage.database.connect();
+    for (const [early, later] of [ids.slice(0, 2), ids.slice(2, 4), ids.slice(4)]) {
+      const insert = `insert into waybill.outbox (id, key, type, payload) values ($1, 'a', 'order.paid', '{}')`;
+      await late.query('begin');
+      await late.query(insert, [later]);
+      await stage.database.query(insert, [early]);
+      await late.query('commit');
+    }
+    written.set('a', [...(written.get('a') ?? []), ...ids]);
+    const held = Array.from({ length: 7 }, () => 'blocked').join(' ');
+    await reached('a', `parked ${held}`);
+    expect(await act('discard', written.get('a')?.[0])).toBe('discarded');
+    await stage.emptied();
+    expect(firstCopies(await stage.taken()).get('a')).toEqual(written.get('a')?.slice(1));
+    expect(await relay.stop()).toBe(0);
+  });
+
+  it('F120 3.5 strict: rows that their writer deleted at once are held by the thousand, and stop nobody else', async () => {
+    await begin('strict');
+    await write(['a'], 1, { exchange: 'nowhere' });
+    await reached('a', 'parked');
+    const ids = Array.from({ length: 2_000 }, () => randomUUID());
+    const writer = await stage.database.connect();
+    await writer.query('begin');
+    await writer.query(
+      `insert into waybill.outbox (id, key, type, payload)
+       select id, 'a', 'order.paid', '{}' from unnest($1::uuid[]) with ordinality as i (id, n) order by n`,
+      [ids],
+    );
+    await writer.query('delete from waybill.outbox where id = any($1::uuid[])', [ids]);
+    await writer.query('commit');
+    written.set('a', [...(written.get('a') ?? []), ...ids]);
+    await until(async () => (await stage.pending('blocked')) === 2_000, {
+      what: '2,000 blocked rows',
+      withinMs: 20_000,
+    });
+    expect(await act('discard', written.get('a')?.[0])).toBe('discarded');
+    await stage.emptied();
+    expect(firstCopies(await stage.taken()).get('a')).toEqual(ids);
+    expect(await relay.stop()).toBe(0);
+  });
+
   it('3.5 back to pipelined: what strict order held is free', async () => {
     await begin('strict');
     await write(['a'], 1, { exchange: 'nowhere' });

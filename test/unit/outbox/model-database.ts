@@ -3,8 +3,8 @@ import type { Lsn } from '../../../src/core/lsn.js';
 import { timestampMs, type OutboxRow } from '../../../src/core/message.js';
 import type { LaneQuestion } from '../../../src/core/key-lanes.js';
 import type {
-  DueRow,
   Hold,
+  PlacedRow,
   Released,
   SeqAndSize,
   SettleResult,
@@ -52,6 +52,8 @@ export class ModelDatabase {
   #history = new Set<string>();
   #durable: { table: Map<string, TableRow>; history: Set<string>; checkpointLsn: Lsn };
   #nextSeq = 1;
+  /** Drawn by transactions that commit after later ones. */
+  readonly #drawnEarly: number[] = [];
   /** Transactions that are decoded and not yet visible: they wait for a synchronous standby. */
   readonly waitingForStandby = new Set<number>();
   readonly locked = new Set<string>();
@@ -81,7 +83,9 @@ export class ModelDatabase {
     const xid = this.wal.length + 100;
     const commitLsn = this.insertLsn + BigInt(gap);
     this.insertLsn = commitLsn + 8n;
-    const own = rows.map(({ row }) => ({ ...row, seq: String(this.#nextSeq++) }));
+    const own = rows.map(({ row }) => ({ ...row, seq: String(this.#drawSeq()) }));
+    // Another writer draws one and commits later (F54).
+    if (gap === 2) this.#drawnEarly.push(this.#nextSeq++);
     const transaction = { xid, commitLsn, endLsn: this.insertLsn, rows: own };
     this.wal.push(transaction);
     for (const [n, row] of own.entries()) {
@@ -205,6 +209,10 @@ export class ModelDatabase {
     };
   }
 
+  #drawSeq(): number {
+    return this.#drawnEarly.shift() ?? this.#nextSeq++;
+  }
+
   #flush(): void {
     const table = new Map([...this.#table].map(([seq, each]) => [seq, { ...each }]));
     this.#durable = { table, history: new Set(this.#history), checkpointLsn: this.checkpointLsn };
@@ -313,7 +321,7 @@ export class ModelDatabase {
     );
   }
 
-  #makeDue(): DueRow[] {
+  #makeDue(): SeqAndSize[] {
     const due = this.rows.filter(
       (each) =>
         each.state === 'scheduled' && each.dueAtMs <= this.#clock.now() && this.#lockable(each.row.seq, each.row.id),
@@ -323,11 +331,11 @@ export class ModelDatabase {
       if (!this.strict) each.holdNo = null;
     }
     this.#flush();
-    return due.map((each) => this.#dueRow(each));
+    return due.map((each) => this.#sizeOf(each));
   }
 
-  #dueRow({ row, holdNo }: TableRow): DueRow {
-    return { seq: row.seq, bytes: row.body.length, holdNo: holdNo === null ? null : String(holdNo) };
+  #sizeOf({ row }: TableRow): SeqAndSize {
+    return { seq: row.seq, bytes: row.body.length };
   }
 
   #release(keys: readonly LaneQuestion[], rowsPerKey: number): Map<string, Released> {
@@ -344,7 +352,7 @@ export class ModelDatabase {
       );
       const run = held.slice(0, Math.min(end < 0 ? held.length : end, rowsPerKey));
       for (const each of run) each.state = 'ready';
-      answers.set(key, { rows: run.map((each) => this.#dueRow(each)), remains: run.length < held.length });
+      answers.set(key, { rows: run.map((each) => this.#sizeOf(each)), remains: run.length < held.length });
     }
     this.#flush();
     return answers;
@@ -360,15 +368,18 @@ export class ModelDatabase {
       .filter(({ row, state, holdNo }) => state === 'ready' && holdNo === null && this.#visible(row.seq, row.id))
       .filter(({ row }) => BigInt(row.seq) > after && BigInt(row.seq) <= upto)
       .sort((a, b) => Number(a.row.seq) - Number(b.row.seq))
-      .map(({ row }) => ({ seq: row.seq, bytes: row.body.length }));
+      .map((each) => this.#sizeOf(each));
   }
 
-  #readRows(seqs: readonly string[]): OutboxRow[] {
-    return seqs.flatMap((seq) => {
-      const found = this.#table.get(seq);
-      return found?.state === 'ready' && this.#visible(seq, found.row.id)
-        ? [{ ...copyOf(found.row), attempts: found.attempts }]
-        : [];
-    });
+  /** In seq order, as the server gives them. */
+  #readRows(seqs: readonly string[]): PlacedRow[] {
+    return [...seqs]
+      .sort((a, b) => Number(a) - Number(b))
+      .flatMap((seq) => {
+        const found = this.#table.get(seq);
+        if (found?.state !== 'ready' || !this.#visible(seq, found.row.id)) return [];
+        const { row, attempts, holdNo } = found;
+        return [{ row: { ...copyOf(row), attempts }, holdNo: holdNo === null ? null : String(holdNo) }];
+      });
   }
 }

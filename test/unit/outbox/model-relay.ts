@@ -23,7 +23,7 @@ import type { ModelDatabase } from './model-database.js';
 export const MAX_MESSAGES = 3;
 export const MAX_BYTES = 40;
 /** With strict order. */
-const LANE_DEPTH = 1;
+const LANE_DEPTH = 2;
 
 const silent = { debug: () => undefined, info: () => undefined, warn: () => undefined, error: () => undefined };
 
@@ -59,7 +59,7 @@ export class ModelRelay {
   #cursor: { transaction: number; event: number };
   readonly #database: ModelDatabase;
   #tasks: Promise<unknown>[] = [];
-  #feeding = false;
+  readonly #feeding = new Set<string>();
 
   constructor(
     database: ModelDatabase,
@@ -223,18 +223,19 @@ export class ModelRelay {
     this.pump.push({ kind: 'keepalive', walEnd, replyRequested: false });
   }
 
-  /** Due rows and the sweep, one at a time, as the relay's timers start them. */
+  /** Due rows, released rows and the sweep, each beside the others, as the relay's timers start them. */
   feedFrom(what: 'due' | 'sweep'): void {
-    if (this.#feeding) return;
-    this.#feeding = true;
-    const work = what === 'due' ? this.#due() : this.#sweep();
-    this.#own(work.finally(() => (this.#feeding = false)));
+    if (what === 'sweep') this.#feed('sweep', () => this.#sweep());
+    else if (!this.pump.isReplaying) {
+      this.#feed('due', () => this.feed.due());
+      this.#feed('release', async () => this.lanes?.ask(await this.feed.release()));
+    }
   }
 
-  async #due(): Promise<void> {
-    if (this.pump.isReplaying) return;
-    await this.feed.due();
-    this.lanes?.ask(await this.feed.release());
+  #feed(what: string, work: () => Promise<unknown>): void {
+    if (this.#feeding.has(what)) return;
+    this.#feeding.add(what);
+    this.#own(work().finally(() => this.#feeding.delete(what)));
   }
 
   async #sweep(): Promise<void> {
@@ -250,7 +251,7 @@ export class ModelRelay {
   }
 
   get isFeeding(): boolean {
-    return this.#feeding;
+    return this.#feeding.size > 0;
   }
 
   /** The session is lost with everything it held in memory. */

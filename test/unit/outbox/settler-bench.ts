@@ -69,6 +69,14 @@ export class SettlerBench {
     return this.#work('stream', [this.ledger.row()], bytes);
   }
 
+  /** The next row of a key, with strict order. */
+  keyedRow(key: string, order: bigint): Work {
+    const work = this.row();
+    work.row.key = key;
+    work.order = order;
+    return work;
+  }
+
   tableRow(): Work {
     return this.#work('sweep', [], 3);
   }

@@ -159,6 +159,21 @@ test.each([
   expect(bench.reported.at(-1)).toBe(110n);
 });
 
+test('F120 3.5 strict: rows of one key that their application deleted are written back together, in their order', async () => {
+  const bench = new SettlerBench();
+  bench.whereabouts = 'gone';
+  bench.ledger.begin();
+  const works = [3n, 1n, 2n].map((order) => bench.keyedRow('k', order));
+  bench.ledger.commit(110n);
+  bench.missing = new Set(['1', '2', '3']);
+  const [third, first, second] = works;
+  for (const work of [first!, second!, third!]) bench.settler.hold(work, { ...parked, state: 'blocked' });
+  await bench.answer();
+  await bench.cycle();
+  expect(bench.asked.filter(({ what }) => what === 'write back').map(({ seqs }) => seqs)).toEqual([['2', '3', '1']]);
+  expect(bench.works.size).toBe(0);
+});
+
 test('any other error ends the session, once, and nothing is settled after it', async () => {
   const bench = new SettlerBench();
   const [a, b] = bench.transaction(110n, 2);

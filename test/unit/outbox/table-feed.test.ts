@@ -27,7 +27,7 @@ test('3.4: a row that the stream brings and settles while the answer to the swee
       const work = tableWork(rows[0]!, 'poll');
       works.add(work);
       works.remove(work);
-      return Promise.resolve(rows);
+      return Promise.resolve(rows.map((row) => ({ row, holdNo: null })));
     },
   } as unknown as Table;
   const admission = {
