@@ -74,5 +74,5 @@ export default tseslint.config(
     files: ['test/**/*.ts', 'deploy/**/*.ts'],
     rules: { 'no-console': 'off', '@typescript-eslint/no-non-null-assertion': 'off' },
   },
-  { files: ['*.config.js', 'deploy/**/*.mjs'], ...tseslint.configs.disableTypeChecked },
+  { files: ['*.config.js', 'deploy/**/*.mjs', 'test/**/*.mjs'], ...tseslint.configs.disableTypeChecked },
 );

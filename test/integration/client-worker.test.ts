@@ -14,7 +14,8 @@ import {
   type InboxWorkerOptions,
   type WorkerEvent,
 } from '../../src/client/index.js';
-import type { FreshDatabase } from '../support/database.js';
+import { rolesSql } from '../../src/postgres/roles.js';
+import { freshDatabase, type FreshDatabase } from '../support/database.js';
 import { InboxRows } from '../support/inbox-rows.js';
 import { migratedDatabase } from '../support/migrated-database.js';
 import { until, within } from '../support/waiting.js';
@@ -25,13 +26,20 @@ let pool: pg.Pool;
 let events: WorkerEvent[];
 const workers: InboxWorker<pg.PoolClient>[] = [];
 const pools: pg.Pool[] = [];
+const rolesMade: string[] = [];
 
 beforeAll(async () => {
   database = await migratedDatabase();
   rows = new InboxRows(database, 'billing');
   await database.query('create table ledger (message_id text, attempt int)');
 });
-afterAll(() => database.drop());
+afterAll(async () => {
+  const { server } = database;
+  await database.drop();
+  const admin = await freshDatabase({ server });
+  for (const role of rolesMade) await admin.query(`drop role if exists ${role}`);
+  await admin.drop();
+});
 
 beforeEach(async () => {
   pool = poolOf(8);
@@ -292,21 +300,29 @@ test('the lease is kept while the handler works, and not beyond its time', async
 });
 
 test('F13, F20, I4: a connection that dies under the handler spends nothing, and the message comes again', async () => {
-  const [id = ''] = await rows.receive({});
-  let kill = true;
+  const ids = await rows.receive({ type: 'killed' }, { type: 'cut' });
+  const faults = new Map([
+    ['killed', (client: pg.PoolClient) => client.query('select pg_terminate_backend(pg_backend_pid())')],
+    ['cut', (client: pg.PoolClient) => streamOf(client).destroy()],
+  ]);
   await workerWith(
     async (message, client, context) => {
       await applied(message, client, context);
-      if (!kill) return;
-      kill = false;
-      await client.query('select pg_terminate_backend(pg_backend_pid())');
+      const fault = faults.get(message.type ?? '');
+      faults.delete(message.type ?? '');
+      await Promise.resolve(fault?.(client));
     },
     { pollMs: 20 },
   ).start();
-  await untilEvents('release', 'done');
-  expect(await rows.look(id)).toMatchObject({ status: 'done', failures: 0, abandoned: 0 });
-  expect(await ledger()).toEqual([{ message_id: id, attempt: 1 }]);
+  await until(() => events.length === 4, { what: 'four attempts' });
+  expect(kinds().sort()).toEqual(['done', 'done', 'release', 'release']);
+  for (const id of ids) expect(await rows.look(id)).toMatchObject({ status: 'done', failures: 0, abandoned: 0 });
+  expect((await ledger()).map(({ message_id: id }) => id).sort()).toEqual(ids.sort());
 });
+
+function streamOf(client: pg.PoolClient): { destroy(): void } {
+  return (client as unknown as { connection: { stream: { destroy(): void } } }).connection.stream;
+}
 
 test("F20: the worker's own connection is made anew, and it listens again", async () => {
   const worker = workerWith(applied);
@@ -423,6 +439,37 @@ test('parsers of types that an application sets do not reach a message', async (
   ).start();
   await untilEvents('done');
   expect(seen).toEqual({ body: Buffer.from([0, 255, 10]), headers: { a: [1, '😀'] }, version: 7, seq: 'bigint' });
+});
+
+test("the application's role handles the rows that it was granted, and no others", async () => {
+  const prefix = database.name.slice(-10);
+  const names = { owner: '', app: '', relay: '', observer: '' };
+  for (const role of Object.keys(names) as (keyof typeof names)[]) names[role] = `t${prefix}_${role}`;
+  rolesMade.push(...Object.values(names));
+  await database.query(rolesSql(names));
+  await database.query(`alter role ${names.app} login password 'secret'`);
+  await database.query(`grant insert on ledger to ${names.app}`);
+  const url = new URL(database.url);
+  [url.username, url.password] = [names.app, 'secret'];
+  const own = poolOf(4, { connectionString: url.href });
+  const [id = ''] = await rows.receive({});
+  const worker = workerWith(
+    async (message, client, context) => {
+      await applied(message, client, context);
+      await publish(client, { type: 'invoice.sent' });
+      if (message.attempt === 1) throw new TryAgain('once more', { retryInMs: 1 });
+    },
+    { pool: own, concurrency: 3, pollMs: 20 },
+  );
+  await worker.start();
+  await until(() => events.length > 0, { what: 'trouble' });
+  expect(events[0]).toMatchObject({ kind: 'trouble', error: { code: 'WB007' } });
+  await database.query(`select waybill.grant_consumer('billing', $1)`, [names.app]);
+  await until(() => kinds().includes('done'), { what: 'the message to be done' });
+  expect(kinds().filter((kind) => kind !== 'trouble')).toEqual(['retry', 'done']);
+  expect(await ledger()).toEqual([{ message_id: id, attempt: 2 }]);
+  const stuck = await rows.receive({});
+  await until(async () => (await rows.look(stuck[0] ?? ''))['status'] === 'done', { what: 'the next message' });
 });
 
 test('a worker without a server, without its consumer, or with too small a pool says so', async () => {

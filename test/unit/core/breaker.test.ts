@@ -139,11 +139,13 @@ test('F126: the pauses between probes double up to the cap, and a closed breaker
       nowMs = next.untilMs ?? NaN;
     }
   };
-  for (let n = 0; n < 6; n += 1) attempt('broken');
+  attempt('broken');
+  attempt('broken');
   attempt('failed');
+  for (let n = 0; n < 4; n += 1) attempt('broken');
   attempt('answered');
   attempt('broken');
-  expect(pauses).toEqual([100, 200, 400, 800, 1_000, 1_000, 1_000, 100]);
+  expect(pauses).toEqual([100, 200, 200, 400, 800, 1_000, 1_000, 100]);
 });
 
 test('which verdicts say that the consumer works', () => {

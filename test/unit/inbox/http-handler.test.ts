@@ -324,6 +324,20 @@ test('no more requests at once than `concurrency`, nor connections', async () =>
   );
 });
 
+test('waiting for one another is not counted against the time of an attempt', async () => {
+  const clock = new ManualClock();
+  const handler = handlerWith({ clock, concurrency: 1, timeoutMs: 1_000 });
+  const waiting: (() => void)[] = [];
+  server.answer = (_, response) => void waiting.push(() => response.end());
+  const both = Promise.all([handle(handler), handle(handler)]);
+  for (const nth of [1, 2]) {
+    await until(() => server.received.length === nth, { what: `request ${nth}` });
+    clock.advance(900);
+    waiting.shift()?.();
+  }
+  expect(await both).toEqual([{ kind: 'done' }, { kind: 'done' }]);
+});
+
 test('no more requests in a time than `rate`', async () => {
   const clock = new ManualClock();
   const handler = handlerWith({ clock, rate: { count: 2, perMs: 1_000 } });
