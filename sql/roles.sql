@@ -182,7 +182,6 @@ grant execute on function :"schema".adopt_relay, :"schema".drop_relay to :"relay
 grant select, insert, update, delete on
   :"schema".inbox, :"schema".inbox_attempt, :"schema".consumer to :"relay";
 grant select on :"schema".consumer_grant, :"schema".inbox_backlog, :"schema".action_log to :"relay";
-grant select, delete on :"schema".idempotency to :"relay";
 grant usage, select on sequence :"schema".inbox_seq_seq to :"relay";
 grant execute on function
   :"schema".json_of_body, :"schema".payload(:"schema".inbox_message), :"schema".payload(:"schema".claimed_message),

@@ -188,6 +188,7 @@ $function$;
 CREATE OR REPLACE FUNCTION waybill.clean_idempotency(older_than interval DEFAULT '30 days'::interval, max_rows integer DEFAULT 10000)
  RETURNS TABLE(removed bigint, remaining bigint)
  LANGUAGE plpgsql
+ SECURITY DEFINER
  SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
 AS $function$
 declare

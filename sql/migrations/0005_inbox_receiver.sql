@@ -1,8 +1,8 @@
 -- oldest-binary: 1
 --
 -- What the program itself calls for the inbox: register the consumers, store a batch of deliveries and, for sql handlers,
--- apply it in the same transaction, settle attempts, find what is due, remove what is old. None of these work on behalf
--- of their owner: an sql handler must run with the rights and the search path of the role that the program logs in as.
+-- apply it in the same transaction, settle attempts, find what is due, remove what is old. They do not work on behalf of
+-- their owner: an sql handler must run with the rights and the search path of the role that the program logs in as.
 
 begin;
 
@@ -851,7 +851,7 @@ comment on function waybill.inbox_clean(text, int) is
 
 create function waybill.clean_idempotency(older_than interval default '30 days', max_rows int default 10000)
 returns table (removed bigint, remaining bigint)
-language plpgsql
+language plpgsql security definer
 set search_path = pg_catalog, waybill, pg_temp
 as $$
 declare

@@ -148,9 +148,169 @@ describe('the relay', () => {
   });
 });
 
+/** A consumer with one message, which the relay received. */
+async function received(consumer: string): Promise<void> {
+  await as('relay', `select * from waybill.register_consumers('[{"name": "${consumer}", "queue": "${consumer}"}]')`);
+  await as('relay', `select * from waybill.inbox_receive('${consumer}', '[{"message_id": "a", "size": 2}]', '{}')`);
+}
+
+describe('the inbox', () => {
+  const claimAndComplete = (consumer: string): string =>
+    `select waybill.inbox_complete(seq, claim_token) from waybill.inbox_claim('${consumer}')`;
+
+  test('the application claims rows of the consumers that it was granted, and of no others: WB007', async () => {
+    await received('granted');
+    await received('foreign');
+    await expect(as('app', claimAndComplete('granted'))).rejects.toMatchObject({
+      code: 'WB007',
+      hint: expect.stringContaining(`waybill.grant_consumer('granted', '${names.app}')`) as string,
+    });
+    await client.query('select waybill.grant_consumer($1, $2)', ['granted', names.app]);
+    expect((await as('app', claimAndComplete('granted'))).rowCount).toBe(1);
+    await expect(as('app', claimAndComplete('foreign'))).rejects.toMatchObject({ code: 'WB007' });
+    const { rows } = await client.query<{ seq: string; claim_token: string }>(
+      `select * from waybill.inbox_claim('foreign')`,
+    );
+    for (const call of ['inbox_complete', 'inbox_defer', 'inbox_release', 'inbox_extend', 'inbox_handling']) {
+      const stolen = as('app', `select waybill.${call}(${rows[0]?.seq}, '${rows[0]?.claim_token}')`);
+      await expect(stolen).rejects.toMatchObject({ code: 'WB007' });
+    }
+    await client.query('select waybill.revoke_consumer($1, $2)', ['granted', names.app]);
+    await expect(as('app', claimAndComplete('granted'))).rejects.toMatchObject({ code: 'WB007' });
+  });
+
+  test('members of a granted role claim too; a role that does not exist cannot be granted', async () => {
+    await received('grouped');
+    await client.query('select waybill.grant_consumer($1, $2)', ['grouped', names.appDelete]);
+    await expect(as('app', claimAndComplete('grouped'))).rejects.toMatchObject({ code: 'WB007' });
+    await client.query(`grant "${names.appDelete.replaceAll('"', '""')}" to "${names.app.replaceAll('"', '""')}"`);
+    expect((await as('app', claimAndComplete('grouped'))).rowCount).toBe(1);
+    await client.query(`revoke "${names.appDelete.replaceAll('"', '""')}" from "${names.app.replaceAll('"', '""')}"`);
+    await expect(client.query(`select waybill.grant_consumer('x', 'nobody at all')`)).rejects.toMatchObject({
+      code: '42704',
+    });
+  });
+
+  test('an sql handler runs as the relay, so it needs EXECUTE; without it the consumer is broken: WB006', async () => {
+    await client.query(`
+      create schema shop;
+      create function shop.on_event(waybill.inbox_message) returns text language sql as 'select current_user::text';
+      revoke all on function shop.on_event from public`);
+    await as(
+      'relay',
+      `select * from waybill.register_consumers('[{"name": "shop", "queue": "shop", "handler": "sql", "function": "shop.on_event"}]')`,
+    );
+    const relay = `"${names.relay.replaceAll('"', '""')}"`;
+    const receiving = (id: string) =>
+      as<{ status: string }>(
+        'relay',
+        `select status from waybill.inbox_receive('shop', '[{"message_id": "${id}", "size": 2}]', '{}')`,
+      );
+    await expect(receiving('a')).rejects.toMatchObject({
+      code: 'WB006',
+      hint: expect.stringContaining('grant usage on schema shop') as string,
+    });
+    await client.query(`grant usage on schema shop to ${relay}`);
+    await expect(receiving('a')).rejects.toMatchObject({
+      code: 'WB006',
+      hint: expect.stringContaining('grant execute on function') as string,
+    });
+    await client.query(`grant execute on function shop.on_event to ${relay}`);
+    expect((await receiving('a')).rows).toEqual([{ status: 'done' }]);
+    expect((await client.query(`select result from waybill.inbox where consumer = 'shop'`)).rows).toEqual([
+      { result: names.relay },
+    ]);
+  });
+
+  test.each([`select waybill.first_time('s', 'k', 'r'), waybill.first_result('s', 'k'), waybill.newer('s', 'k', 1)`])(
+    'the application may: %s',
+    async (sql) => {
+      await as('app', sql);
+    },
+  );
+
+  test.each([
+    'select * from waybill.inbox',
+    'select * from waybill.inbox_attempt',
+    'select * from waybill.consumer',
+    'select * from waybill.idempotency',
+    'select * from waybill.inbox_backlog',
+    `insert into waybill.consumer_grant (consumer, role_name) values ('foreign', 'x')`,
+    `select waybill.grant_consumer('foreign', 'x')`,
+    `select waybill.register_consumers('[]')`,
+    `select waybill.inbox_receive('foreign', '[]', '')`,
+    `select waybill.inbox_claim_rows('foreign', '{1}')`,
+    `select waybill.inbox_settle('foreign', gen_random_uuid(), '[]')`,
+    `select waybill.inbox_retry('foreign', 'a')`,
+    `select waybill.consumer_pause('foreign', 'x')`,
+    `select waybill.redact(key => 'k')`,
+  ])('the application may not: %s', async (sql) => {
+    await expect(as('app', sql)).rejects.toThrow(REFUSED);
+  });
+
+  test.each([
+    'select * from waybill.inbox_backlog',
+    `select * from waybill.inbox_due('foreign')`,
+    `select * from waybill.inbox_sweep('foreign')`,
+    `select * from waybill.inbox_deaths('foreign')`,
+    `select waybill.inbox_deaths_copied('foreign', now(), 1)`,
+    `select * from waybill.inbox_clean('foreign')`,
+    `select * from waybill.clean_idempotency()`,
+    `select waybill.inbox_wake('foreign')`,
+    `select waybill.consumer_break('foreign', 'x'), waybill.consumer_mend('foreign')`,
+    `select waybill.inbox_refund('foreign', '{1}', now())`,
+    `select * from waybill.inbox_settle('foreign', gen_random_uuid(), '[{"seq": 1, "verdict": "done"}]')`,
+    `select waybill.inbox_fail(seq, claim_token, 'x') from waybill.inbox_claim('foreign')`,
+    `select waybill.inbox_retry('foreign', 'a'), waybill.inbox_replay('foreign', 'a'), waybill.inbox_discard('foreign', 'a')`,
+    `select waybill.inbox_postpone('foreign', 'a', '1 s'), waybill.consumer_pause('foreign', 'x'), waybill.consumer_resume('foreign')`,
+    `select * from waybill.redact(key => 'nobody')`,
+  ])('the relay may: %s', async (sql) => {
+    await as('relay', sql);
+  });
+
+  test.each([
+    `insert into waybill.consumer_grant (consumer, role_name) values ('foreign', 'x')`,
+    `select waybill.grant_consumer('foreign', 'x')`,
+    `insert into waybill.idempotency (scope, key) values ('s', 'k')`,
+    'truncate waybill.inbox',
+  ])('the relay may not: %s', async (sql) => {
+    await expect(as('relay', sql)).rejects.toThrow(REFUSED);
+  });
+
+  test.each([
+    'select * from waybill.inbox, waybill.inbox_attempt, waybill.consumer, waybill.consumer_grant, waybill.inbox_backlog',
+    `select waybill.payload(i) from waybill.inbox i`,
+    `select waybill.inbox_retry('foreign', 'a'), waybill.inbox_replay('foreign', 'a'), waybill.inbox_discard('foreign', 'a')`,
+    `select waybill.inbox_postpone('foreign', 'a', '1 s'), waybill.consumer_pause('foreign', 'x'), waybill.consumer_resume('foreign')`,
+    `select waybill.rename_consumer('foreign', 'foreign2'), waybill.forget_consumer('foreign2', force => true)`,
+    `select * from waybill.redact(key => 'nobody')`,
+  ])('the operator may: %s', async (sql) => {
+    await as('operator', sql);
+  });
+
+  test.each([
+    `update waybill.inbox set status = 'done'`,
+    `delete from waybill.inbox`,
+    `select waybill.inbox_claim('granted')`,
+    `select waybill.grant_consumer('granted', 'x')`,
+    `select waybill.inbox_clean('granted')`,
+  ])('the operator may not: %s', async (sql) => {
+    await expect(as('operator', sql)).rejects.toThrow(REFUSED);
+  });
+
+  test.each([
+    'select * from waybill.inbox',
+    `select waybill.inbox_retry('granted', 'a')`,
+    `select waybill.inbox_claim('granted')`,
+  ])('the observer may not: %s', async (sql) => {
+    await expect(as('observer', sql)).rejects.toThrow(REFUSED);
+  });
+});
+
 describe('the observer', () => {
-  test('reads the view', async () => {
+  test('reads the views', async () => {
     await as('observer', 'select * from waybill.outbox_backlog');
+    await as('observer', 'select * from waybill.inbox_backlog');
   });
   test.each([
     'select seq from waybill.outbox',
