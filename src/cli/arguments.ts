@@ -46,3 +46,15 @@ export function rowCount(raw: string): number {
 export function rate(raw: string): number {
   return rowCount(raw.replace(/\/s$/, ''));
 }
+
+/** `30m`, in milliseconds. */
+export function duration(raw: string): number {
+  const parsed = parseDuration(raw);
+  if ('value' in parsed) return parsed.value;
+  throw new InvalidArgumentError(`It ${parsed.problem}: ${parsed.mend}.`);
+}
+
+/** One more id of an inbound message, which may be any text. */
+export function anyIds(raw: string, before: readonly string[] | undefined): string[] {
+  return [...(before ?? []), raw];
+}

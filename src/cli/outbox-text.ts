@@ -136,5 +136,5 @@ export function formatKinds({ kinds, ids }: RowSnapshot): string {
 
 /** A line for each row: its id and what became of it. */
 export function formatAnswers(answers: readonly Answer[]): string {
-  return columns(answers.map(({ id, answer }) => [id, answer]));
+  return columns(answers.map(({ id, answer }) => [printable(id).replaceAll('\n', ' '), answer]));
 }

@@ -1,15 +1,25 @@
 import { Option, type Command } from 'commander';
-import { ACTS_ON, listOutbox, showMessage, type RowAct, type RowFilter } from '../app/outbox-admin.js';
+import {
+  ACTS_ON,
+  actOnRows,
+  chooseRows,
+  isDone,
+  listOutbox,
+  lookAtRows,
+  showMessage,
+  type RowAct,
+  type RowFilter,
+} from '../app/outbox-admin.js';
 import { createTextRedactor } from '../telemetry/redact.js';
+import { actOnAll, actOnIds, type BulkAct, type BulkOptions } from './bulk.js';
 import { messageId, messageIds, moment, rate, rowCount } from './arguments.js';
 import { EXIT } from './context.js';
-import { actOnAll, actOnIds, type ActOptions } from './outbox-acts.js';
 import { formatList, formatMessage } from './outbox-text.js';
 import type { Cli } from './program.js';
 import { printable } from './text.js';
 
 /** What narrows a list, as the command line gives it. */
-export interface FilterOptions {
+interface FilterOptions {
   id?: string[];
   state?: string;
   type?: string;
@@ -20,6 +30,8 @@ export interface FilterOptions {
   older?: RowFilter['until'];
   limit?: number;
 }
+
+type ActOptions = FilterOptions & BulkOptions & { asNew?: boolean };
 
 const STATES = ['ready', 'scheduled', 'parked', 'blocked', 'cancelled', 'discarded'];
 const LISTED_ROWS = 50;
@@ -84,9 +96,37 @@ function registerAct(outbox: Command, cli: Cli, act: RowAct): void {
     const ids = [...new Set(given)];
     const usage = usageProblem(ids, options, act);
     if (usage !== undefined) self.error(`error: ${usage}`);
-    if (ids.length > 0) await actOnIds(cli, act, ids, options);
-    else await actOnAll(cli, act, filterOf(options, options.all && !replays ? ['parked'] : undefined), options);
+    const work = workOf(cli, act, filterOf(options, options.all && !replays ? ['parked'] : undefined), options);
+    if (ids.length > 0) await actOnIds(cli, work, ids, options);
+    else await actOnAll(cli, work, options);
   });
+}
+
+function workOf(cli: Cli, act: RowAct, filter: RowFilter, options: ActOptions): BulkAct {
+  const database = cli.configuration.database();
+  const { reason = null, rate: rowsPerSecond, asNew = false, limit } = options;
+  const warning = {
+    retry: '',
+    discard: 'Nobody will receive what is discarded.',
+    replay: asNew
+      ? 'With new ids, every consumer applies them again.'
+      : 'Consumers receive them again, with the ids that they had.',
+  }[act];
+  return {
+    name: act,
+    warning,
+    actsOn: ACTS_ON[act],
+    nothingFits: act === 'replay' ? 'No published message of the history fits.' : 'No row of the outbox fits.',
+    look: (ids) => lookAtRows(database, act, ids),
+    choose: () => chooseRows(database, act, filter, limit),
+    run: (ids, chosen, onBatch) => {
+      const states = chosen && act !== 'replay' ? (filter.states ?? null) : null;
+      return actOnRows(database, { act, ids, states, reason, rowsPerSecond, asNew }, onBatch);
+    },
+    isDone: (answer) => isDone(act, answer),
+    // Copies have ids of their own; in sums they are one kind.
+    kindOf: (answer) => (act === 'replay' && isDone(act, answer) ? 'replayed' : answer.answer),
+  };
 }
 
 function withFilters(command: Command, states: readonly string[], did: string): Command {

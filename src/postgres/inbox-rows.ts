@@ -55,7 +55,7 @@ export async function mayReadInbox(client: Client, schema: string): Promise<'yes
   return rows[0].may === true ? 'yes' : 'refused';
 }
 
-const INBOX_COLUMNS = `i.seq::text as seq, i.consumer, i.message_id as "messageId", i.original_id as "originalId",
+export const INBOX_COLUMNS = `i.seq::text as seq, i.consumer, i.message_id as "messageId", i.original_id as "originalId",
   i.type, i.key, i.schema_version as "schemaVersion", i.status, i.dead_reason as "deadReason", i.failures, i.abandoned,
   i.last_error as error, i.received_at as "receivedAt", i.processed_at as "processedAt",
   i.next_attempt_at as "nextAttemptAt", i.lease_until as "leaseUntil", i.locked_by as "lockedBy",

@@ -13,6 +13,10 @@ export interface RowFilter {
   since?: Moment;
   /** Before this. */
   until?: Moment;
+  /** Of the inbox: the consumer. */
+  consumer?: string;
+  /** Of the inbox: why it is dead. */
+  deadReason?: string;
 }
 
 /** What the parts of a filter are called in a table; without `error` the table keeps none. */
@@ -20,12 +24,14 @@ export interface FilterColumns {
   state: string;
   error: string | null;
   time: string;
+  /** The ids are texts, under this name; otherwise they are UUIDs. */
+  textId?: string;
 }
 
 const OUTBOX: FilterColumns = { state: 'o.state', error: 'o.last_error', time: 'o.created_at' };
 
 /** The condition of a filter, with its parameters numbered from 1. The table is `o`. */
-export function conditionOf(filter: RowFilter, columns = OUTBOX): { sql: string; values: unknown[] } {
+export function conditionOf(filter: RowFilter, columns: FilterColumns = OUTBOX): { sql: string; values: unknown[] } {
   const parts: string[] = [];
   const values: unknown[] = [];
   const add = (value: unknown, part: (parameter: string) => string): void => {
@@ -44,7 +50,12 @@ export function conditionOf(filter: RowFilter, columns = OUTBOX): { sql: string;
       );
     }
   };
-  add(filter.ids, (parameter) => `o.id = any(${parameter}::uuid[])`);
+  const { textId } = columns;
+  add(filter.ids, (parameter) =>
+    textId === undefined ? `o.id = any(${parameter}::uuid[])` : `${textId} = any(${parameter}::text[])`,
+  );
+  add(filter.consumer, (parameter) => `o.consumer = ${parameter}`);
+  add(filter.deadReason, (parameter) => `o.dead_reason = ${parameter}`);
   add(filter.states, (parameter) => `${columns.state} = any(${parameter}::text[])`);
   add(filter.type, (parameter) => `o.type = ${parameter}`);
   add(filter.key, (parameter) => `o.key = ${parameter}`);

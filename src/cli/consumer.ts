@@ -1,0 +1,76 @@
+import type { Command } from 'commander';
+import { drainConsumer, listConsumers, switchConsumer } from '../app/inbox-admin.js';
+import { createTextRedactor } from '../telemetry/redact.js';
+import { duration } from './arguments.js';
+import { EXIT } from './context.js';
+import { formatConsumers } from './inbox-text.js';
+import type { Cli } from './program.js';
+import { printable } from './text.js';
+
+const DRAIN_MS = 60_000;
+
+export function registerConsumer(program: Command, cli: Cli): void {
+  const consumer = program.command('consumer').description('List, pause, resume or drain consumers.');
+  const say = (text: string): void => cli.context.out(`${printable(createTextRedactor()(text))}\n`);
+  const answered = (name: string, answer: string, wanted: readonly string[]): void => {
+    if (!wanted.includes(answer)) cli.exitCode = EXIT.failed;
+    say(
+      answer === 'unknown'
+        ? `No consumer ${name} is registered; see \`waybill consumer list\`.`
+        : `Consumer ${name}: ${answer}.`,
+    );
+  };
+
+  consumer
+    .command('list')
+    .description('Show the registered consumers, their backlog, and whether they are paused.')
+    .option('--json', 'as JSON')
+    .action(async ({ json }: { json?: boolean }) => {
+      const consumers = await listConsumers(cli.configuration.database());
+      if (json) cli.context.out(`${JSON.stringify(consumers, null, 2)}\n`);
+      else say(formatConsumers(consumers));
+    });
+
+  consumer
+    .command('pause <name>')
+    .description('Hand out no further message of the consumer; what is being handled ends. Messages go on to be kept.')
+    .requiredOption('--reason <text>', 'why; shown to everybody, and kept in the action_log')
+    .action(async (name: string, { reason }: { reason: string }) => {
+      const answer = await switchConsumer(cli.configuration.database(), 'pause', name, reason);
+      answered(name, answer, ['paused', 'already paused']);
+    });
+
+  consumer
+    .command('resume <name>')
+    .description("End a pause, an operator's or the program's own.")
+    .option('--reason <text>', 'why; kept in the action_log')
+    .action(async (name: string, { reason }: { reason?: string }) => {
+      const answer = await switchConsumer(cli.configuration.database(), 'resume', name, reason ?? null);
+      answered(name, answer, ['resumed', 'not paused']);
+    });
+
+  consumer
+    .command('drain <name>')
+    .description(
+      'Pause the consumer and wait until nothing of it is being handled; exit code 1 if that takes too long.',
+    )
+    .requiredOption('--reason <text>', 'why; shown to everybody, and kept in the action_log')
+    .option('--timeout <duration>', 'how long to wait', duration, DRAIN_MS)
+    .action(async (name: string, { reason, timeout }: { reason: string; timeout: number }) => {
+      const database = cli.configuration.database();
+      const answer = await switchConsumer(database, 'pause', name, reason);
+      if (answer === 'unknown') {
+        answered(name, answer, []);
+        return;
+      }
+      const left = await drainConsumer(database, name, timeout, (running) =>
+        cli.context.err(`${running} being handled\n`),
+      );
+      if (left > 0) cli.exitCode = EXIT.failed;
+      say(
+        left === 0
+          ? `Consumer ${name} is paused, and nothing of it is being handled.`
+          : `Consumer ${name} is paused; ${left} messages are still being handled after ${timeout / 1000} s.`,
+      );
+    });
+}

@@ -1,0 +1,149 @@
+import type { ConsumerEntry, DeadGroup, InboxMessageRecord, InboxRow } from '../app/inbox-admin.js';
+import { cell } from './outbox-text.js';
+import { aligned, columns, printable, spoken, spokenBytes, spokenCount, wrapped } from './text.js';
+
+const WIDTH = 80;
+const ID_WIDTH = 36;
+
+/** Rows of the inbox: a line for each, and one more for what is known of it. */
+export function formatInbox({ rows, more }: { rows: readonly InboxRow[]; more: boolean }, now: Date): string {
+  if (rows.length === 0) return 'No message of the inbox fits.';
+  const ages = rows.map(({ receivedAt }) => spoken(now.getTime() - receivedAt.getTime()));
+  const consumerWidth = Math.min(16, Math.max(8, ...rows.map(({ consumer }) => consumer.length)));
+  const table = columns([
+    ['ID', 'CONSUMER', 'STATUS', 'AGE'],
+    ...rows.map((row, n) => [
+      cell(row.messageId, ID_WIDTH),
+      cell(row.consumer, consumerWidth),
+      row.status,
+      ages[n] ?? '',
+    ]),
+  ]).split('\n');
+  const lines = rows.flatMap((row, n) => {
+    const tries = row.failures + row.abandoned;
+    const parts = [
+      cell(row.type ?? '', 30),
+      row.key === null ? '' : `key ${cell(row.key, 24)}`,
+      row.deadReason ?? '',
+      tries === 0 ? '' : `${spokenCount(tries)} failed`,
+      row.status === 'waiting' && row.nextAttemptAt ? dueText(row.nextAttemptAt, now) : '',
+      row.error ?? '',
+    ];
+    const remark = cell(parts.filter((part) => part !== '').join('; '), WIDTH - 4);
+    return remark === '' ? [table[n + 1] ?? ''] : [table[n + 1] ?? '', `    ${remark}`];
+  });
+  const end = more ? [`There are more than these ${spokenCount(rows.length)}; --limit shows more of them.`] : [];
+  return [table[0], ...lines, ...end].join('\n');
+}
+
+function dueText(at: Date, now: Date): string {
+  const ms = at.getTime() - now.getTime();
+  return ms <= 0 ? 'due now' : `due in ${spoken(ms)}`;
+}
+
+/** All that is known of a message at its consumers; its body only if it was asked for. */
+export function formatInboxMessages(records: readonly InboxMessageRecord[]): string {
+  return records.map(messageText).join('\n\n');
+}
+
+function messageText({ content, attempts, body, ...row }: InboxMessageRecord): string {
+  const at = (time: Date | null): string | null => time && time.toISOString();
+  const headers = JSON.stringify(content.headers ?? {});
+  const facts: [string, string | number | null][] = [
+    ['id', row.messageId],
+    ['original id', row.originalId],
+    ['status', row.status],
+    ['dead because', row.deadReason],
+    ['error', row.error],
+    ['failed', row.failures],
+    ['abandoned', row.abandoned],
+    ['next attempt', row.status === 'waiting' ? at(row.nextAttemptAt) : null],
+    ['handled by', row.lockedBy],
+    ['until', at(row.leaseUntil)],
+    ['type', row.type],
+    ['key', row.key],
+    ['schema version', row.schemaVersion],
+    ['received', at(row.receivedAt)],
+    ['ended', at(row.processedAt)],
+    ['result', content.result],
+    ['redacted', at(content.redactedAt)],
+    ['occurred', at(content.occurredAt)],
+    ['exchange', content.exchange],
+    ['routing key', content.routingKey],
+    ['content type', content.contentType],
+    ['encoding', content.contentEncoding],
+    ['correlation id', content.correlationId],
+    ['causation id', content.causationId],
+    ['reply to', content.replyTo],
+    ['app id', content.appId],
+    ['traceparent', content.traceparent],
+    ['headers', headers === '{}' ? null : headers],
+    ['size', row.size === null ? 'the body is gone' : spokenBytes(row.size)],
+  ];
+  const known = facts.flatMap(([label, value]): [string, string][] =>
+    value === null ? [] : [[label, printable(String(value)).replaceAll('\n', ' ')]],
+  );
+  const tries = attempts.map(({ number, at: when, verdict, error }) =>
+    cell(`${when.toISOString()}  ${number}  ${verdict ?? ''}  ${error ?? ''}`, WIDTH - 2),
+  );
+  const parts = [
+    `At consumer ${printable(row.consumer)}\n${aligned(known, '  ')}`,
+    tries.length === 0 ? '' : `Attempts\n${tries.map((line) => `  ${line}`).join('\n')}`,
+    body === undefined
+      ? ''
+      : body === null
+        ? 'The body is gone.'
+        : body.encoding === 'text'
+          ? printable(body.data)
+          : `base64: ${body.data}`,
+  ];
+  return parts.filter((part) => part !== '').join('\n\n');
+}
+
+/** The dead by what they have in common, each group with the command that would try it again. */
+export function formatGroups(groups: readonly DeadGroup[], by: 'error' | 'type' | 'id', now: Date): string {
+  if (groups.length === 0) return 'Nothing is dead.';
+  return groups
+    .map(({ consumer, reason, common, count, firstAt, lastAt, exampleId }) => {
+      const ages = `oldest ${spoken(now.getTime() - firstAt.getTime())}, newest ${spoken(now.getTime() - lastAt.getTime())} ago`;
+      const head = `${spokenCount(count)} at ${cell(consumer, 30)}${reason === null ? '' : ` (${reason})`}; ${ages}`;
+      const text = common ?? (by === 'error' ? 'no error is recorded' : `no ${by}`);
+      return [cell(head, WIDTH), `    ${cell(text, WIDTH - 4)}`, `    such as ${cell(exampleId, WIDTH - 12)}`].join(
+        '\n',
+      );
+    })
+    .join('\n');
+}
+
+/** The consumers with their backlog. */
+export function formatConsumers(consumers: readonly ConsumerEntry[]): string {
+  if (consumers.length === 0) return 'No consumer is registered; `waybill run` registers those of its configuration.';
+  const table = columns([
+    ['CONSUMER', 'HANDLER', 'PENDING', 'RUNNING', 'WAITING', 'BLOCKED', 'DEAD', 'OLDEST'],
+    ...consumers.map((one) => [
+      cell(one.name, 18),
+      one.handler,
+      ...[one.pending, one.running, one.waiting, one.blocked, one.dead].map(spokenCount),
+      one.oldestAgeMs === null ? '-' : spoken(one.oldestAgeMs),
+    ]),
+  ]).split('\n');
+  const lines = consumers.flatMap((one, n) => {
+    const parts = [
+      one.owner === null ? '' : `owner ${one.owner}`,
+      `queue ${one.queue}`,
+      one.ordering === 'key' ? 'ordered by key' : '',
+    ];
+    const about = cell(parts.filter((part) => part !== '').join('; '), WIDTH - 4);
+    const paused =
+      one.pausedAt === null
+        ? []
+        : wrapped(
+            printable(
+              `PAUSED by ${one.pausedBy ?? ''} since ${one.pausedAt.toISOString()}: ${one.pausedReason ?? 'no reason given'}`,
+            ).replaceAll('\n', ' '),
+            WIDTH - 4,
+          ).map((line) => `    ${line}`);
+    return [table[n + 1] ?? '', `    ${about}`, ...paused];
+  });
+  return [table[0], ...lines].join('\n');
+}

@@ -1,0 +1,274 @@
+import type { Client } from 'pg';
+import { INBOX_COLUMNS, type InboxRow } from './inbox-rows.js';
+import { select } from './inspect.js';
+import type { Answer, RowSnapshot } from './operator-rows.js';
+import { conditionOf, type FilterColumns, type RowFilter } from './row-filter.js';
+import { quoteSchema } from './schema-name.js';
+
+/** What an operator can do to messages of one consumer. */
+export type InboxAct = 'retry' | 'replay' | 'discard' | 'defer';
+
+/** Dead rows of one kind. */
+export interface DeadGroup {
+  consumer: string;
+  reason: string | null;
+  /** The error, the type or the id that they have in common. */
+  common: string | null;
+  count: number;
+  firstAt: Date;
+  lastAt: Date;
+  exampleId: string;
+}
+
+/** One consumer with its backlog. */
+export interface ConsumerEntry {
+  name: string;
+  owner: string | null;
+  queue: string;
+  handler: string;
+  ordering: string;
+  pausedAt: Date | null;
+  pausedBy: string | null;
+  pausedReason: string | null;
+  registeredAt: Date;
+  pending: number;
+  running: number;
+  waiting: number;
+  blocked: number;
+  dead: number;
+  oldestAgeMs: number | null;
+}
+
+/** Rows of one place that a redaction changed. */
+export interface RedactedPlace {
+  place: string;
+  rows: number;
+}
+
+const RECEIVED: FilterColumns = {
+  state: 'o.status',
+  error: 'o.last_error',
+  time: 'o.received_at',
+  textId: 'o.message_id',
+};
+/** Dead rows are looked for by the time of death, for which there is an index. */
+const DIED: FilterColumns = { ...RECEIVED, time: 'o.processed_at' };
+/** Most rows that are grouped, the latest. */
+const GROUPED_ROWS = 100_000;
+
+/** Rows of the inbox that are meant, in the order in which they came; dead ones alone in the order of their deaths. */
+export function listInboxRows(client: Client, schema: string, filter: RowFilter, limit: number): Promise<InboxRow[]> {
+  const dead = isDead(filter);
+  const { sql, values } = conditionOf(filter, dead ? DIED : RECEIVED);
+  return select<InboxRow>(
+    client,
+    `select ${INBOX_COLUMNS} from (
+       select * from ${quoteSchema(schema)}.inbox o where ${sql}
+       order by ${dead ? 'o.consumer, o.processed_at, o.seq' : 'o.seq'} limit ${limit}) i`,
+    values,
+  );
+}
+
+/** The messages of one consumer that are meant now, at most `limit`: counted and by id. */
+export async function takeInboxSnapshot(
+  client: Client,
+  schema: string,
+  filter: RowFilter,
+  limit: number,
+): Promise<RowSnapshot> {
+  const { sql, values } = conditionOf(filter, isDead(filter) ? DIED : RECEIVED);
+  const rows = await select<{ id: string; state: string; type: string | null }>(
+    client,
+    `select o.message_id as id, o.status as state, o.type from ${quoteSchema(schema)}.inbox o
+     where ${sql} order by o.seq limit ${limit}`,
+    values,
+  );
+  const kinds = new Map<string, RowSnapshot['kinds'][number]>();
+  for (const { state, type } of rows) {
+    const kind = kinds.get(`${state} ${type ?? ''}`);
+    if (kind) kind.count += 1;
+    else kinds.set(`${state} ${type ?? ''}`, { state, type: type ?? '(no type)', count: 1 });
+  }
+  return { kinds: [...kinds.values()].sort((a, b) => b.count - a.count), ids: rows.map(({ id }) => id) };
+}
+
+/** The statuses of these messages of a consumer, without touching them. */
+export function readStatuses(
+  client: Client,
+  schema: string,
+  consumer: string,
+  ids: readonly string[],
+): Promise<Answer[]> {
+  return select<Answer>(
+    client,
+    `select w.id, coalesce(i.status || coalesce(' (' || i.dead_reason || ')', ''), 'unknown') as answer
+     from unnest($2::text[]) with ordinality w (id, place)
+     left join ${quoteSchema(schema)}.inbox i on i.consumer = $1 and i.message_id = w.id order by w.place`,
+    [consumer, ids],
+  );
+}
+
+/**
+ * Calls the function of the act for each message, in the order given, all in one transaction. With `statuses`, a row
+ * that has another one by now is left as it is, because it is not what the operator saw.
+ */
+export function callForMessages(
+  client: Client,
+  schema: string,
+  act: InboxAct,
+  order: {
+    consumer: string;
+    ids: readonly string[];
+    reason: string | null;
+    statuses: readonly string[] | null;
+    force: boolean;
+    delayMs: number;
+  },
+): Promise<Answer[]> {
+  const own = quoteSchema(schema);
+  // Why all six in each: a statement's parameters must all be used.
+  const call = {
+    retry: `${own}.inbox_retry($1, w.id, $3)`,
+    discard: `${own}.inbox_discard($1, w.id, $3)`,
+    replay: `${own}.inbox_replay($1, w.id, $3, $5::boolean)`,
+    defer: `${own}.inbox_postpone($1, w.id, $6::float8 * interval '1 millisecond', $3)`,
+  }[act];
+  return select<Answer>(
+    client,
+    `select w.id, case
+         when $5::boolean is null or $6::float8 is null then null
+         when $4::text[] is null or coalesce(
+           (select i.status = any($4::text[]) from ${own}.inbox i where i.consumer = $1 and i.message_id = w.id), false)
+         then ${call} else 'changed meanwhile' end as answer
+     from (select u.id from unnest($2::text[]) with ordinality u (id, place) order by u.place) w`,
+    [order.consumer, order.ids, order.reason, order.statuses, order.force, order.delayMs],
+  );
+}
+
+/** The dead by what they have in common, the commonest first. */
+export function groupDead(
+  client: Client,
+  schema: string,
+  filter: RowFilter,
+  by: 'error' | 'type' | 'id',
+  limit: number,
+): Promise<DeadGroup[]> {
+  const { sql, values } = conditionOf({ ...filter, states: ['dead'] }, DIED);
+  const common = {
+    error: 'left(d.last_error, 300)',
+    type: 'd.type',
+    id: 'coalesce(d.original_id, d.message_id)',
+  }[by];
+  const consumer = by === 'id' ? `string_agg(distinct d.consumer, ', ')` : 'd.consumer';
+  return select<DeadGroup>(
+    client,
+    `select ${consumer} as consumer, ${by === 'id' ? 'min(d.dead_reason)' : 'd.dead_reason'} as reason, ${common} as common,
+       count(*)::int as count, min(d.processed_at) as "firstAt", max(d.processed_at) as "lastAt",
+       (array_agg(d.message_id order by d.processed_at desc))[1] as "exampleId"
+     from (select * from ${quoteSchema(schema)}.inbox o where ${sql} order by o.processed_at desc limit ${GROUPED_ROWS}) d
+     group by ${by === 'id' ? '' : 'd.consumer, d.dead_reason, '}${common}
+     order by count(*) desc, max(d.processed_at) desc limit ${limit}`,
+    values,
+  );
+}
+
+/** A message as it was received, with everything that is kept of it. */
+export interface InboxContent {
+  seq: string;
+  contentType: string | null;
+  contentEncoding: string | null;
+  headers: unknown;
+  exchange: string | null;
+  routingKey: string | null;
+  correlationId: string | null;
+  causationId: string | null;
+  replyTo: string | null;
+  appId: string | null;
+  occurredAt: Date | null;
+  traceparent: string | null;
+  result: string | null;
+  redactedAt: Date | null;
+  body: Buffer | null;
+}
+
+/** What these rows hold beside their state; bodies only if asked for. */
+export function readContents(
+  client: Client,
+  schema: string,
+  seqs: readonly string[],
+  withBody: boolean,
+): Promise<InboxContent[]> {
+  return select<InboxContent>(
+    client,
+    `select i.seq::text as seq, i.content_type as "contentType", i.content_encoding as "contentEncoding", i.headers,
+       i.exchange, i.routing_key as "routingKey", i.correlation_id as "correlationId", i.causation_id as "causationId",
+       i.reply_to as "replyTo", i.app_id as "appId", i.occurred_at as "occurredAt", i.traceparent, i.result,
+       i.redacted_at as "redactedAt", ${withBody ? 'i.body' : 'null::bytea as body'}
+     from ${quoteSchema(schema)}.inbox i where i.seq = any($1::bigint[]) order by i.seq`,
+    [seqs],
+  );
+}
+
+/** Every registered consumer with what is unfinished. */
+export function listConsumerRows(client: Client, schema: string): Promise<ConsumerEntry[]> {
+  const own = quoteSchema(schema);
+  const count = (status: string): string =>
+    `coalesce(sum(b.count) filter (where b.status = '${status}'), 0)::int as ${status}`;
+  return select<ConsumerEntry>(
+    client,
+    `select c.name, c.owner, c.queue, c.handler, c.ordering, c.paused_at as "pausedAt", c.paused_by as "pausedBy",
+       c.paused_reason as "pausedReason", c.registered_at as "registeredAt",
+       ${['pending', 'running', 'waiting', 'blocked', 'dead'].map(count).join(', ')},
+       (extract(epoch from max(b.oldest_age) filter (where b.status <> 'dead')) * 1000)::float8 as "oldestAgeMs"
+     from ${own}.consumer c left join ${own}.inbox_backlog b on b.consumer = c.name
+     group by c.name order by c.name`,
+  );
+}
+
+/** Pauses or resumes a consumer; gives the function's answer. */
+export async function callForConsumer(
+  client: Client,
+  schema: string,
+  act: 'pause' | 'resume',
+  consumer: string,
+  reason: string | null,
+): Promise<string> {
+  const rows = await select<{ answer: string }>(
+    client,
+    `select ${quoteSchema(schema)}.consumer_${act}($1, $2) as answer`,
+    [consumer, reason],
+  );
+  return rows[0]?.answer ?? 'unknown';
+}
+
+/** How many rows of the consumer are being handled. */
+export async function countRunning(client: Client, schema: string, consumer: string): Promise<number> {
+  const rows = await select<{ n: number }>(
+    client,
+    `select count(*)::int as n from ${quoteSchema(schema)}.inbox
+     where consumer = $1 and status = 'running' and lease_until > clock_timestamp()`,
+    [consumer],
+  );
+  return rows[0]?.n ?? 0;
+}
+
+/** Removes the content of messages of a key or an id; with `dryRun` it is undone, and only the counts stay. */
+export async function redactRows(
+  client: Client,
+  schema: string,
+  what: { key: string | null; id: string | null; reason: string | null },
+  dryRun: boolean,
+): Promise<RedactedPlace[]> {
+  await client.query('begin');
+  const rows = await select<RedactedPlace>(
+    client,
+    `select r.place, r.rows::int as rows from ${quoteSchema(schema)}.redact($1, $2, $3) r`,
+    [what.key, what.id, what.reason],
+  );
+  await client.query(dryRun ? 'rollback' : 'commit');
+  return rows;
+}
+
+function isDead({ states }: RowFilter): boolean {
+  return states?.length === 1 && states[0] === 'dead';
+}

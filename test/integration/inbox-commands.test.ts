@@ -1,0 +1,302 @@
+import { randomUUID } from 'node:crypto';
+import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import type { InboxMessageRecord, InboxRow } from '../../src/app/inbox-admin.js';
+import type { Trace } from '../../src/app/trace.js';
+import type { FreshDatabase } from '../support/database.js';
+import { migratedDatabase } from '../support/migrated-database.js';
+import { until } from '../support/waiting.js';
+import { buildProgram, runProgram, startProgram } from './built-program.js';
+
+let database: FreshDatabase;
+
+beforeAll(async () => {
+  [database] = await Promise.all([migratedDatabase(), buildProgram()]);
+  await database.query(`select * from waybill.register_consumers($1)`, [
+    JSON.stringify([
+      { name: 'billing', owner: 'team-billing', queue: 'billing', handler: 'store' },
+      { name: 'mail', queue: 'mail', handler: 'store' },
+      { name: 'ledger', queue: 'ledger', handler: 'store', order: 'key' },
+    ]),
+  ]);
+});
+afterAll(() => database.drop());
+beforeEach(async () => {
+  await database.query(
+    'truncate waybill.inbox, waybill.inbox_attempt, waybill.action_log, waybill.outbox, waybill.outbox_history',
+  );
+  await database.query('update waybill.consumer set paused_at = null, paused_by = null, paused_reason = null');
+});
+
+const waybill = (...args: string[]) => runProgram(args, { WAYBILL_DATABASE_URL: database.url });
+
+/** Receives a message at a consumer, as the daemon does. */
+async function receive(consumer: string, given: Record<string, unknown> = {}): Promise<string> {
+  const id = randomUUID();
+  const message = { message_id: id, type: 'order.paid', size: 2, ...given };
+  await database.query(`select * from waybill.inbox_receive($1, $2, '{}'::bytea)`, [
+    consumer,
+    JSON.stringify([message]),
+  ]);
+  return message.message_id;
+}
+
+const dead = (consumer: string, given: Record<string, unknown> = {}) =>
+  receive(consumer, { dead_reason: 'never', error: 'no such customer', ...given });
+
+/** Has an application claim everything and complete it. */
+async function applyAll(consumer: string): Promise<void> {
+  await database.query(`select waybill.inbox_complete(c.seq, c.claim_token) from waybill.inbox_claim($1, 100) c`, [
+    consumer,
+  ]);
+}
+
+const statuses = async (): Promise<Record<string, string>> => {
+  const rows = await database.query<{ id: string; status: string }>(
+    `select consumer || ' ' || message_id as id, status from waybill.inbox`,
+  );
+  return Object.fromEntries(rows.map(({ id, status }) => [id, status]));
+};
+const actions = () => database.query('select action, target, reason from waybill.action_log order by seq');
+
+describe('waybill inbox', () => {
+  test('list filters; lines fit 80 columns and have nothing that a terminal obeys', async () => {
+    const pending = await receive('billing');
+    const died = await dead('billing', { error: 'x\u001b[2Jy' });
+    const other = await receive('mail', { type: 'a\u001b]0;z', key: 'k' });
+    const list = async (...args: string[]) => {
+      const { out } = await waybill('inbox', 'list', '--json', ...args);
+      return (JSON.parse(out) as { rows: InboxRow[] }).rows.map(({ messageId }) => messageId);
+    };
+    expect(await list()).toEqual([pending, died, other]);
+    expect(await list('--consumer', 'billing', '--status', 'pending')).toEqual([pending]);
+    expect(await list('--error', '[2jY')).toEqual([died]);
+    expect(await list('--dead-reason', 'never')).toEqual([died]);
+    expect(await list('--key', 'k', '--since', '1h')).toEqual([other]);
+    expect(await list('--until', '1h')).toEqual([]);
+    const human = await waybill('inbox', 'list');
+    expect(human).toMatchObject({ code: 0, err: '' });
+    for (const line of human.out.trimEnd().split('\n')) {
+      expect(line.length).toBeLessThanOrEqual(80);
+      expect(line).not.toMatch(/[\u0000-\u001f\u007f-\u009f]/);
+    }
+  });
+
+  test('show tells all, bodies only when asked for; the body is as it was received', async () => {
+    const id = await dead('billing', { headers: { h: 1 } });
+    const plain = await waybill('inbox', 'show', id);
+    expect(plain.out).toMatch(/At consumer billing\n +id +\S+\n +status +dead\n +dead because +never\n/);
+    expect(plain.out).not.toContain('{}\n');
+    expect((await waybill('inbox', 'show', id, '--body')).out.trimEnd().endsWith('{}')).toBe(true);
+    const [record] = JSON.parse((await waybill('inbox', 'show', id, '--body', '--json')).out) as InboxMessageRecord[];
+    expect(record?.body).toEqual({ encoding: 'text', data: '{}' });
+    expect((await waybill('inbox', 'show', id, '--consumer', 'mail')).code).toBe(1);
+    expect((await waybill('inbox', 'show', 'nobody')).code).toBe(1);
+  });
+
+  test('F129: an act is for one consumer; replay of what was applied answers "already applied" unless forced', async () => {
+    const id = await receive('billing');
+    await receive('mail', { message_id: id });
+    await Promise.all(['billing', 'mail'].map(applyAll));
+    expect(await waybill('inbox', 'replay', id)).toMatchObject({ code: 2, out: '' });
+    expect(await waybill('inbox', 'replay', '--consumer', 'billing', id)).toMatchObject({
+      code: 1,
+      out: `${id}  already applied\n`,
+    });
+    expect(await waybill('inbox', 'replay', '--consumer', 'billing', '--force', id)).toMatchObject({ code: 2 });
+    expect(await actions()).toEqual([]);
+    expect(await waybill('inbox', 'replay', '--consumer', 'billing', '--force', '--yes', id)).toMatchObject({
+      code: 0,
+      out: `${id}  pending\n`,
+    });
+    expect(await statuses()).toEqual({ [`billing ${id}`]: 'pending', [`mail ${id}`]: 'done' });
+  });
+
+  test('retry, discard and defer by id, each in the action_log; exit code 1 if one was not to be changed', async () => {
+    const [one, two, three] = [await dead('billing'), await dead('billing'), await receive('billing')];
+    const retried = await waybill(
+      'inbox',
+      'retry',
+      '--consumer',
+      'billing',
+      one,
+      three,
+      'nobody',
+      '--reason',
+      'mended',
+    );
+    expect(retried).toMatchObject({
+      code: 1,
+      out: `${one}  pending\n${three}  pending\nnobody                                unknown\n`,
+    });
+    expect(await waybill('inbox', 'discard', '--consumer', 'billing', two)).toMatchObject({ code: 2 });
+    expect(await waybill('inbox', 'discard', '--consumer', 'billing', two, '--yes')).toMatchObject({
+      code: 0,
+      out: `${two}  discarded\n`,
+    });
+    expect((await waybill('inbox', 'defer', '--consumer', 'billing', three)).code).toBe(2);
+    expect(await waybill('inbox', 'defer', '--consumer', 'billing', '--for', '30m', three)).toMatchObject({
+      code: 0,
+      out: `${three}  waiting\n`,
+    });
+    expect(await actions()).toEqual([
+      { action: 'inbox.retry', target: one, reason: 'mended' },
+      { action: 'inbox.discard', target: two, reason: null },
+      { action: 'inbox.defer', target: three, reason: null },
+    ]);
+  });
+
+  test('--all: counted before, in several batches, what changed meanwhile is skipped', async () => {
+    const many = Array.from({ length: 250 }, (_, n) => ({
+      message_id: `m${n}`,
+      type: n % 2 === 0 ? 'order.paid' : 'order.sent',
+      size: 0,
+      dead_reason: 'attempts',
+      error: 'timeout',
+    }));
+    await database.query(`select * from waybill.inbox_receive('ledger', $1, '')`, [JSON.stringify(many)]);
+    await dead('mail');
+    const scope = ['--consumer', 'ledger', '--all', '--type', 'order.paid', '--error', 'TIME'];
+    expect((await waybill('inbox', 'retry', ...scope, '--dry-run')).out).toBe(
+      'Would retry 125 rows: 125 dead order.paid. Nothing was changed.\n',
+    );
+    const done = await waybill('inbox', 'retry', ...scope, '--yes', '--json');
+    expect(JSON.parse(done.out)).toEqual({
+      act: 'retry',
+      dryRun: false,
+      rows: 125,
+      kinds: [{ state: 'dead', type: 'order.paid', count: 125 }],
+      answers: { pending: 125 },
+    });
+    // At a slow rate there is time for somebody else to change what was chosen.
+    const slow = startProgram(['inbox', 'retry', '--consumer', 'ledger', '--all', '--yes', '--rate', '100/s'], {
+      WAYBILL_DATABASE_URL: database.url,
+    });
+    const begun = async (): Promise<boolean> => (await actions()).length > 125;
+    await until(begun, { what: 'the first batch' });
+    await database.query(`select waybill.inbox_discard('ledger', 'm249')`);
+    const { code, out } = await slow.finished;
+    expect({ code, out }).toEqual({ code: 0, out: '124 pending; skipped: 1 changed meanwhile.\n' });
+    expect((await statuses())['ledger m249']).toBe('discarded');
+  });
+});
+
+describe('waybill dead', () => {
+  test('list, grouped by what they have in common; retry; export as JSON lines', async () => {
+    const [one, two] = [await dead('billing'), await dead('billing')];
+    await dead('mail', { error: 'mailbox full', dead_reason: 'attempts' });
+    await receive('billing');
+    const groups = JSON.parse((await waybill('dead', 'list', '--group', 'error', '--json')).out) as unknown[];
+    expect(groups).toMatchObject([
+      { consumer: 'billing', common: 'no such customer', count: 2, reason: 'never' },
+      { consumer: 'mail', common: 'mailbox full', count: 1, reason: 'attempts' },
+    ]);
+    expect((await waybill('dead', 'list', '--group', 'type')).out).toMatch(
+      /2 at billing \(never\); oldest .*\n {4}order\.paid\n/,
+    );
+    expect((await waybill('dead', 'list', '--group', 'id')).code).toBe(0);
+    expect((await waybill('dead', 'list', '--consumer', 'billing')).out).toContain(one);
+    const exported = await waybill('dead', 'export', '--consumer', 'billing', '--body');
+    const lines = exported.out
+      .trimEnd()
+      .split('\n')
+      .map((line) => JSON.parse(line) as InboxMessageRecord);
+    expect(lines.map(({ messageId, body }) => [messageId, body?.data])).toEqual([
+      [one, '{}'],
+      [two, '{}'],
+    ]);
+    expect((await waybill('dead', 'export')).out).not.toContain('"body":{');
+    expect(await waybill('dead', 'retry', '--consumer', 'billing', '--all', '--yes')).toMatchObject({
+      out: '2 pending.\n',
+    });
+    expect(await waybill('dead', 'discard', '--consumer', 'mail', '--all', '--yes')).toMatchObject({
+      out: '1 discarded.\n',
+    });
+    expect((await waybill('dead', 'list', '--group', 'error')).out).toBe('Nothing is dead.\n');
+  });
+});
+
+describe('waybill consumer', () => {
+  test('list, pause, resume', async () => {
+    await receive('billing');
+    await dead('billing');
+    const paused = await waybill('consumer', 'pause', 'billing', '--reason', 'a partner is down');
+    expect(paused).toMatchObject({ code: 0, out: 'Consumer billing: paused.\n' });
+    expect(await database.query(`select * from waybill.inbox_claim('billing')`)).toEqual([]);
+    const listed = await waybill('consumer', 'list');
+    expect(listed.out).toMatch(/billing +store +1 +0 +0 +0 +1 +\S/);
+    expect(listed.out).toContain('    owner team-billing; queue billing\n    PAUSED by operator since ');
+    expect(listed.out.replaceAll(/\s+/g, ' ')).toContain('a partner is down');
+    for (const line of listed.out.split('\n')) expect(line.length).toBeLessThanOrEqual(80);
+    expect((await waybill('consumer', 'resume', 'billing')).out).toBe('Consumer billing: resumed.\n');
+    expect(await waybill('consumer', 'pause', 'nobody', '--reason', 'x')).toMatchObject({ code: 1 });
+    expect(await waybill('consumer', 'pause', 'billing')).toMatchObject({ code: 2 });
+  });
+
+  test('drain pauses and waits until what is being handled ends, or says how much is left', async () => {
+    await receive('billing');
+    const [claim] = await database.query<{ seq: string; claim_token: string }>(
+      `select seq::text, claim_token from waybill.inbox_claim('billing')`,
+    );
+    const late = await waybill('consumer', 'drain', 'billing', '--reason', 'release', '--timeout', '300ms');
+    expect(late).toMatchObject({ code: 1 });
+    expect(late.out).toContain('1 messages are still being handled');
+    const drain = startProgram(['consumer', 'drain', 'billing', '--reason', 'release'], {
+      WAYBILL_DATABASE_URL: database.url,
+    });
+    await until(() => drain.err().includes('1 being handled'), { what: 'it to wait' });
+    await database.query('select waybill.inbox_complete($1, $2)', [claim?.seq, claim?.claim_token]);
+    expect(await drain.finished).toMatchObject({
+      code: 0,
+      out: 'Consumer billing is paused, and nothing of it is being handled.\n',
+    });
+  });
+});
+
+test('redact counts first, then removes content everywhere; ids stay, so that a duplicate is still known', async () => {
+  const id = await receive('billing', { key: 'customer-7' });
+  await applyAll('billing');
+  await database.query(
+    `insert into waybill.outbox_history (id, outcome, type, key, payload, headers) values ($1, 'published', 't', 'customer-7', '{"name": "Ada"}', '{}')`,
+    [randomUUID()],
+  );
+  expect((await waybill('redact')).code).toBe(2);
+  const dry = await waybill('redact', '--key', 'customer-7', '--dry-run');
+  expect(dry).toMatchObject({ code: 0 });
+  expect(dry.out).toMatch(/inbox +1\n[^]*outbox_history +1\n[^]*Nothing was changed/);
+  expect(await waybill('redact', '--key', 'customer-7')).toMatchObject({ code: 2 });
+  const kept = `select (select count(*)::int from waybill.inbox where body is not null) + (select count(*)::int from waybill.outbox_history where payload is not null) as n`;
+  expect(await database.query(kept)).toEqual([{ n: 2 }]);
+  const done = await waybill('redact', '--key', 'customer-7', '--yes', '--reason', 'article 17', '--json');
+  expect(done.code).toBe(0);
+  expect(await database.query(kept)).toEqual([{ n: 0 }]);
+  expect(await actions()).toMatchObject([{ action: 'redact', reason: 'article 17' }]);
+  expect((await waybill('inbox', 'show', id)).out).toContain('the body is gone');
+});
+
+test('trace follows a message to its consumers, and says where the trouble is', async () => {
+  const id = randomUUID();
+  await database.query(
+    `insert into waybill.outbox_history (id, outcome, type, exchange, routing_key, created_at, published_at) values ($1, 'published', 'order.paid', 'e', 'r', now(), now())`,
+    [id],
+  );
+  await receive('mail', { message_id: id });
+  await applyAll('mail');
+  await receive('billing', { message_id: id });
+  await database.query(
+    `select waybill.inbox_fail(c.seq, c.claim_token, 'no such customer', never => true) from waybill.inbox_claim('billing', 100) c`,
+  );
+  const { code, out } = await waybill('trace', id);
+  expect(code).toBe(0);
+  expect(out).toMatch(
+    /broker +confirmed[^]*mail +received[^]*billing +received[^]*billing +attempt 1: never: no such customer\n/,
+  );
+  expect(out).toContain('VERDICT  this consumer: mail applied it, billing does not.');
+  expect(out.trimEnd().endsWith(`next  waybill inbox show --consumer billing ${id}`)).toBe(true);
+  await database.query(`select waybill.inbox_retry('billing', $1)`, [id]);
+  const trace = JSON.parse((await waybill('trace', id, '--json')).out) as Trace;
+  expect(trace.verdict.verdict).toBe('on its way');
+  expect(trace.inbox?.map(({ consumer, attempts }) => [consumer, attempts.length])).toEqual([
+    ['billing', 1],
+    ['mail', 0],
+  ]);
+});
