@@ -33,10 +33,10 @@ export interface InboxWorkerOptions<C extends PooledClient> {
 
 /** `release`: the message went back untouched. `lost`: its lease was over, or it was done although we could not hear it. */
 export type WorkerEvent =
-  | { kind: 'done'; message: ReceivedMessage }
+  | { kind: 'done'; message: ReceivedMessage; error?: undefined }
   | { kind: Settlement['verdict'] | 'lost'; message: ReceivedMessage; error: unknown }
   /** Claiming, prolonging or settling failed; it is tried again. */
-  | { kind: 'trouble'; error: unknown };
+  | { kind: 'trouble'; message?: undefined; error: unknown };
 
 interface Task {
   claim: Claim;
