@@ -1281,7 +1281,8 @@ declare
   row_key text;
 begin
   select o.key into row_key from waybill.outbox o where o.id = lock_outbox_row.id;
-  if row_key is not null then
+  -- Without strict order no row waits for another, and applications that cancel rows need not wait for each other.
+  if row_key is not null and exists (select from waybill.relay r where r.ordering = 'strict') then
     perform pg_advisory_xact_lock(waybill.outbox_key_lock(row_key));
   end if;
 end
@@ -1309,7 +1310,8 @@ CREATE OR REPLACE FUNCTION waybill.outbox_key_lock(key text)
  STABLE PARALLEL SAFE
  SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
 AS $function$
-  select hashtextextended(outbox_key_lock.key, 'waybill.outbox'::regclass::oid::bigint)
+  select hashint8extended(
+    hashtextextended(outbox_key_lock.key, 0) & 1023, 'waybill.outbox'::regclass::oid::bigint)
 $function$;
 
 CREATE OR REPLACE FUNCTION waybill.payload(message waybill.claimed_message)
@@ -1723,8 +1725,7 @@ begin
   elsif held.state not in ('parked', 'scheduled', 'blocked') then
     return 'not held: ' || held.state;
   elsif held.state = 'blocked' or is_strict and exists (
-    select from waybill.outbox o
-    where o.key = held.key and o.hold_no < held.hold_no and o.state in ('parked', 'scheduled', 'blocked')
+    select from waybill.outbox o where o.key = held.key and o.hold_no < held.hold_no
   ) then
     return 'blocked';
   elsif held.state = 'scheduled' and held.deliver_at > clock_timestamp() then
@@ -3268,7 +3269,7 @@ comment on function waybill.key_lock(consumer text, key text) is 'Number of the 
 
 comment on function waybill.lock_keys(settings waybill.consumer, seqs bigint[]) is 'Takes the locks of the keys of these rows, in order, if the consumer is ordered by key.';
 
-comment on function waybill.lock_outbox_row(id uuid) is 'Takes the lock of the key of a row until the end of the transaction. Inside of retry, discard and cancel.';
+comment on function waybill.lock_outbox_row(id uuid) is 'With strict order: takes the lock of the key of a row until the end of the transaction. Inside of retry, discard and cancel.';
 
 comment on function waybill.log_inbox_action(action text, target waybill.inbox, reason text, answer text) is 'Writes an operator''s act to the action_log, with the row as it was before, and wakes whoever waits for rows. Returns the answer.';
 
@@ -3276,7 +3277,7 @@ comment on function waybill.message_of(i waybill.inbox) is 'A row of the inbox a
 
 comment on function waybill.newer(scope text, key text, version bigint) is 'True if this version of the entity is newer than every one that was asked about before; then it is the newest. Apply the event only if it is true, in the same transaction.';
 
-comment on function waybill.outbox_key_lock(key text) is 'Number of the advisory transaction lock that an operator''s act on a row of this key takes, and the relay before it lets rows of the key go.';
+comment on function waybill.outbox_key_lock(key text) is 'Number of the advisory transaction lock that an operator''s act on a row of this key takes, and the relay before it lets rows of the key go. One of 1024; keys may share one.';
 
 comment on function waybill.payload(i waybill.inbox) is 'The body as JSON; errors as of json_of_body.';
 

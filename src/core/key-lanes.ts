@@ -119,9 +119,11 @@ export class KeyLanes<T extends LaneItem> {
   }
 
   /** A row of the key is in the table, durably. */
-  stored(key: string): void {
+  stored(key: string, item: T): void {
     const lane = this.#lane(key);
     lane.holding -= 1;
+    // A later one may have gone out meanwhile, by an operator's will; this one holds the key all the same.
+    if (orderOf(item) <= lane.passed) lane.passed = orderOf(item) - 1n;
     this.#rest(key, lane);
   }
 

@@ -55,7 +55,7 @@ export class LaneTraffic {
   /** The table has the held row. */
   stored(work: Work): void {
     if (work.order === null) return;
-    this.#lanes.stored(keyOf(work));
+    this.#lanes.stored(keyOf(work), work);
     this.#wakeForQuestions();
   }
 

@@ -116,6 +116,36 @@ describe('3.5 strict order', () => {
     await waiting;
     expect(await look(third)).toMatchObject({ state: 'scheduled', due: true });
   });
+
+  test('a row is not retried past one of its key that is in flight', async () => {
+    await row('ready', { hold_no: 5 });
+    const second = await row('parked', { hold_no: 6 });
+    expect(await call('retry', second)).toBe('blocked');
+  });
+
+  test('F120: an act on rows of very many keys in one statement leaves room in the table of locks', async () => {
+    await database.query(
+      `insert into waybill.outbox (type, key, state, hold_no)
+       select 'order.paid', n, 'parked', n from generate_series(1, 5000) n`,
+    );
+    const operator = await database.connect();
+    await operator.query('begin');
+    await operator.query('select waybill.retry(id) from waybill.outbox');
+    const [locks] = await database.query("select count(*)::int as n from pg_locks where locktype = 'advisory'");
+    await operator.query('rollback');
+    expect(locks?.['n']).toBeGreaterThan(900);
+    expect(locks?.['n']).toBeLessThanOrEqual(1024);
+  });
+
+  test('without strict order nobody waits for an act on another row of the key', async () => {
+    await database.query("update waybill.relay set ordering = 'pipelined'");
+    const [first, second] = [await row('parked', { hold_no: 5 }), await row('parked', { hold_no: 6 })];
+    const operator = await database.connect();
+    await operator.query('begin');
+    await operator.query('select waybill.retry($1)', [first]);
+    expect(await call('retry', second)).toBe('scheduled');
+    await operator.query('rollback');
+  });
 });
 
 describe('waybill.retry', () => {

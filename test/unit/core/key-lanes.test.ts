@@ -1,0 +1,45 @@
+import { expect, test } from 'vitest';
+import { KeyLanes, type LaneItem } from '../../../src/core/key-lanes.js';
+
+const item = (order: bigint | null = null): LaneItem => ({ order, bytes: 1 });
+
+test('3.5: a held row holds its key although a later one went out while it was on its way into the table', () => {
+  const lanes = new KeyLanes<LaneItem>({ depth: 8, lastOrder: 9n });
+  lanes.load(['k']);
+  const [first, second] = [item(5n), item(9n)];
+  // Both were parked without strict order, and an operator has retried both.
+  expect(lanes.giveBack('k', first)).toBe('go');
+  expect(lanes.held('k', first)).toEqual([]);
+  expect(lanes.giveBack('k', second)).toBe('go');
+  lanes.done('k', second);
+  lanes.stored('k', first);
+  expect(lanes.questions(10)).toEqual([{ key: 'k', after: 4n }]);
+  lanes.answered('k', true);
+  expect(lanes.enter('k', item())).toBe('hold');
+});
+
+test('3.5: a key is forgotten only by an answer that is newer than its last held row', () => {
+  const lanes = new KeyLanes<LaneItem>({ depth: 8, lastOrder: 0n });
+  lanes.load(['k']);
+  expect(lanes.questions(10)).toEqual([{ key: 'k', after: -1n }]);
+  const late = item();
+  expect(lanes.enter('k', late)).toBe('hold');
+  lanes.stored('k', late);
+  lanes.answered('k', false);
+  expect(lanes.size).toBe(1);
+  expect(lanes.questions(10)).toHaveLength(1);
+  lanes.answered('k', false);
+  expect([lanes.size, lanes.hasQuestions]).toEqual([0, false]);
+});
+
+test('F120: a key with more rows than its depth spills them in order, and the bytes that wait are counted', () => {
+  const lanes = new KeyLanes<LaneItem>({ depth: 2, lastOrder: 0n });
+  const rows = Array.from({ length: 5 }, () => item());
+  expect(rows.map((each) => lanes.enter('k', each))).toEqual(['go', 'wait', 'wait', 'wait', 'wait']);
+  expect([lanes.waiting, lanes.waitingBytes]).toEqual([4, 4]);
+  expect(lanes.done('k', rows[0]!)).toEqual({ hold: rows.slice(1) });
+  expect([lanes.waiting, lanes.waitingBytes]).toEqual([0, 0]);
+  expect(lanes.questions(10)).toEqual([]);
+  for (const each of rows.slice(1)) lanes.stored('k', each);
+  expect(lanes.questions(10)).toEqual([{ key: 'k', after: 1n }]);
+});
