@@ -683,7 +683,7 @@ begin
     select i.seq from waybill.inbox i
     where i.consumer = settings.name and i.status = 'dead' and i.processed_at < moment - settings.retain_dead
       and not (settings.ordering = 'key' and settings.on_dead = 'block' and i.key is not null and exists (
-        select from waybill.inbox b where b.consumer = settings.name and b.key = i.key and b.status = 'blocked'))
+        select from waybill.inbox b where b.consumer = settings.name and b.key = i.key and b.status = 'blocked' offset 0))
     order by i.processed_at limit max_rows for update skip locked
   ));
   get diagnostics removed = row_count;
@@ -1915,8 +1915,8 @@ create table waybill.inbox (
   constraint inbox_unprocessed_rows_have_a_body CHECK (((body IS NOT NULL) OR (processed_at IS NOT NULL))),
   constraint inbox_waiting_rows_have_a_next_attempt CHECK (((status = 'waiting'::text) = (next_attempt_at IS NOT NULL)))
 ) with (
-  autovacuum_analyze_scale_factor=0,
-  autovacuum_analyze_threshold=50000,
+  autovacuum_analyze_scale_factor=0.02,
+  autovacuum_analyze_threshold=5000,
   autovacuum_vacuum_insert_scale_factor=0,
   autovacuum_vacuum_insert_threshold=100000,
   autovacuum_vacuum_scale_factor=0,
@@ -2465,6 +2465,7 @@ begin
   end if;
 
   -- seq is drawn in the order of delivery, then rows go in by message id: two batches never wait for each other.
+  -- "offset 0" keeps the looks at a key looks at a key; else all keys of the consumer may be read first and hashed.
   for arrival in
     with arrivals as materialized (
       select r.*,
@@ -2494,8 +2495,10 @@ begin
               where h.consumer = settings.name and h.key = f.key
                 and h.status in ('pending', 'running', 'waiting', 'dead')
                 and (h.status <> 'dead' or settings.on_dead = 'block' and h.dead_reason <> 'conflict')
+              offset 0
             ) or exists (
-              select from waybill.inbox h where h.consumer = settings.name and h.key = f.key and h.status = 'blocked'
+              select from waybill.inbox h
+              where h.consumer = settings.name and h.key = f.key and h.status = 'blocked' offset 0
             )) then 'blocked'
             when applying and not f.hold and f.failed is null then 'done'
             else 'pending'

@@ -235,7 +235,7 @@ create table waybill.inbox (
 with (
   autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000,
   autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 100000,
-  autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 50000,
+  autovacuum_analyze_scale_factor = 0.02, autovacuum_analyze_threshold = 5000,
   vacuum_truncate = false, toast.vacuum_truncate = false
 );
 

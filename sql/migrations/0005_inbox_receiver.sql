@@ -169,6 +169,7 @@ begin
   end if;
 
   -- seq is drawn in the order of delivery, then rows go in by message id: two batches never wait for each other.
+  -- "offset 0" keeps the looks at a key looks at a key; else all keys of the consumer may be read first and hashed.
   for arrival in
     with arrivals as materialized (
       select r.*,
@@ -198,8 +199,10 @@ begin
               where h.consumer = settings.name and h.key = f.key
                 and h.status in ('pending', 'running', 'waiting', 'dead')
                 and (h.status <> 'dead' or settings.on_dead = 'block' and h.dead_reason <> 'conflict')
+              offset 0
             ) or exists (
-              select from waybill.inbox h where h.consumer = settings.name and h.key = f.key and h.status = 'blocked'
+              select from waybill.inbox h
+              where h.consumer = settings.name and h.key = f.key and h.status = 'blocked' offset 0
             )) then 'blocked'
             when applying and not f.hold and f.failed is null then 'done'
             else 'pending'
@@ -833,7 +836,7 @@ begin
     select i.seq from waybill.inbox i
     where i.consumer = settings.name and i.status = 'dead' and i.processed_at < moment - settings.retain_dead
       and not (settings.ordering = 'key' and settings.on_dead = 'block' and i.key is not null and exists (
-        select from waybill.inbox b where b.consumer = settings.name and b.key = i.key and b.status = 'blocked'))
+        select from waybill.inbox b where b.consumer = settings.name and b.key = i.key and b.status = 'blocked' offset 0))
     order by i.processed_at limit max_rows for update skip locked
   ));
   get diagnostics removed = row_count;
