@@ -5,6 +5,7 @@ import { closeQuietly, forRelay, type DatabaseEndpoint } from '../postgres/conne
 import { identifySystemBySql, type SystemIdentity } from '../postgres/identify.js';
 import { checkSchema } from '../postgres/migrations.js';
 import {
+  assertOrdinaryTable,
   ensurePublication,
   installationId,
   loadRelays,
@@ -93,6 +94,7 @@ export async function acquire(context: SessionContext, holdings: Holdings): Prom
   const writer = await connections.sql('settle');
   await forRelay(writer, 'writer');
   await checkSchema(writer, { schema: config.database.schema });
+  await assertOrdinaryTable(writer, config.database.schema);
   const server = await serverFacts(writer);
   const fromLog = config.relay.source === 'wal';
   assertUsable(server, fromLog);

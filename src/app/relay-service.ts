@@ -101,6 +101,8 @@ class Supervisor implements RelayService {
   /** Of the session that ended last. */
   #unsettled = 0;
   #phase: RelayPhase = 'connecting';
+  /** Some session has come so far that the schema did fit. */
+  #hasWorked = false;
   #phaseSinceMs: number;
   #sessions = 0;
   #lastError: Error | undefined;
@@ -180,6 +182,7 @@ class Supervisor implements RelayService {
         if (isWaybillError(error, 'WAYBILL_STOPPED')) return 'drained';
         if (
           first &&
+          !this.#hasWorked &&
           isWaybillError(error, 'WAYBILL_SCHEMA_MISSING', 'WAYBILL_SCHEMA_TOO_OLD', 'WAYBILL_SCHEMA_TOO_NEW')
         ) {
           throw error;

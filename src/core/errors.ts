@@ -20,6 +20,8 @@ export const ERROR_CODES = {
   WAYBILL_ROWS_ONLY_IN_LOG:
     'Rows that an application deletes itself are only in the log, and what was asked for would lose them.',
   WAYBILL_STREAM_PROTOCOL: 'The replication stream sent something this program does not understand.',
+  WAYBILL_SERVER_UNTRUSTED:
+    'The certificate of PostgreSQL or RabbitMQ is expired, for another name, or of an authority that is not trusted.',
   WAYBILL_BROKER_UNAVAILABLE: 'RabbitMQ cannot be reached or went away.',
   WAYBILL_BROKER_REFUSED: 'RabbitMQ refused the credentials, the virtual host or a permission.',
   WAYBILL_CONNECTION_CLOSED:

@@ -1,4 +1,5 @@
 import { WaybillError, type WaybillErrorCode } from '../core/errors.js';
+import { untrustedServer } from '../core/untrusted.js';
 
 interface Meaning {
   code: WaybillErrorCode;
@@ -62,6 +63,8 @@ const NETWORK_CODES = new Set([
 /** Turns an error of the client or the server into ours, once; `doing` says what failed. Ours pass unchanged. */
 export function toDatabaseError(error: unknown, doing: string): WaybillError {
   if (error instanceof WaybillError) return error;
+  const untrusted = untrustedServer(error, doing, 'database');
+  if (untrusted) return untrusted;
   const state = sqlState(error);
   const text = error instanceof Error ? error.message : String(error);
   if (state === undefined) {

@@ -1,4 +1,5 @@
 import type pg from 'pg';
+import { WaybillError } from '../core/errors.js';
 import { quoteIdentifier } from '../core/identity.js';
 import { parseLsn, type Lsn } from '../core/lsn.js';
 import { toDatabaseError } from './errors.js';
@@ -182,6 +183,23 @@ export async function inspectPublication(
     rowFilter: typeof table?.['rowfilter'] === 'string' ? table['rowfilter'] : null,
     missingColumns: OUTBOX_COLUMNS.filter((name) => !sent.includes(name)),
   };
+}
+
+/**
+ * Throws when the outbox is partitioned (F50): its partitions would be sent under their own names, and a place in one is
+ * not a place in another.
+ */
+export async function assertOrdinaryTable(client: pg.Client, schema: string): Promise<void> {
+  const row = await one<{ partitioned: boolean }>(
+    client,
+    'looking at the outbox',
+    `select relkind = 'p' as partitioned from pg_class where oid = to_regclass(format('%I.outbox', $1::text))`,
+    [schema],
+  );
+  if (row?.partitioned !== true) return;
+  throw new WaybillError('WAYBILL_DATABASE_UNSUITABLE', `${schema}.outbox is partitioned, which is not supported`, {
+    hint: 'Make it an ordinary table, as the migrations do; it holds nothing but rows that wait, so it stays small.',
+  });
 }
 
 /** Creates the publication through the owner's function when it is missing. */

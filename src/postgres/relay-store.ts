@@ -172,7 +172,7 @@ export class RelayStore {
       this.#client.query<{ seq: string; state: string }>(
         `select i.seq::text as seq,
            case when o.state = 'ready' and o.hold_no is not null then 'released' else o.state end as state
-         from ${this.#schema}.outbox o
+         from only ${this.#schema}.outbox o
          join unnest($1::bigint[], $2::uuid[]) as i (seq, id) on i.id = o.id
          where o.id = any($2::uuid[])`,
         [rows.map((row) => row.seq), rows.map((row) => row.id)],
@@ -208,7 +208,7 @@ export class RelayStore {
   async #present(rows: readonly RowId[]): Promise<Set<string>> {
     const result = await this.#run('looking up rows', () =>
       this.#client.query<{ seq: string }>(
-        `select o.seq::text as seq from ${this.#schema}.outbox o
+        `select o.seq::text as seq from only ${this.#schema}.outbox o
          join unnest($1::bigint[], $2::uuid[]) as i (seq, id) on i.seq = o.seq and i.id = o.id
          where o.seq = any($1::bigint[])`,
         [rows.map((row) => row.seq), rows.map((row) => row.id)],

@@ -20,10 +20,11 @@ const fence = (schema: string, durability: Durability): string => `fence as mate
 
 /**
  * Finds rows by primary key, whatever the size of the table, and locks them; rows that somebody else has locked are left
- * out. `$3` are the seqs. By ctid afterwards, and the session has no sequential scans: see forRelay.
+ * out. `$3` are the seqs. By ctid afterwards, and the session has no sequential scans: see forRelay. Why `only`, here and
+ * wherever rows are read: in a child table another row may lie in the same place.
  */
 const found = (schema: string): string => `found as materialized (
-    select o.ctid as place, o.seq, o.id, o.state from ${schema}.outbox o
+    select o.ctid as place, o.seq, o.id, o.state from only ${schema}.outbox o
     where o.seq = any($3::bigint[]) and exists (select from fence)
     for update of o skip locked)`;
 
@@ -50,7 +51,7 @@ export function settleSql(schema: string, history: HistoryMode, durability: Dura
     select * from unnest($3::bigint[], $4::uuid[], $5::pg_lsn[], $6::text[], $7::text[], $8::text[])
       as i (seq, id, floor, exchange, routing_key, outcome)),
   ${found(schema)}, gone as (
-    delete from ${schema}.outbox o
+    delete from only ${schema}.outbox o
     where o.ctid = any(array(select f.place from found f join input i on i.seq = f.seq and i.id = f.id))
     returning o.*)${record}, missing as materialized (
     select i.seq, i.floor from input i where not exists (select from gone g where g.seq = i.seq)),
@@ -76,7 +77,7 @@ export function holdSql(schema: string): string {
     select i.lane, min(i.n) as n from input i
     where i.lane is not null and not exists (select from found f where f.seq = i.seq and f.id = i.id)
     group by i.lane), held as (
-    update ${schema}.outbox o
+    update only ${schema}.outbox o
     set state = i.state, attempts = i.attempts, last_error = i.error,
       next_attempt_at = case when i.state <> 'scheduled' then null
         else coalesce(clock_timestamp() + i.delay_ms * interval '1 millisecond', o.deliver_at, clock_timestamp()) end,
@@ -102,10 +103,10 @@ function nextHoldNo(schema: string, state: string): string {
  */
 export function makeDueSql(schema: string): string {
   return `with ${fence(schema, 'on')}, due as (
-    select ctid as place from ${schema}.outbox
+    select ctid as place from only ${schema}.outbox
     where state = 'scheduled' and next_attempt_at <= statement_timestamp() and exists (select from fence)
     order by next_attempt_at limit $3 for update skip locked)
-  update ${schema}.outbox o set state = 'ready', next_attempt_at = null, hold_no = case when $4 then o.hold_no end
+  update only ${schema}.outbox o set state = 'ready', next_attempt_at = null, hold_no = case when $4 then o.hold_no end
   where o.ctid = any(array(select place from due))
   returning o.seq::text as seq, ${BODY_BYTES} as bytes`;
 }
@@ -124,17 +125,17 @@ export function releaseSql(schema: string): string {
     where exists (select from fence) and pg_try_advisory_xact_lock(${schema}.outbox_key_lock(k.key))),
   head as materialized (
     select a.key, o.seq, o.hold_no, o.state from asked a cross join lateral (
-      select seq, hold_no, state from ${schema}.outbox
+      select seq, hold_no, state from only ${schema}.outbox
       where key = a.key and hold_no > a.after order by key, hold_no limit $5 + 1) o),
   mine as materialized (
-    select o.seq from ${schema}.outbox o
+    select o.seq from only ${schema}.outbox o
     where o.seq = any(array(select seq from head where state in ('ready', 'blocked')))
       and o.state in ('ready', 'blocked') for update of o skip locked),
   run as materialized (
     select h.key, h.seq, row_number() over ahead as place, bool_and(m.seq is not null) over ahead as free
     from head h left join mine m using (seq) window ahead as (partition by h.key order by h.hold_no)),
   released as (
-    update ${schema}.outbox o set state = 'ready', next_attempt_at = null
+    update only ${schema}.outbox o set state = 'ready', next_attempt_at = null
     from run r where o.seq = r.seq and r.free and r.place <= $5
     returning r.key, o.seq, o.hold_no, ${BODY_BYTES} as bytes)
   select exists (select from fence) as fenced, a.key, r.seq::text as seq, r.bytes,
@@ -145,19 +146,19 @@ export function releaseSql(schema: string): string {
 
 /** Keys with rows that hold them, and the highest number in use. */
 export function heldKeysSql(schema: string): string {
-  return `select array(select distinct key from ${schema}.outbox where hold_no is not null and key is not null) as keys,
-    greatest((select last_value from ${schema}.outbox_hold_no), (select max(hold_no) from ${schema}.outbox), 0)::text as last`;
+  return `select array(select distinct key from only ${schema}.outbox where hold_no is not null and key is not null) as keys,
+    greatest((select last_value from ${schema}.outbox_hold_no), (select max(hold_no) from only ${schema}.outbox), 0)::text as last`;
 }
 
 /** Without strict order nothing holds a key: rows that an earlier setting left behind go on, in their order. */
 export function unblockSql(schema: string): string {
   return `with ${fence(schema, 'on')}, chosen as (
     select seq, row_number() over (order by hold_no) as n from (
-      select seq, hold_no from ${schema}.outbox
+      select seq, hold_no from only ${schema}.outbox
       where hold_no is not null and state in ('blocked', 'ready') and exists (select from fence)
       order by hold_no limit $3) as first),
   changed as (
-    update ${schema}.outbox o
+    update only ${schema}.outbox o
     set state = 'scheduled', hold_no = null, next_attempt_at = clock_timestamp() + s.n * interval '1 microsecond'
     from chosen s where o.seq = s.seq and o.state in ('blocked', 'ready') returning o.seq)
   select exists (select from fence) as fenced, (select count(*) from changed)::int as rows`;

@@ -49,7 +49,7 @@ export class TableReader {
     const result = await this.#query<{ highest: string | null }>(
       'reading the highest seq',
       `select greatest(pg_sequence_last_value(pg_get_serial_sequence($1, 'seq')::regclass),
-         (select max(seq) from ${this.#table}))::text as highest`,
+         (select max(seq) from only ${this.#table}))::text as highest`,
       [this.#table],
     );
     return BigInt(result[0]?.highest ?? 0);
@@ -91,7 +91,7 @@ export class TableReader {
     return this.#query<SeqAndSize>(
       'reading the backlog',
       `select seq::text as seq, coalesce(octet_length(payload::text), octet_length(payload_bytes), 0) as bytes
-       from ${this.#table} where state = 'ready' and hold_no is null and seq > $1 and seq <= $2
+       from only ${this.#table} where state = 'ready' and hold_no is null and seq > $1 and seq <= $2
        order by outbox.seq limit $3`,
       [String(afterSeq), String(uptoSeq), limit],
     );
@@ -103,7 +103,7 @@ export class TableReader {
     const rows = await this.#query<Record<OutboxColumn, string | null> & { holdNo: string | null }>(
       'reading rows',
       `select ${columns}, hold_no::text as "holdNo"
-       from ${this.#table} where seq = any($1::bigint[]) and state = 'ready' order by outbox.seq`,
+       from only ${this.#table} where seq = any($1::bigint[]) and state = 'ready' order by outbox.seq`,
       [seqs],
     );
     return rows.map(({ holdNo, ...values }) => ({ row: toRow(values), holdNo }));
@@ -119,7 +119,7 @@ export class TableReader {
     ).join(', ');
     const rows = await this.#query<Record<OutboxColumn, string | null> & { state: 'cancelled' | 'discarded' }>(
       'reading withdrawn rows',
-      `select ${columns}, state from ${this.#table}
+      `select ${columns}, state from only ${this.#table}
        where state in ('cancelled', 'discarded') and seq > $1 order by outbox.seq limit $2`,
       [String(afterSeq), limit],
     );
@@ -130,7 +130,7 @@ export class TableReader {
   async makeDue(limit: number): Promise<SeqAndSize[]> {
     const due = await this.#query(
       'looking for due rows',
-      `select 1 from ${this.#table} where state = 'scheduled' and next_attempt_at <= statement_timestamp() limit 1`,
+      `select 1 from only ${this.#table} where state = 'scheduled' and next_attempt_at <= statement_timestamp() limit 1`,
       [],
     );
     if (due.length === 0) return [];

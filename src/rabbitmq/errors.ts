@@ -1,4 +1,5 @@
 import { WaybillError, type WaybillErrorCode } from '../core/errors.js';
+import { untrustedServer } from '../core/untrusted.js';
 
 /** The AMQP reply code that amqplib puts on its errors, or undefined for a socket's error. */
 export function replyCode(error: unknown): number | undefined {
@@ -16,6 +17,8 @@ const OBJECTIONS: ReadonlySet<number | undefined> = new Set([501, 502, 503, 504,
 /** Turns an error of the client or the broker into ours, once; `doing` says what failed. Ours pass unchanged. */
 export function toBrokerError(error: unknown, doing: string): WaybillError {
   if (error instanceof WaybillError) return error;
+  const untrusted = untrustedServer(error, doing, 'broker');
+  if (untrusted) return untrusted;
   const text = error instanceof Error ? error.message : String(error);
   const fail = (code: WaybillErrorCode, message: string, hint?: string): WaybillError =>
     new WaybillError(code, `${doing}: ${message}`, { ...(hint === undefined ? {} : { hint }), cause: error });

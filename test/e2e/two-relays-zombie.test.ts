@@ -35,7 +35,7 @@ describe('two relays: a leader that was stopped comes back', () => {
     });
   }
 
-  it('F117 O8 SIGSTOP under load, takeover, SIGCONT: the old one publishes nothing beside the new one', async () => {
+  it('F116 F117 O8 SIGSTOP under load, takeover, SIGCONT: the old one publishes nothing beside the new one', async () => {
     old = start('old');
     await old.waitForPhase('streaming');
     const load = stage.write(4_000);

@@ -121,10 +121,10 @@ describe('messages over which the broker closes the whole connection', () => {
   });
 });
 
-describe('a broker with a small frame_max', () => {
+describe('a broker with small limits', () => {
   let rabbit: RabbitServer;
   beforeAll(async () => {
-    rabbit = await startRabbit({ own: true, settings: { frame_max: 8192 } });
+    rabbit = await startRabbit({ own: true, settings: { frame_max: 8192, max_message_size: 100_000 } });
     stage = await outboxStage({ rabbit });
   });
   afterAll(async () => {
@@ -143,5 +143,24 @@ describe('a broker with a small frame_max', () => {
     expect(closes(relay)).toBeLessThanOrEqual(4);
     expect(await relay.stop()).toBe(0);
     expect(tally(rows, await stage.taken())).toMatchObject({ lost: 0, phantom: 0, differing: [], inOrder: true });
+  });
+
+  it('F47 F78 a body that the broker does not take (406), though we would, is parked; its neighbours arrive', async () => {
+    await stage.database.query('delete from waybill.outbox');
+    const before = await stage.taken();
+    const rows = await stage.write(20);
+    const large = await stage.write(2, { padding: 200_000 });
+    rows.push(...(await stage.write(20)));
+    const relay = startRelay({ databaseUrl: stage.database.url, brokerUrl: stage.vhost.url });
+    const isDone = async (): Promise<boolean> => (await stage.pending()) === 2 && (await stage.pending('parked')) === 2;
+    await until(isDone, { what: 'the large rows alone to stay', withinMs: 60_000 });
+    const parked = await parkedReasons();
+    expect([...parked.keys()].sort()).toEqual(large.map(({ id }) => id).sort());
+    for (const reason of parked.values()) expect(reason).toMatch(/406.*larger than configured max size/);
+    expect(closes(relay)).toBe(0);
+    expect(await relay.stop()).toBe(0);
+    const known = new Set(before.map((message) => message.id));
+    const messages = (await stage.taken()).filter((message) => !known.has(message.id));
+    expect(tally(rows, messages)).toMatchObject({ lost: 0, phantom: 0, differing: [], inOrder: true });
   });
 });

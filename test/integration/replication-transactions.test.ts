@@ -126,7 +126,7 @@ describe('transactions and the relay', () => {
     expect(scene.probe.ids()).toEqual([...after, ...prepared]);
   });
 
-  it('publishes interleaved transactions in the order of their commits (F54, O5, fact 27)', async () => {
+  it('publishes interleaved transactions in the order of their commits (F54, F55, O5, fact 27)', async () => {
     const relay = scene.start();
     await relay.waitForPhase('streaming');
     const [early, late] = [await scene.database.connect(), await scene.database.connect()];

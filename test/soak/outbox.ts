@@ -1,7 +1,8 @@
 /**
  * Minutes of traffic with faults at random moments: the relay killed, the broker killed, its memory alarm, connections
- * cut, PostgreSQL killed. At the end every committed message must have arrived and the relay's memory must be flat.
- * Usage: npx tsx test/soak/outbox.ts [minutes] [seed]
+ * cut, slow and closed over a message, PostgreSQL killed. At the end every committed message must have arrived, with
+ * `strict` in the order of its key, and the relay's memory must be flat: after the first third it is not killed any more.
+ * Usage: npx tsx test/soak/outbox.ts [minutes] [seed] [pipelined|strict]
  */
 import { readFileSync } from 'node:fs';
 import * as amqp from 'amqplib';
@@ -15,8 +16,18 @@ import { until } from '../support/waiting.js';
 
 const MINUTES = Number(process.argv[2] ?? 10);
 const SEED = Number(process.argv[3] ?? 1);
+const ORDERING = process.argv[4] ?? 'pipelined';
 const FAULT_EVERY_MS = 10_000;
 const QUEUE = 'soak';
+
+type Faults = Record<string, () => Promise<void> | void>;
+interface Committed {
+  id: string;
+  key: string;
+}
+
+/** Ids of rows that must end up parked. */
+const poisons = new Set<string>();
 
 let state = SEED;
 /** A small generator of one's own (mulberry32), so that a run can be repeated. */
@@ -39,17 +50,17 @@ try {
     startRelay({
       databaseUrl: databaseProxy.url(postgres.url()),
       brokerUrl: brokerProxy.url(rabbit.url()),
-      env: { WAYBILL_LOG_LEVEL: 'info', WAYBILL_BROKER_HEARTBEAT: '2s' },
+      env: { WAYBILL_LOG_LEVEL: 'info', WAYBILL_BROKER_HEARTBEAT: '2s', WAYBILL_RELAY_ORDERING: ORDERING },
     });
   let relay = start();
   const arrived = new Map<string, number>();
-  const committed: string[] = [];
+  const committed: Committed[] = [];
   let written = false;
   let seen = false;
   const consuming = consume(arrived, () => seen);
   const writing = write(committed, () => written);
 
-  const faults: Record<string, () => Promise<void> | void> = {
+  const restarts: Faults = {
     'relay killed': async () => {
       await relay.kill9();
       relay = start();
@@ -58,6 +69,8 @@ try {
       await relay.stop();
       relay = start();
     },
+  };
+  const faults: Faults = {
     'broker killed': async () => {
       await rabbit.kill9();
       await rabbit.start();
@@ -74,17 +87,26 @@ try {
       await postgres.start();
     },
   };
-  const names = Object.keys(faults);
+  Object.assign(faults, {
+    'a slow network': async () => {
+      for (const proxy of [brokerProxy, databaseProxy]) proxy.delay(20);
+      await lasting(5_000);
+      for (const proxy of [brokerProxy, databaseProxy]) proxy.delay(0);
+    },
+    'a message that crashes its channel': poison,
+  });
   const rss: number[] = [];
   const endAt = performance.now() + MINUTES * 60_000;
   for (let round = 1; performance.now() < endAt; round += 1) {
     await lasting(FAULT_EVERY_MS);
-    rss.push(rssMiB(relay.pid));
-    const name = names[Math.floor(random() * names.length)] ?? '';
+    const isEarly = endAt - performance.now() > (MINUTES * 60_000 * 2) / 3;
+    const possible = Object.entries(isEarly ? { ...restarts, ...faults } : faults);
+    const [name = '', fault] = possible[Math.floor(random() * possible.length)] ?? [];
+    if (!isEarly) rss.push(rssMiB(relay.pid));
     console.log(
-      `${String(round).padStart(3)}  committed ${committed.length}  arrived ${arrived.size}  RSS ${rss.at(-1) ?? 0} MiB  now: ${name}`,
+      `${String(round).padStart(3)}  committed ${committed.length}  arrived ${arrived.size}  RSS ${rssMiB(relay.pid)} MiB  now: ${name}`,
     );
-    await faults[name]?.();
+    await fault?.();
   }
   written = true;
   await writing;
@@ -99,18 +121,56 @@ try {
   await lasting(3_000);
   seen = true;
   await consuming;
-  const lost = committed.filter((id) => !arrived.has(id)).length;
-  const known = new Set(committed);
+  const lost = committed.filter(({ id }) => !arrived.has(id)).length;
+  const known = new Set([...committed.map(({ id }) => id), ...poisons]);
   const phantom = [...arrived.keys()].filter((id) => !known.has(id)).length;
   const copies = [...arrived.values()].reduce((sum, n) => sum + n, 0);
+  const reordered = reorderedInKeys(committed, [...arrived.keys()]);
+  const [parked] = await withDatabase((client) => client.query(`select from waybill.outbox where state = 'parked'`));
   console.log(
-    `committed ${committed.length}  lost ${lost}  phantom ${phantom}  duplicates ${copies - arrived.size}  RSS ${Math.min(...rss)} to ${Math.max(...rss)} MiB`,
+    `${ORDERING}: committed ${committed.length}  lost ${lost}  phantom ${phantom}  duplicates ${copies - arrived.size}  reordered within a key ${reordered}  parked ${parked} of ${poisons.size}`,
   );
-  process.exitCode = lost === 0 && phantom === 0 ? 0 : 1;
+  console.log(`RSS of the last process, each ${FAULT_EVERY_MS / 1000} s or more: ${rss.join(' ')} MiB`);
+  const isRight = lost === 0 && phantom === 0 && parked === poisons.size && (ORDERING !== 'strict' || reordered === 0);
+  process.exitCode = isRight ? 0 : 1;
   await Promise.all([brokerProxy.close(), databaseProxy.close()]);
 } finally {
   await killRelays();
   await Promise.all([postgres.close(), rabbit.close()]);
+}
+
+/** Rows whose first copies came after that of a later row of the same key. */
+function reorderedInKeys(committed: readonly Committed[], firstCopies: readonly string[]): number {
+  const places = new Map(committed.map(({ id, key }, place) => [id, { key, place }]));
+  const latest = new Map<string, number>();
+  let reordered = 0;
+  for (const id of firstCopies) {
+    const row = places.get(id);
+    if (!row) continue;
+    if (row.place < (latest.get(row.key) ?? -1)) reordered += 1;
+    else latest.set(row.key, row.place);
+  }
+  return reordered;
+}
+
+/** Commits a row over which RabbitMQ closes the whole connection (541); the relay must park it. */
+async function poison(): Promise<void> {
+  const insert = `insert into waybill.outbox (type, payload, exchange, routing_key)
+    values ('poison', '1', '', 'amq.rabbitmq.reply-to.g2dkABByZXBseUA.x==') returning id`;
+  const [, rows] = await withDatabase((client) => client.query<{ id: string }>(insert));
+  for (const { id } of rows) poisons.add(id);
+}
+
+async function withDatabase<T extends pg.QueryResultRow>(
+  use: (client: pg.Client) => Promise<pg.QueryResult<T>>,
+): Promise<[number, T[]]> {
+  const client = await until(() => connect(), { withinMs: 60_000, what: 'the database to be there' });
+  try {
+    const { rows } = await use(client);
+    return [rows.length, rows];
+  } finally {
+    await client.end();
+  }
 }
 
 async function connect(): Promise<pg.Client> {
@@ -130,26 +190,26 @@ async function topology(): Promise<void> {
 }
 
 /** Commits small transactions, some of them rolled back, through whatever happens to the server. */
-async function write(committed: string[], isOver: () => boolean): Promise<void> {
+async function write(committed: Committed[], isOver: () => boolean): Promise<void> {
   let client: pg.Client | undefined;
   while (!isOver()) {
     try {
       client ??= await connect();
       await client.query('begin');
-      const { rows } = await client.query<{ id: string }>(
-        "select waybill.publish('soak', json_build_object('n', n), key => 'k' || n) as id from generate_series(1, $1::int) n",
+      const { rows } = await client.query<Committed>(
+        "select waybill.publish('soak', json_build_object('n', n), key => 'k' || n) as id, 'k' || n as key from generate_series(1, $1::int) n",
         [1 + Math.floor(Math.random() * 40)],
       );
       if (Math.random() < 0.1) await client.query('rollback');
       else {
         // Why before: when the server dies in the commit, it may have happened. Such a batch counts if it is there.
-        const ids = rows.map((row) => row.id);
         try {
           await client.query('commit');
-          committed.push(...ids);
+          committed.push(...rows);
         } catch {
           client = undefined;
-          committed.push(...(await survivors(ids)));
+          const kept = await survivors(rows.map((row) => row.id));
+          committed.push(...rows.filter(({ id }) => kept.has(id)));
         }
       }
     } catch {
@@ -160,14 +220,14 @@ async function write(committed: string[], isOver: () => boolean): Promise<void> 
   await client?.end();
 }
 
-async function survivors(ids: string[]): Promise<string[]> {
+async function survivors(ids: string[]): Promise<Set<string>> {
   const client = await until(() => connect(), { withinMs: 60_000, what: 'the database to be back' });
   const { rows } = await client.query<{ id: string }>(
     'select id from waybill.outbox where id = any($1::uuid[]) union select id from waybill.outbox_history where id = any($1::uuid[])',
     [ids],
   );
   await client.end();
-  return rows.map((row) => row.id);
+  return new Set(rows.map((row) => row.id));
 }
 
 /** Counts copies by id, connecting again whenever the broker was away. */

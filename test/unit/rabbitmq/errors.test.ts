@@ -21,6 +21,8 @@ test.each([
     'WAYBILL_BROKER_REFUSED',
   ],
   ['F90: other arguments', withCode('PRECONDITION_FAILED - inequivalent arg', 406), 'WAYBILL_TOPOLOGY_MISMATCH'],
+  ['F72: over a message', withCode('Connection closed: 541 (INTERNAL-ERROR)', 541), 'WAYBILL_CONNECTION_CLOSED'],
+  ['F85: expired', withCode('certificate has expired', 'CERT_HAS_EXPIRED'), 'WAYBILL_SERVER_UNTRUSTED'],
   ['F92: closed by an operator', withCode('CONNECTION_FORCED', 320), 'WAYBILL_BROKER_UNAVAILABLE'],
   ['F68: refused', withCode('connect ECONNREFUSED 127.0.0.1:5672', 'ECONNREFUSED'), 'WAYBILL_BROKER_UNAVAILABLE'],
   ['F86: heartbeat', new Error('Heartbeat timeout'), 'WAYBILL_BROKER_UNAVAILABLE'],
