@@ -18,6 +18,8 @@ export interface ControlOptions {
 /** A silent server is given up after this; nothing that is asked here takes long. */
 const ANSWER_MS = 30_000;
 const CHANNEL = 'waybill_inbox';
+/** For a claim: one that a crash of the server forgets costs nothing, because its token is refused afterwards. */
+const FORGETTABLE = "(select set_config('synchronous_commit', 'off', true)) as forgettable";
 
 /**
  * The worker's own connection, beside those of its transactions: it listens, claims, keeps leases and settles what failed,
@@ -57,11 +59,10 @@ export class Control {
   }
 
   async claim(most: number, leaseMs: number): Promise<Claim[]> {
-    const rows = await this.#query(`select ${CLAIM_COLUMNS} from ${this.#schema}.inbox_claim($1, $2, $3::interval)`, [
-      this.#options.consumer,
-      most,
-      interval(leaseMs),
-    ]);
+    const rows = await this.#query(
+      `select ${CLAIM_COLUMNS} from ${FORGETTABLE}, ${this.#schema}.inbox_claim($1, $2, $3::interval)`,
+      [this.#options.consumer, most, interval(leaseMs)],
+    );
     return rows.map(toClaim);
   }
 

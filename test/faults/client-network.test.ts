@@ -57,7 +57,8 @@ const untilEnded = (...kinds: WorkerEvent['kind'][]) =>
   until(() => JSON.stringify(ended()) === JSON.stringify(kinds), { what: `attempts to end as ${kinds.join(', ')}` });
 const completes = (tag: string) => (unit: WireUnit) =>
   unit.names.includes('pg.server.command_complete') && unit.body.toString('latin1').startsWith(tag);
-const asks = (text: string) => (unit: WireUnit) => unit.from === 'client' && unit.body.includes(text);
+const asks = (text: string) => (unit: WireUnit) =>
+  unit.names.includes('pg.client.query') && unit.body.toString('latin1').startsWith(text);
 
 it('the answer to the commit is lost: what was committed counts once, and the message is not tried again (F13)', async () => {
   const cut = proxy.at(completes('COMMIT'), 1, 'cut-before');
