@@ -67,7 +67,10 @@ export class Metrics {
 
   /** What notes one value in a histogram; made once, called often. */
   observer<N extends HistogramName>(name: N, labels: LabelsOf<N>): (value: number) => void {
-    const child = this.#find(this.#histograms, name, labels).labels(labels);
+    const histogram = this.#find(this.#histograms, name, labels);
+    // A series that begins with its first value hides that value from `rate`.
+    histogram.zero(labels);
+    const child = histogram.labels(labels);
     return (value) => child.observe(value);
   }
 

@@ -7,6 +7,7 @@ import type { FreshDatabase } from './database.js';
 import { migratedDatabase } from './migrated-database.js';
 import { startRelay, type RelayProcess } from './relay.js';
 import type { PostgresServer } from './servers/postgres-server.js';
+import type { RabbitServer } from './servers/rabbit-server.js';
 import { until } from './waiting.js';
 
 /** What PostgreSQL says of the relay's slot, positions in bytes from zero. */
@@ -46,11 +47,11 @@ const EXCHANGE = 'waybill.events';
 
 /** Makes a scene on the shared servers, or with the database on a server of one's own, or around a given database. */
 export async function relayScene(
-  options: { server?: PostgresServer; database?: FreshDatabase } = {},
+  options: { server?: PostgresServer; database?: FreshDatabase; rabbit?: RabbitServer } = {},
 ): Promise<RelayScene> {
   const [database, vhost] = await Promise.all([
     options.database ?? migratedDatabase(options.server ? { server: options.server } : {}),
-    freshVhost(),
+    freshVhost(options.rabbit),
   ]);
   const topology = async (work: (channel: amqp.Channel) => Promise<unknown>): Promise<void> => {
     const connection = await amqp.connect(vhost.url);
