@@ -1,11 +1,13 @@
 import type { AdminSources } from '../admin/server.js';
 import type { Config } from '../config/load.js';
+import { WaybillError } from '../core/errors.js';
 import { pause, systemClock, within, type Clock } from '../runtime/clock.js';
 import { watchEventLoop } from '../runtime/event-loop.js';
 import type { Logger } from '../telemetry/log.js';
 import { Metrics } from '../telemetry/metrics-registry.js';
 import { startAdminService } from './admin-service.js';
 import { readAdminToken } from './admin-token.js';
+import { startConsumers } from './consumer-service.js';
 import { collectFromDatabase } from './database-metrics.js';
 import { liveStatus, type LiveStatus } from './live-status.js';
 import { showProcess } from './process-metrics.js';
@@ -27,6 +29,8 @@ export interface DaemonOptions {
   /** Reads the configuration again; throws as loadConfig does. */
   reload: () => Config;
   version: string;
+  /** One part alone; without it, all that the configuration has. */
+  only?: 'relay' | 'consumers' | undefined;
   clock?: Clock;
 }
 
@@ -35,15 +39,38 @@ const END_LIMIT_MS = 500;
 
 /** Starts the relay and, beside it, what shows it: health, metrics, status. The relay never waits for those. */
 export function startDaemon(config: Config, log: Logger, options: DaemonOptions): Daemon {
-  const { reload, version, clock = systemClock } = options;
-  const started = start(config, log, { reload, version, clock });
+  const { reload, version, only, clock = systemClock } = options;
+  const started = start(config, log, { reload, version, clock }, only);
   const stopped = started.then(({ stopped }) => stopped);
   // Whoever started it looks at this one or at what stop() gives; the other must not end the process.
   stopped.catch(() => undefined);
   return { stopped, stop: () => started.then((running) => running.stop()) };
 }
 
-async function start(config: Config, log: Logger, options: Required<DaemonOptions>): Promise<Daemon> {
+type Surroundings = Required<Omit<DaemonOptions, 'only'>>;
+
+async function start(config: Config, log: Logger, options: Surroundings, only: DaemonOptions['only']): Promise<Daemon> {
+  const parts: Daemon[] = [];
+  if (config.relay.enabled && only !== 'consumers') parts.push(await startRelay(config, log, options));
+  if (config.consumers.length > 0 && only !== 'relay') parts.push(startConsumers(config, log, options));
+  if (parts.length > 0) return together(parts);
+  throw new WaybillError('WAYBILL_CONFIG_INVALID', 'There is nothing to run.', {
+    hint: 'Name consumers in the configuration, let the relay run, or take --only away.',
+  });
+}
+
+/** What ends one part ends the others: a process of which half is missing looks like one that works. */
+function together(parts: readonly Daemon[]): Daemon {
+  const stop = async (): Promise<'drained' | 'incomplete'> => {
+    const ends = await Promise.all(parts.map((part) => part.stop()));
+    return ends.includes('incomplete') ? 'incomplete' : 'drained';
+  };
+  const stopped = Promise.race(parts.map((part) => part.stopped)).finally(() => stop().catch(() => undefined));
+  stopped.catch(() => undefined);
+  return { stopped, stop };
+}
+
+async function startRelay(config: Config, log: Logger, options: Surroundings): Promise<Daemon> {
   const { reload, version, clock } = options;
   if (config.admin.listen && config.admin.tokenFile !== undefined) await readAdminToken(config.admin.tokenFile);
   const name = config.relay.name;
@@ -105,7 +132,7 @@ class DaemonView {
     config: Config,
     relay: RelayService,
     metrics: Metrics,
-    { clock, version }: Required<DaemonOptions>,
+    { clock, version }: Surroundings,
     ending: AbortSignal,
   ) {
     this.#config = config;

@@ -13,9 +13,9 @@ const CLOSING_MS = 5_000;
 export function registerRun(program: Command, cli: Cli): void {
   program
     .command('run')
-    .description('Run the relay until SIGTERM or SIGINT.')
-    .addOption(new Option('--only <part>', 'run one part alone').choices(['relay']))
-    .action(async () => {
+    .description('Run the relay and the consumers until SIGTERM or SIGINT.')
+    .addOption(new Option('--only <part>', 'run one part alone').choices(['relay', 'consumers']))
+    .action(async ({ only }: { only?: 'relay' | 'consumers' }) => {
       keepHeapSmall();
       const config = cli.configuration.whole();
       const logger = createLogger({
@@ -28,7 +28,7 @@ export function registerRun(program: Command, cli: Cli): void {
         onSignal: cli.context.onSignal,
         clock: systemClock,
         start: (given, log) =>
-          startDaemon(given, log, { reload: () => cli.configuration.whole(), version: cli.version }),
+          startDaemon(given, log, { reload: () => cli.configuration.whole(), version: cli.version, only }),
         reload: () => cli.configuration.whole(),
       });
     });
@@ -104,9 +104,9 @@ function takeUp(running: Config, logger: AdjustableLogger, reload: () => Config)
     return;
   }
   logger.setLevel(next.log.level);
-  const needsRestart = (['database.schema', 'relay', 'admin', 'log.format', 'log.messages'] as const).filter(
-    (name) => JSON.stringify(restarting(running)[name]) !== JSON.stringify(restarting(next)[name]),
-  );
+  const needsRestart = (
+    ['database.schema', 'relay', 'consumers', 'admin', 'log.format', 'log.messages'] as const
+  ).filter((name) => JSON.stringify(restarting(running)[name]) !== JSON.stringify(restarting(next)[name]));
   logger.info(
     { logLevel: next.log.level, needsRestart },
     'SIGHUP: read the configuration again; connections use it when they are made anew.',
@@ -114,8 +114,15 @@ function takeUp(running: Config, logger: AdjustableLogger, reload: () => Config)
 }
 
 /** What is taken up by a restart only. */
-function restarting({ database, relay, admin, log }: Config) {
-  return { 'database.schema': database.schema, relay, admin, 'log.format': log.format, 'log.messages': log.messages };
+function restarting({ database, relay, consumers, admin, log }: Config) {
+  return {
+    'database.schema': database.schema,
+    relay,
+    consumers,
+    admin,
+    'log.format': log.format,
+    'log.messages': log.messages,
+  };
 }
 
 function incomplete(why: string): WaybillError {

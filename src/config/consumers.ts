@@ -1,6 +1,7 @@
 import { z } from 'zod';
 import { parseAcceptance, type Acceptance } from '../core/acceptance.js';
 import { parseIdentification } from '../core/identification.js';
+import { checkHttpHandler, httpHandlerKeys, toHttpHandler, type HttpHandlerConfig } from './http-handler.js';
 import { choice, duration, integer, list, size, text } from './leaves.js';
 import { checkExchangeName } from './names.js';
 import type { ConfigProblem } from './problems.js';
@@ -53,21 +54,28 @@ const batch = z
   })
   .prefault({});
 
-const handlers = {
-  store: z.strictObject({ kind: choice(['store', 'sql'], 'store', handlerDoc()) }),
-  sql: z.strictObject({
-    kind: choice(['store', 'sql'], 'store', handlerDoc()),
-    function: text('', checkFunctionName, {
-      kind: 'name',
-      values: 'schema.function',
-      doc: 'For `sql`: the function that takes one `waybill.inbox_message`. Required there.',
-    }),
-    timeout: duration(
-      '10s',
-      { min: '100ms', max: '10m' },
-      'For `sql`: how long one statement with up to 60 calls may take; then its messages are handled one by one.',
-    ),
+const kind = choice(
+  ['store', 'sql', 'http'],
+  'store',
+  'store: applications claim the rows themselves. sql: a function is called in the transaction that takes the message in. http: each message is posted to an application.',
+);
+const timeout = duration(
+  '10s',
+  { min: '100ms', max: '10m' },
+  'For `sql`: how long one statement with up to 60 calls may take; then its messages are handled one by one. For `http`: how long one attempt may take, from connecting to the end of the answer.',
+);
+const sqlHandlerKeys = {
+  function: text('', checkFunctionName, {
+    kind: 'name',
+    values: 'schema.function',
+    doc: 'For `sql`, and required there: the function that takes one `waybill.inbox_message`.',
   }),
+};
+
+const handlers = {
+  store: z.strictObject({ kind }),
+  sql: z.strictObject({ kind, timeout, ...sqlHandlerKeys }),
+  http: z.strictObject({ kind, ...httpHandlerKeys, timeout }),
 } as const;
 
 function consumerOf<H extends z.ZodObject>(handler: H) {
@@ -139,12 +147,16 @@ function consumerOf<H extends z.ZodObject>(handler: H) {
   });
 }
 
-const consumers = { store: consumerOf(handlers.store), sql: consumerOf(handlers.sql) } as const;
+const consumers = {
+  store: consumerOf(handlers.store),
+  sql: consumerOf(handlers.sql),
+  http: consumerOf(handlers.http),
+} as const;
 type Kind = keyof typeof consumers;
 type Given<K extends Kind> = z.output<(typeof consumers)[K]>;
 
 /** Every key that a consumer can have, for the reference: those of all handlers together. */
-export const consumerKeys = consumers.sql;
+export const consumerKeys = consumerOf(z.strictObject({ kind, ...sqlHandlerKeys, ...httpHandlerKeys, timeout }));
 
 const NAME = /^[a-z][a-z0-9_-]{0,39}$/;
 
@@ -176,6 +188,12 @@ export const consumersSection = z
       }
       const consumer = toConsumer(name, parsed.data);
       for (const { at, problem, mend } of contradictions(consumer)) fail([name, ...at.split('.')], problem, mend);
+      if (isHttp(parsed.data.handler)) {
+        const prefix = `consumers.${name}.`;
+        for (const { at, problem, mend } of checkHttpHandler(parsed.data.handler, `${prefix}handler`)) {
+          fail([name, ...at.slice(prefix.length).split('.')], problem, mend);
+        }
+      }
       found.push(consumer);
     }
     for (const [one, other] of sharedQueues(found)) {
@@ -187,15 +205,18 @@ export const consumersSection = z
 /** The kind that decides which keys the handler has; a wrong one is told by the schema. */
 function kindOf(given: unknown): Kind {
   const handler = (given as { handler?: { kind?: unknown } } | null)?.handler;
-  return handler?.kind === 'sql' ? 'sql' : 'store';
+  return handler?.kind === 'sql' || handler?.kind === 'http' ? handler.kind : 'store';
 }
 
 /** One consumer, checked: durations end in Ms, sizes in Bytes. */
 export type ConsumerConfig = ReturnType<typeof toConsumer>;
 
-export type HandlerConfig = { kind: 'store' } | { kind: 'sql'; function: string; timeoutMs: number };
+export type HandlerConfig =
+  { kind: 'store' } | { kind: 'sql'; function: string; timeoutMs: number } | HttpHandlerConfig;
 
-function toConsumer<K extends Kind>(name: string, given: Given<K>) {
+type GivenHandler = Given<Kind>['handler'];
+
+function toConsumer(name: string, given: Given<Kind>) {
   const { owner, queue, identify, deadLetterQueue, batch: gather, retry: again, retention: kept, ...rest } = given;
   const identification = parseIdentification(identify);
   if (!identification) throw new TypeError('identify was checked');
@@ -210,7 +231,7 @@ function toConsumer<K extends Kind>(name: string, given: Given<K>) {
     identify,
     identification,
     idNamespace: rest.idNamespace,
-    handler: toHandler(rest.handler as Given<'sql'>['handler']),
+    handler: toHandler(rest.handler),
     order: rest.order,
     onDead: rest.onDead,
     prefetch: rest.prefetch,
@@ -228,9 +249,13 @@ function toConsumer<K extends Kind>(name: string, given: Given<K>) {
   };
 }
 
-function toHandler(given: Given<'sql'>['handler']): HandlerConfig {
-  if (given.kind === 'store') return { kind: 'store' };
-  return { kind: 'sql', function: given.function, timeoutMs: given.timeout };
+function toHandler(given: GivenHandler): HandlerConfig {
+  if (isHttp(given)) return toHttpHandler(given);
+  return 'function' in given ? { kind: 'sql', function: given.function, timeoutMs: given.timeout } : { kind: 'store' };
+}
+
+function isHttp(given: GivenHandler): given is Given<'http'>['handler'] {
+  return 'url' in given;
 }
 
 function contradictions({
@@ -268,10 +293,6 @@ function sharedQueues(found: readonly ConsumerConfig[]): [string, string][] {
   return found.flatMap(({ name, queue }, index) =>
     found.slice(0, index).flatMap((other): [string, string][] => (other.queue === queue ? [[other.name, name]] : [])),
   );
-}
-
-function handlerDoc(): string {
-  return 'store: applications claim the rows themselves. sql: a function is called in the transaction that takes the message in.';
 }
 
 function checkQueueName(raw: unknown): Parsed<string> {

@@ -44,7 +44,7 @@ function valueCell({ kind, values }: Key): string {
 }
 
 function defaultCell(key: Key): string {
-  if (key.required) return '**required**';
+  if (key.required) return key.path.includes('handler') ? '**required** for `http`' : '**required**';
   if (key.default === undefined) return '';
   return key.default.includes(' ') ? key.default : `\`${key.default}\``;
 }

@@ -107,6 +107,12 @@ export class Breaker {
     return { ...ruling, spends: true };
   }
 
+  /** Opens it at once: what was seen concerns the consumer whatever the message, such as a handler that is not there. */
+  trip(nowMs: number, random: number): Ruling {
+    if (this.#open) return { spends: false, change: 'none', refunds: [], sinceMs: nowMs };
+    return this.#trip(nowMs, random);
+  }
+
   /** An attempt that ended without a word on the message, because the service stops or the database failed. */
   withdraw(ticket: Ticket): void {
     if (this.#open?.probe === ticket) this.#open.probe = undefined;

@@ -33,7 +33,7 @@ export interface InboundRow {
   /** The id that the message came with, where `messageId` had to be made. */
   originalId: string | null;
   /** Why the row is kept as dead at once. */
-  dead: { reason: 'no-id' | 'malformed' | 'not-accepted'; text: string } | null;
+  dead: { reason: 'no-id' | 'malformed' | 'not-accepted' | 'broker'; text: string } | null;
   type: string | null;
   key: string | null;
   schemaVersion: number | null;
@@ -129,7 +129,7 @@ export function toInboundRow(delivery: Delivery, rules: IntakeRules): InboundRow
  * The row of a message that cannot be a row as it is. Everything that came as text is kept in `rawProperties`, with what
  * PostgreSQL refuses made readable; the body stays as it is.
  */
-function malformed(row: InboundRow, properties: DeliveryProperties, text: string): InboundRow {
+export function malformed(row: InboundRow, properties: DeliveryProperties, text: string): InboundRow {
   return {
     ...row,
     messageId: syntheticId('malformed', row, properties),

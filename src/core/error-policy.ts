@@ -1,7 +1,7 @@
 import type { WaybillErrorCode } from './errors.js';
 
 /**
- * What follows an error of a running relay:
+ * What follows an error of a running relay or receiver:
  * - `again`: the cause passes by itself; try again with a growing delay.
  * - `wait`: somebody else works; stand by and try again soon.
  * - `operator`: a person must change something; say so, and look again from time to time.
@@ -16,6 +16,9 @@ const CONSEQUENCES: Partial<Record<WaybillErrorCode, Consequence>> = {
   WAYBILL_BROKER_STALLED: 'again',
   WAYBILL_SLOT_LOST: 'again',
   WAYBILL_PUBLICATION_MISSING: 'again',
+  WAYBILL_CONSUMER_CANCELLED: 'again',
+  WAYBILL_TRANSACTION_REPEATED: 'again',
+  WAYBILL_STATEMENT_TOO_SLOW: 'again',
   WAYBILL_STREAM_PROTOCOL: 'operator',
   WAYBILL_SLOT_BUSY: 'wait',
   WAYBILL_LOCK_TAKEN: 'wait',

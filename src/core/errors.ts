@@ -35,6 +35,16 @@ export const ERROR_CODES = {
   WAYBILL_SECOND_RELAY: 'Another relay name is recorded for this schema; one schema has one relay.',
   WAYBILL_RELAY_UNKNOWN: 'No relay of that name is recorded in the schema.',
   WAYBILL_STILL_IN_USE: 'What is to be removed is still in use, or still holds messages.',
+  WAYBILL_CONSUMER_RENAMED:
+    'A new consumer has the queue of a registered one that is not configured any more; a rename would forget what was applied.',
+  WAYBILL_CONSUMER_UNKNOWN: 'No consumer of that name is registered in the schema.',
+  WAYBILL_CONSUMER_CANCELLED:
+    'RabbitMQ ended a consumer, because its queue was deleted or moved; it consumes again by itself.',
+  WAYBILL_HANDLER_BROKEN: 'The handler of a consumer is missing or may not be called; the consumer pauses and probes.',
+  WAYBILL_TRANSACTION_REPEATED:
+    'PostgreSQL ended a transaction for the sake of another; it is repeated, and nothing is spent.',
+  WAYBILL_STATEMENT_TOO_SLOW: 'A statement of the inbox took longer than the timeout of the handler.',
+  WAYBILL_ROW_REFUSED: 'PostgreSQL refused what a message would be as a row; it is kept as malformed.',
   WAYBILL_DRAIN_INCOMPLETE: 'The deadline for stopping passed with messages unconfirmed; they will be published again.',
   WAYBILL_STOPPED: 'The operation ended because the service is stopping.',
 } as const;

@@ -1,3 +1,5 @@
+import type { Delivery, DeliveryProperties, InboundRow } from '../core/delivery.js';
+import type { Message } from '../core/message.js';
 import type { Verdict } from '../core/verdict.js';
 
 /** What the receiver pipeline needs from the rooms below; the adapters satisfy these by their shape. */
@@ -30,4 +32,166 @@ export interface InboxMessage {
 export interface MessageHandler {
   /** Never rejects for a message's sake; `signal` aborts when the service can wait no longer. */
   handle(message: InboxMessage, signal: AbortSignal): Promise<Verdict>;
+}
+
+/** A row to be written, and what is known of it beyond the message itself. */
+export interface Arrival {
+  row: InboundRow;
+  /** What the row was made from, should PostgreSQL refuse it. */
+  properties: DeliveryProperties;
+  /** The text of a failure that is already known: the row waits, and its handler is not called. */
+  failed?: string;
+  /** Not handled with the others: it is taken from the table by itself. */
+  hold?: boolean;
+}
+
+/** How an attempt at a claimed row ended. `release`: it was not made, or not for the message's sake: nothing is spent. */
+export type Settlement = Verdict | { kind: 'release'; error: string };
+
+/** What became of a row that was handled, or could not be. */
+export interface Outcome {
+  seq: bigint;
+  status: string;
+  /** Null where no handler was asked. `lost`: the lease was another's by then, and nothing was changed (I7). */
+  verdict: Settlement['kind'] | 'lost' | null;
+  /** The next attempt, from 1. */
+  attempt: number | null;
+  /** When the next attempt is due, milliseconds from now by the server's clock; null when there is none. */
+  dueInMs: number | null;
+  deadReason: string | null;
+  error: string | null;
+}
+
+export interface ReceivedRow extends Outcome {
+  outcome: 'inserted' | 'duplicate' | 'conflict';
+}
+
+/** Rows that are handled under one token. */
+export interface Claim {
+  token: string;
+  messages: InboxMessage[];
+}
+
+/** A dead message whose copy has not gone out. */
+export interface Death {
+  message: InboxMessage;
+  exchange: string;
+  routingKey: string;
+  originalId: string | null;
+  deadReason: string;
+  error: string | null;
+  failures: number;
+  /** As the server writes it, for `deathsCopied`. */
+  diedAt: string;
+}
+
+/** The inbox of one consumer. Errors are WaybillErrors; nothing of a failed call stays. */
+export interface InboxStore {
+  /** Resolves when the database answers. */
+  ping(): Promise<void>;
+  /** One statement, one transaction, for rows in delivery order (I1: acknowledge after it has returned). */
+  receive(arrivals: readonly Arrival[], apply: boolean): Promise<ReceivedRow[]>;
+  /** Up to `max` rows that are due, new or abandoned. */
+  claim(max: number, leaseMs: number): Promise<Claim | undefined>;
+  /** These rows as far as they are due at that attempt; null: at any. */
+  claimRows(rows: readonly { seq: bigint; attempt: number | null }[], leaseMs: number): Promise<Claim | undefined>;
+  /** Calls the `sql` handler for claimed rows, each in a subtransaction of its own. */
+  apply(seqs: readonly bigint[], token: string): Promise<Outcome[]>;
+  settle(token: string, results: readonly { seq: bigint; verdict: Settlement }[]): Promise<Outcome[]>;
+  /** Gives back what rows have spent within the last `sinceMs`. */
+  refund(seqs: readonly bigint[], sinceMs: number): Promise<number>;
+  /** Rows that are due, without claiming them; also while the breaker pauses the consumer. */
+  due(max: number): Promise<{ seq: bigint; attempt: number; alone: boolean }[]>;
+  /** Releases followers whose key nobody holds any more; gives how many. */
+  sweepKeys(): Promise<number>;
+  deaths(max: number): Promise<Death[]>;
+  deathsCopied(last: Death): Promise<void>;
+  /** Wakes the applications that claim rows. */
+  wake(): Promise<void>;
+  break(reason: string): Promise<void>;
+  mend(): Promise<void>;
+}
+
+/** A channel that consumes one queue. After `onClosed` nothing else is called. */
+export interface ConsumeChannel {
+  /** Acknowledges every delivery of this channel up to the tag. A closed channel ignores it (F19). */
+  ackUpTo(deliveryTag: number): void;
+  readonly isOpen: boolean;
+  /** No further deliveries; those that are out can still be acknowledged. */
+  cancel(): Promise<void>;
+  close(): Promise<void>;
+}
+
+export interface ConsumeChannelEvents {
+  onDelivery(delivery: Delivery): void;
+  /** Once: the channel has died, or the broker has cancelled the consumer (F94). */
+  onClosed(error: Error): void;
+}
+
+/** Publishes copies of dead messages and waits until the broker has them. */
+export interface CopyPublisher {
+  publish(messages: readonly Message[]): Promise<void>;
+}
+
+/** The broker as one consumer sees it. Each call opens what it needs; errors are WaybillErrors. */
+export interface ConsumerBroker {
+  /** Declares, checks or leaves alone what the consumer needs, as configured. */
+  prepare(): Promise<void>;
+  consume(events: ConsumeChannelEvents): Promise<ConsumeChannel>;
+  /** Whether there is a queue of deaths that the broker decides. */
+  hasDeaths(): Promise<boolean>;
+  consumeDeaths(events: ConsumeChannelEvents): Promise<ConsumeChannel>;
+  /** Opens the delay exchange and listens to what comes back. `onClosed` is called once for both. */
+  openTimers(onTimer: (timer: Timer) => void, onClosed: (error: Error) => void): Promise<OpenTimers>;
+  readonly copies: CopyPublisher;
+}
+
+export interface OpenTimers {
+  exchange: TimerExchange;
+  close(): Promise<void>;
+}
+
+/** Something that brings timers back, on the publishing connection. */
+export interface TimerExchange {
+  /** Sends a timer that comes back to this consumer's retry queue after the delay. May be lost. */
+  send(timer: Timer, delayMs: number): void;
+  /** Delays that can be asked for, milliseconds; any delay where it is null. */
+  readonly tiersMs: readonly number[] | null;
+}
+
+/** What travels through the delay exchange. */
+export interface Timer {
+  consumer: string;
+  seq: string;
+  attempt: number;
+  /** What remains of the delay when it comes back, milliseconds. */
+  restMs: number;
+}
+
+/** What is counted; the metrics are made from it. */
+export interface ConsumerCounters {
+  received: number;
+  inserted: number;
+  applied: number;
+  duplicates: number;
+  conflicts: number;
+  malformed: number;
+  retried: number;
+  deferred: number;
+  broken: number;
+  dead: number;
+  lost: number;
+  repeated: number;
+  brokerDeaths: number;
+  timersSent: number;
+  timersReceived: number;
+  copies: number;
+}
+
+/** A line of the log; the fields carry ids, never bodies. */
+export interface ConsumerLog {
+  debug(fields: object, message: string): void;
+  info(fields: object, message: string): void;
+  warn(fields: object, message: string): void;
+  error(fields: object, message: string): void;
 }

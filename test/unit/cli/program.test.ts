@@ -44,7 +44,7 @@ describe('the command line', () => {
 
   it.each([
     [['statsu'], 'Did you mean status?'],
-    [['run', '--only', 'consumers'], 'relay'],
+    [['run', '--only', 'nothing'], 'relay'],
     [['migrate', 'print', '--schema', 'Bad'], 'a-z'],
     [['migrate', 'print', '--from', '0'], 'whole number'],
     [['relay', 'adopt', '--expect', 'x'], 'doctor'],

@@ -1,0 +1,63 @@
+import type { Config } from '../config/load.js';
+import { BrokerConnection } from '../rabbitmq/connection.js';
+import type { Clock } from '../runtime/clock.js';
+import type { Logger } from '../telemetry/log.js';
+import { brokerEndpoints } from './endpoints.js';
+
+/**
+ * One connection to RabbitMQ that several share. It is opened when somebody asks for it, and again when it has died: what
+ * was open on it tells its users, who ask again after a pause of their own.
+ */
+export class BrokerLink {
+  readonly #settings: () => Config['broker'];
+  readonly #name: string;
+  readonly #clock: Clock;
+  readonly #log: Logger;
+  #opening: Promise<BrokerConnection> | undefined;
+  #isClosed = false;
+
+  constructor(options: { settings: () => Config['broker']; name: string; clock: Clock; log: Logger }) {
+    this.#settings = options.settings;
+    this.#name = options.name;
+    this.#clock = options.clock;
+    this.#log = options.log;
+  }
+
+  get(): Promise<BrokerConnection> {
+    this.#opening ??= this.#open();
+    return this.#opening;
+  }
+
+  async #open(): Promise<BrokerConnection> {
+    const forget = (): void => {
+      this.#opening = undefined;
+    };
+    try {
+      const connection = await BrokerConnection.openFirst(
+        brokerEndpoints(this.#settings()),
+        this.#name,
+        {
+          onClosed: (error) => {
+            forget();
+            if (!this.#isClosed) this.#log.warn({ err: error }, `the connection "${this.#name}" ended`);
+          },
+          onBlocked: (reason) => this.#log.warn({ reason }, 'RabbitMQ blocks publishing (memory or disk alarm)'),
+          onUnblocked: () => this.#log.info({}, 'RabbitMQ takes messages again'),
+        },
+        this.#clock,
+      );
+      if (this.#isClosed) connection.abort();
+      return connection;
+    } catch (error) {
+      forget();
+      throw error;
+    }
+  }
+
+  /** Nothing is opened afterwards. */
+  async close(): Promise<void> {
+    this.#isClosed = true;
+    const connection = await this.#opening?.catch(() => undefined);
+    await connection?.close();
+  }
+}

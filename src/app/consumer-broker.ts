@@ -1,0 +1,106 @@
+import type { ConsumerConfig } from '../config/consumers.js';
+import type { Message } from '../core/message.js';
+import type { ConsumeChannelEvents, ConsumerBroker, OpenTimers, Timer } from '../inbox/ports.js';
+import { publishConfirmed } from '../rabbitmq/confirmed-publisher.js';
+import { ConsumeChannel } from '../rabbitmq/consume-channel.js';
+import {
+  brokerDeathsQueue,
+  declareConsumer,
+  queueExists,
+  type ConsumerTopology,
+} from '../rabbitmq/consumer-topology.js';
+import { DelayExchange, readTimer, retryQueue } from '../rabbitmq/delay-exchange.js';
+import type { Clock } from '../runtime/clock.js';
+import type { BrokerLink } from './broker-link.js';
+
+const TIMERS_PREFETCH = 500;
+const DEATHS_PREFETCH = 50;
+const COPY_LIMIT_MS = 30_000;
+
+function topologyOf(consumer: ConsumerConfig): ConsumerTopology {
+  return {
+    consumer: consumer.name,
+    queue: consumer.queue,
+    queueType: consumer.queueType,
+    singleActiveConsumer: consumer.order === 'key',
+    bindings: consumer.bindings,
+    deadLetterQueue: consumer.deadLetterQueue,
+  };
+}
+
+/** What one consumer wants of RabbitMQ, over two connections that it shares: an alarm blocks only the one that publishes. */
+export class ConfiguredConsumerBroker implements ConsumerBroker {
+  readonly #consumer: ConsumerConfig;
+  readonly #consuming: BrokerLink;
+  readonly #publishing: BrokerLink;
+  readonly #clock: Clock;
+
+  constructor(consumer: ConsumerConfig, links: { consuming: BrokerLink; publishing: BrokerLink }, clock: Clock) {
+    this.#consumer = consumer;
+    this.#consuming = links.consuming;
+    this.#publishing = links.publishing;
+    this.#clock = clock;
+  }
+
+  async prepare(): Promise<void> {
+    if (this.#consumer.topology !== 'assert') return;
+    await declareConsumer(await this.#consuming.get(), topologyOf(this.#consumer));
+  }
+
+  async consume(events: ConsumeChannelEvents): Promise<ConsumeChannel> {
+    const { queue, prefetch } = this.#consumer;
+    return ConsumeChannel.open(await this.#consuming.get(), queue, prefetch, events, this.#clock);
+  }
+
+  async hasDeaths(): Promise<boolean> {
+    await this.prepare();
+    return queueExists(await this.#consuming.get(), brokerDeathsQueue(this.#consumer.queue));
+  }
+
+  async consumeDeaths(events: ConsumeChannelEvents): Promise<ConsumeChannel> {
+    const queue = brokerDeathsQueue(this.#consumer.queue);
+    return ConsumeChannel.open(await this.#consuming.get(), queue, DEATHS_PREFETCH, events, this.#clock);
+  }
+
+  async openTimers(onTimer: (timer: Timer) => void, onClosed: (error: Error) => void): Promise<OpenTimers> {
+    const { name, retry, delay } = this.#consumer;
+    let told = false;
+    const closed = (error: Error): void => {
+      if (told) return;
+      told = true;
+      onClosed(error);
+    };
+    const exchange = await DelayExchange.open(
+      await this.#publishing.get(),
+      { consumer: name, delaysMs: [...new Set(retry.delaysMs)], kind: delay },
+      closed,
+    );
+    const channel = await ConsumeChannel.open(
+      await this.#consuming.get(),
+      retryQueue(name),
+      TIMERS_PREFETCH,
+      {
+        onDelivery: ({ body, deliveryTag }) => {
+          const timer = readTimer(body);
+          if (timer) onTimer(timer);
+          // At once: a timer is a hint, and the sweep covers what a crash forgets.
+          channel.ackUpTo(deliveryTag);
+        },
+        onClosed: closed,
+      },
+      this.#clock,
+    );
+    return {
+      exchange,
+      close: async () => {
+        await channel.close();
+        await exchange.close();
+      },
+    };
+  }
+
+  readonly copies = {
+    publish: async (messages: readonly Message[]): Promise<void> =>
+      publishConfirmed(await this.#publishing.get(), messages, this.#clock, COPY_LIMIT_MS),
+  };
+}

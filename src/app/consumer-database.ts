@@ -1,0 +1,66 @@
+import type { Config } from '../config/load.js';
+import { isWaybillError } from '../core/errors.js';
+import { closeQuietly } from '../postgres/connect.js';
+import { toInboxError } from '../postgres/inbox-errors.js';
+import { connectToPrimary } from '../postgres/primary.js';
+import { Turns } from '../runtime/turns.js';
+import { databaseEndpoints } from './endpoints.js';
+import type { SqlClient } from './session.js';
+
+const LOCK_TIMEOUT_MS = 5_000;
+
+/**
+ * One SQL connection, lent for one piece of work at a time. It is opened when it is needed, with the settings of that
+ * moment, and dropped when the server was found to be away, so that the next piece of work connects anew.
+ */
+export class ConsumerDatabase {
+  readonly #settings: () => Config['database'];
+  readonly #name: string;
+  readonly #statementTimeoutMs: number;
+  readonly #turns = new Turns();
+  #client: SqlClient | undefined;
+  #isClosed = false;
+
+  constructor(options: { settings: () => Config['database']; name: string; statementTimeoutMs: number }) {
+    this.#settings = options.settings;
+    this.#name = options.name;
+    this.#statementTimeoutMs = options.statementTimeoutMs;
+  }
+
+  async use<T>(doing: string, work: (client: SqlClient) => Promise<T>): Promise<T> {
+    return this.#turns.take(async () => {
+      try {
+        return await work(await this.#connected());
+      } catch (error) {
+        const known = toInboxError(error, doing);
+        if (isWaybillError(known, 'WAYBILL_DATABASE_UNAVAILABLE')) this.#drop();
+        throw known;
+      }
+    });
+  }
+
+  async #connected(): Promise<SqlClient> {
+    if (this.#client) return this.#client;
+    const { client } = await connectToPrimary(databaseEndpoints(this.#settings()), {
+      applicationName: this.#name,
+      onError: () => {
+        if (this.#client === client) this.#drop();
+      },
+      limits: { lockTimeoutMs: LOCK_TIMEOUT_MS, statementTimeoutMs: this.#statementTimeoutMs },
+    });
+    if (this.#isClosed) closeQuietly(client);
+    else this.#client = client;
+    return client;
+  }
+
+  #drop(): void {
+    if (this.#client) closeQuietly(this.#client);
+    this.#client = undefined;
+  }
+
+  /** Ends the connection, and with it what runs on it. */
+  close(): void {
+    this.#isClosed = true;
+    this.#drop();
+  }
+}

@@ -1,0 +1,48 @@
+import type { ConsumerConfig } from '../config/consumers.js';
+import type { Config } from '../config/load.js';
+import { quoteIdentifier } from '../core/identity.js';
+import { toInboxError } from '../postgres/inbox-errors.js';
+import { checkSchema } from '../postgres/migrations.js';
+import { withDatabase } from './session.js';
+
+const LIMITS = { lockTimeoutMs: 5_000, statementTimeoutMs: 30_000, workTimeoutMs: 40_000 };
+
+/** Writes the configured consumers into the schema, where their schedules and retention are read from (F128). */
+export async function registerConsumers(config: Config): Promise<void> {
+  const { schema } = config.database;
+  await withDatabase(config.database, LIMITS, async (client) => {
+    await checkSchema(client, { schema });
+    try {
+      await client.query(`select ${quoteIdentifier(schema)}.register_consumers($1::json)`, [
+        JSON.stringify(config.consumers.map(toRegistration)),
+      ]);
+    } catch (error) {
+      throw toInboxError(error, 'registering the consumers');
+    }
+  });
+}
+
+function toRegistration(consumer: ConsumerConfig): unknown {
+  const { handler, retry, retention } = consumer;
+  const ms = (value: number): string => `${value} ms`;
+  return {
+    name: consumer.name,
+    owner: consumer.owner ?? undefined,
+    queue: consumer.queue,
+    identify: consumer.identify,
+    handler: handler.kind,
+    function: handler.kind === 'sql' ? handler.function : undefined,
+    order: consumer.order,
+    on_dead: consumer.onDead,
+    retry_delays: retry.delaysMs.map(ms),
+    max_attempts: retry.maxAttempts,
+    max_age: ms(retry.maxAgeMs),
+    not_yet_for: ms(retry.notYetForMs),
+    retain_ids: ms(retention.idsMs),
+    retain_bodies: ms(retention.bodiesMs),
+    retain_dead: ms(retention.deadMs),
+    accept: consumer.accept.map(({ type, fromVersion, toVersion }) =>
+      fromVersion === 0 ? type : `${type}@${fromVersion}-${toVersion === Infinity ? '' : toVersion}`,
+    ),
+  };
+}

@@ -1,0 +1,227 @@
+import type { ConsumerConfig, HandlerConfig } from '../config/consumers.js';
+import type { Config } from '../config/load.js';
+import { consequenceOf } from '../core/error-policy.js';
+import { isWaybillError, WaybillError } from '../core/errors.js';
+import { backoffMs, RECONNECT_BACKOFF } from '../core/schedule.js';
+import type { ConsumerCounters } from '../inbox/ports.js';
+import type { HttpHandler } from '../inbox/http-handler.js';
+import { Receiver, type HandlerPart } from '../inbox/receiver.js';
+import { InboxStore } from '../postgres/inbox-store.js';
+import { DEAD_LETTER_EXCHANGE } from '../rabbitmq/consumer-topology.js';
+import { pause, type Clock } from '../runtime/clock.js';
+import type { Logger } from '../telemetry/log.js';
+import { BrokerLink } from './broker-link.js';
+import { ConfiguredConsumerBroker } from './consumer-broker.js';
+import { ConsumerDatabase } from './consumer-database.js';
+import { registerConsumers } from './consumer-registration.js';
+import { httpHandler } from './http-handler.js';
+import { cleanNowAndThen } from './inbox-cleaning.js';
+
+/** The running consumers of a process. */
+export interface ConsumerService {
+  /** Resolves when they have ended after stop(); rejects when they cannot go on. */
+  stopped: Promise<void>;
+  /** Takes nothing more in, waits for what is being handled, lets go. Idempotent. */
+  stop(): Promise<'drained' | 'incomplete'>;
+  /** What each has counted since the start, and whether its breaker is open. */
+  look(): readonly ConsumerLook[];
+}
+
+export interface ConsumerLook {
+  name: string;
+  counters: Readonly<ConsumerCounters>;
+  breaker: 'closed' | 'open' | 'half-open';
+}
+
+export interface ConsumerServiceOptions {
+  /** Reads what is needed to connect again; throws as loadConfig does. */
+  reload: () => Config;
+  clock: Clock;
+}
+
+const OPERATOR_RETRY_MS = 15_000;
+/** statement_timeout where no handler runs in the statements. */
+const STATEMENT_TIMEOUT_MS = 30_000;
+
+/**
+ * Starts every configured consumer: two broker connections and one database connection each. `stopped` rejects when the
+ * schema does not fit the program, or a consumer was renamed: that must not look like consumers that run.
+ */
+export function startConsumers(config: Config, log: Logger, options: ConsumerServiceOptions): ConsumerService {
+  return new Consumers(config, log, options);
+}
+
+class Consumers implements ConsumerService {
+  readonly stopped: Promise<void>;
+  readonly #config: Config;
+  readonly #log: Logger;
+  readonly #clock: Clock;
+  readonly #reload: () => Config;
+  readonly #stopping = new AbortController();
+  readonly #end: Promise<'drained' | 'incomplete'>;
+  readonly #looks = new Map<string, () => ConsumerLook>();
+
+  constructor(config: Config, log: Logger, { reload, clock }: ConsumerServiceOptions) {
+    this.#config = config;
+    this.#log = log;
+    this.#clock = clock;
+    this.#reload = reload;
+    this.#end = this.#run();
+    this.stopped = this.#end.then(() => undefined);
+    this.stopped.catch(() => undefined);
+  }
+
+  stop(): Promise<'drained' | 'incomplete'> {
+    this.#stopping.abort();
+    return this.#end;
+  }
+
+  look(): readonly ConsumerLook[] {
+    return [...this.#looks.values()].map((look) => look());
+  }
+
+  /** F38, F83: a rotated password is seen at the next connection; a configuration that went wrong leaves the old one. */
+  #fresh(): Config {
+    try {
+      return this.#reload();
+    } catch (error) {
+      if (!(error instanceof WaybillError)) throw error;
+      return this.#config;
+    }
+  }
+
+  async #run(): Promise<'drained' | 'incomplete'> {
+    if (!(await this.#registered())) return 'drained';
+    const shared = { settings: () => this.#fresh().broker, clock: this.#clock, log: this.#log };
+    const links = {
+      consuming: new BrokerLink({ ...shared, name: 'waybill consumers' }),
+      publishing: new BrokerLink({ ...shared, name: 'waybill timers' }),
+    };
+    const cleaner = new ConsumerDatabase({
+      settings: () => this.#fresh().database,
+      name: 'waybill inbox cleaner',
+      statementTimeoutMs: STATEMENT_TIMEOUT_MS,
+    });
+    const names = this.#config.consumers.map(({ name }) => name);
+    const cleaning = cleanNowAndThen(cleaner, {
+      schema: this.#config.database.schema,
+      consumers: names,
+      clock: this.#clock,
+      log: this.#log,
+      stopping: this.#stopping.signal,
+    });
+    try {
+      const ends = await Promise.all(this.#config.consumers.map((consumer) => this.#consume(consumer, links)));
+      return ends.includes('incomplete') ? 'incomplete' : 'drained';
+    } finally {
+      cleaner.close();
+      await Promise.all([links.consuming.close(), links.publishing.close(), cleaning]);
+    }
+  }
+
+  /** False: told to stop before it came to that. */
+  async #registered(): Promise<boolean> {
+    for (let attempt = 1; !this.#stopping.signal.aborted; attempt += 1) {
+      try {
+        await registerConsumers({ ...this.#config, database: this.#fresh().database });
+        return true;
+      } catch (error) {
+        if (
+          isWaybillError(
+            error,
+            'WAYBILL_SCHEMA_MISSING',
+            'WAYBILL_SCHEMA_TOO_OLD',
+            'WAYBILL_SCHEMA_TOO_NEW',
+            'WAYBILL_CONSUMER_RENAMED',
+          )
+        ) {
+          throw error;
+        }
+        const passes = error instanceof WaybillError && consequenceOf(error.code) === 'again';
+        const delayMs = passes ? backoffMs(RECONNECT_BACKOFF, attempt, this.#clock.random()) : OPERATOR_RETRY_MS;
+        const fields = { err: error, retryInMs: delayMs };
+        if (passes) this.#log.warn(fields, 'the consumers cannot be registered now; trying again');
+        else this.#log.error(fields, 'the consumers cannot be registered until this is mended');
+        await pause(this.#clock, delayMs, this.#stopping.signal);
+      }
+    }
+    return false;
+  }
+
+  async #consume(
+    consumer: ConsumerConfig,
+    links: { consuming: BrokerLink; publishing: BrokerLink },
+  ): Promise<'drained' | 'incomplete'> {
+    const { name, handler } = consumer;
+    const log = labelled(this.#log, name);
+    const database = new ConsumerDatabase({
+      settings: () => this.#fresh().database,
+      name: `waybill consumer ${name}`,
+      statementTimeoutMs: handler.kind === 'sql' ? handler.timeoutMs : STATEMENT_TIMEOUT_MS,
+    });
+    const counters = newCounters();
+    const http = handler.kind === 'http' ? httpHandler(handler, this.#clock) : undefined;
+    const receiver = new Receiver({
+      consumer: name,
+      handler: handlerPart(handler, http),
+      rules: {
+        identification: consumer.identification,
+        idNamespace: consumer.idNamespace,
+        accept: consumer.accept,
+        maxBodyBytes: consumer.maxBodyBytes,
+      },
+      limits: consumer.batch,
+      byKey: consumer.order === 'key',
+      logsAll: this.#config.log.messages === 'all',
+      deadLetterExchange: DEAD_LETTER_EXCHANGE,
+      store: new InboxStore(database, { schema: this.#config.database.schema, consumer: name }),
+      broker: new ConfiguredConsumerBroker(consumer, links, this.#clock),
+      counters,
+      clock: this.#clock,
+      log,
+    });
+    this.#looks.set(name, () => ({ name, counters, breaker: receiver.gate.state }));
+    try {
+      return await receiver.run(this.#stopping.signal, this.#config.relay.drainTimeoutMs);
+    } finally {
+      http?.close();
+      database.close();
+    }
+  }
+}
+
+function handlerPart(handler: HandlerConfig, http: HttpHandler | undefined): HandlerPart {
+  if (http) return { kind: 'http', handler: http };
+  return handler.kind === 'sql' ? { kind: 'sql', timeoutMs: handler.timeoutMs } : { kind: 'store' };
+}
+
+/** Every line says whose it is. */
+function labelled(log: Logger, consumer: string): Logger {
+  return {
+    debug: (fields, message) => log.debug({ consumer, ...fields }, message),
+    info: (fields, message) => log.info({ consumer, ...fields }, message),
+    warn: (fields, message) => log.warn({ consumer, ...fields }, message),
+    error: (fields, message) => log.error({ consumer, ...fields }, message),
+  };
+}
+
+function newCounters(): ConsumerCounters {
+  return {
+    received: 0,
+    inserted: 0,
+    applied: 0,
+    duplicates: 0,
+    conflicts: 0,
+    malformed: 0,
+    retried: 0,
+    deferred: 0,
+    broken: 0,
+    dead: 0,
+    lost: 0,
+    repeated: 0,
+    brokerDeaths: 0,
+    timersSent: 0,
+    timersReceived: 0,
+    copies: 0,
+  };
+}

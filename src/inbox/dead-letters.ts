@@ -1,0 +1,108 @@
+import { toInboundRow, type Delivery, type DeliveryProperties, type IntakeRules } from '../core/delivery.js';
+import type { Message } from '../core/message.js';
+import type { Arrival, ConsumerCounters, CopyPublisher, Death, InboxStore } from './ports.js';
+
+const BATCH = 100;
+const MOST_HEADER_CHARACTERS = 1_000;
+
+/**
+ * Copies dead messages to the dead-letter exchange, for whoever binds to it. The table is the record: a copy may be
+ * missing or come twice when the process dies between the two (F17). Resolves with how many went out.
+ */
+export async function copyDeaths(
+  store: Pick<InboxStore, 'deaths' | 'deathsCopied'>,
+  publisher: CopyPublisher,
+  exchange: string,
+  counters: ConsumerCounters,
+): Promise<number> {
+  let copied = 0;
+  for (;;) {
+    const deaths = await store.deaths(BATCH);
+    const last = deaths.at(-1);
+    if (!last) return copied;
+    await publisher.publish(deaths.map((death) => toCopy(death, exchange)));
+    await store.deathsCopied(last);
+    copied += deaths.length;
+    counters.copies += deaths.length;
+    if (deaths.length < BATCH) return copied;
+  }
+}
+
+/** The message as it was received, with the reason in headers of ours. Scalars of its own headers go along. */
+function toCopy(death: Death, exchange: string): Message {
+  const { message } = death;
+  const headers: Record<string, string | number | boolean> = {};
+  for (const [name, value] of Object.entries(message.headers)) {
+    // Fact 42: what the broker gives a meaning to must not travel on.
+    if (/^(x-death|x-first-death.*|x-last-death.*|x-delivery-count|x-delay|cc|bcc|x-match)$/i.test(name)) continue;
+    if (Buffer.byteLength(name) > 255 || name.startsWith('x-waybill-dead-')) continue;
+    if (typeof value === 'string' && value.length <= MOST_HEADER_CHARACTERS) headers[name] = value;
+    else if (typeof value === 'boolean' || (typeof value === 'number' && Number.isFinite(value))) headers[name] = value;
+  }
+  headers['x-waybill-dead-consumer'] = message.consumer;
+  headers['x-waybill-dead-reason'] = death.deadReason;
+  headers['x-waybill-dead-attempts'] = death.failures;
+  headers['x-waybill-dead-at'] = death.diedAt;
+  headers['x-waybill-dead-exchange'] = death.exchange;
+  headers['x-waybill-dead-routing-key'] = death.routingKey;
+  if (death.error !== null) headers['x-waybill-dead-error'] = death.error.slice(0, MOST_HEADER_CHARACTERS);
+  return {
+    messageId: cut(death.originalId ?? message.messageId),
+    exchange,
+    routingKey: `dead.${message.consumer}`,
+    body: message.body,
+    type: cut(message.type ?? ''),
+    contentType: cut(message.contentType ?? 'application/octet-stream'),
+    contentEncoding: message.contentEncoding,
+    headers,
+    correlationId: message.correlationId,
+    replyTo: null,
+    priority: null,
+    timestamp: message.occurredAt === null ? null : Math.floor(message.occurredAt.getTime() / 1000),
+  };
+}
+
+/** AMQP's short strings take 255 bytes. */
+function cut(text: string): string {
+  return Buffer.byteLength(text) <= 255
+    ? text
+    : Buffer.from(text)
+        .subarray(0, 250)
+        .toString('utf8')
+        .replace(/\ufffd$/, '');
+}
+
+/**
+ * What the broker gave up (delivery limit, expiry), as it comes out of the queue for such deaths: the message as it first
+ * was, dead for a reason of the broker's. A row that is there already, in any status, wins.
+ */
+export function fromBrokerDeath(delivery: Delivery, rules: IntakeRules): Arrival {
+  const { properties } = delivery;
+  const death = firstDeath(properties);
+  const { exchange, routingKey } = death ?? delivery;
+  // With the route that it first had: an id that is made of it is the same.
+  const row = toInboundRow({ ...delivery, exchange, routingKey }, { ...rules, accept: [] });
+  const text = death
+    ? `RabbitMQ gave it up: ${death.reason} in queue ${death.queue}`
+    : 'RabbitMQ gave it up, for a reason it does not say';
+  // What cannot be a row, or has no id, is that first of all.
+  return { properties, row: row.dead ? row : { ...row, dead: { reason: 'broker', text } } };
+}
+
+function firstDeath(
+  properties: DeliveryProperties,
+): { reason: string; queue: string; exchange: string; routingKey: string } | undefined {
+  const list: unknown = properties.headers?.['x-death'];
+  const entry: unknown = Array.isArray(list) ? list.at(-1) : undefined;
+  if (typeof entry !== 'object' || entry === null) return undefined;
+  const given = entry as Record<string, unknown>;
+  const keys: unknown = given['routing-keys'];
+  const key: unknown = Array.isArray(keys) ? keys[0] : undefined;
+  const text = (value: unknown): string => (typeof value === 'string' ? value : '');
+  return {
+    reason: text(given['reason']),
+    queue: text(given['queue']),
+    exchange: text(given['exchange']),
+    routingKey: text(key),
+  };
+}

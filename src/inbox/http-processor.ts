@@ -1,0 +1,98 @@
+import type { Ticket } from '../core/breaker.js';
+import { consequenceOf } from '../core/error-policy.js';
+import { isWaybillError, WaybillError } from '../core/errors.js';
+import { backoffMs, type Backoff } from '../core/schedule.js';
+import { pause, type Clock } from '../runtime/clock.js';
+import type { Gate } from './gate.js';
+import type { Outcomes } from './outcomes.js';
+import type { Claim, ConsumerLog, InboxMessage, InboxStore, MessageHandler, Settlement } from './ports.js';
+import type { Processor } from './worker.js';
+
+const MARGIN_MS = 60_000;
+const SETTLE_BACKOFF: Backoff = { firstMs: 100, factor: 2, maxMs: 5_000, jitter: 0.3 };
+
+export interface HttpProcessorOptions {
+  store: Pick<InboxStore, 'settle'>;
+  handler: MessageHandler & { concurrency: number; longestMs: number };
+  gate: Gate;
+  outcomes: Outcomes;
+  clock: Clock;
+  log: ConsumerLog;
+  /** Aborts when nothing may be waited for any longer. */
+  giveUp: AbortSignal;
+  /** There is room again. */
+  onRoom: () => void;
+  onHandled?: (seconds: number) => void;
+}
+
+/** Hands rows to an application over HTTP, several at once; each is settled when its answer is there. */
+export class HttpProcessor implements Processor {
+  readonly #options: HttpProcessorOptions;
+  readonly #running = new Set<Promise<void>>();
+
+  constructor(options: HttpProcessorOptions) {
+    this.#options = options;
+  }
+
+  room(): number {
+    return Math.max(0, this.#options.handler.concurrency - this.#running.size);
+  }
+
+  leaseMs(): number {
+    return this.#options.handler.longestMs + MARGIN_MS;
+  }
+
+  async idle(): Promise<void> {
+    while (this.#running.size > 0) await Promise.all(this.#running);
+  }
+
+  process(claim: Claim, tickets: Ticket[]): Promise<void> {
+    const spare = [...tickets];
+    for (const message of claim.messages) {
+      const handling = this.#handle(message, claim.token, spare.shift())
+        .catch((error: unknown) => this.#options.log.error({ err: error }, 'a message could not be handled'))
+        .finally(() => {
+          this.#running.delete(handling);
+          this.#options.onRoom();
+        });
+      this.#running.add(handling);
+    }
+    return Promise.resolve();
+  }
+
+  async #handle(message: InboxMessage, token: string, ticket: Ticket | undefined): Promise<void> {
+    const { handler, gate, outcomes, clock, giveUp, onHandled } = this.#options;
+    const beganMs = clock.now();
+    let verdict: Settlement;
+    try {
+      const said = await handler.handle(message, giveUp);
+      onHandled?.((clock.now() - beganMs) / 1_000);
+      const spends = ticket ? gate.settle(ticket, message.seq, said) : false;
+      // While the breaker is closed a broken attempt is spent, because one message that gets a 404 again and again must
+      // come to an end; it is refunded if the breaker opens.
+      verdict = said.kind === 'broken' && !spends ? { kind: 'release', error: said.error } : said;
+    } catch (error) {
+      if (ticket) gate.withdraw(ticket);
+      if (!isWaybillError(error, 'WAYBILL_STOPPED')) throw error;
+      // Whoever runs next tries it; the application may have seen it, which its idempotency key is for.
+      verdict = { kind: 'release', error: 'the service stopped before there was an answer' };
+    }
+    const [outcome] = await this.#settle(token, message.seq, verdict);
+    if (outcome) outcomes.note(message, outcome, message.attempt);
+  }
+
+  /** The effect is there; the word on it must not be lost because the database is away for a moment. */
+  async #settle(token: string, seq: bigint, verdict: Settlement) {
+    const { store, clock, log, giveUp } = this.#options;
+    for (let attempt = 1; ; attempt += 1) {
+      try {
+        return await store.settle(token, [{ seq, verdict }]);
+      } catch (error) {
+        const passes = error instanceof WaybillError && consequenceOf(error.code) === 'again';
+        if (!passes || giveUp.aborted) throw error;
+        if (attempt === 1) log.warn({ err: error, seq }, 'an answer cannot be written down; trying again');
+        await pause(clock, backoffMs(SETTLE_BACKOFF, attempt, clock.random()), giveUp);
+      }
+    }
+  }
+}

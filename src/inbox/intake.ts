@@ -1,0 +1,218 @@
+import { AckPrefix } from '../core/ack-prefix.js';
+import { toInboundRow, type Delivery, type IntakeRules } from '../core/delivery.js';
+import { consequenceOf } from '../core/error-policy.js';
+import { isWaybillError, WaybillError } from '../core/errors.js';
+import { Gathering, type GatheringLimits } from '../core/gathering.js';
+import { backoffMs, type Backoff } from '../core/schedule.js';
+import { pause, type Clock } from '../runtime/clock.js';
+import { Wakeup } from '../runtime/signal.js';
+import type { Gate } from './gate.js';
+import type { Outcomes } from './outcomes.js';
+import type { Persisting } from './persisting.js';
+import type {
+  Arrival,
+  ConsumeChannel,
+  ConsumeChannelEvents,
+  ConsumerCounters,
+  ConsumerLog,
+  ReceivedRow,
+} from './ports.js';
+
+export interface IntakeOptions {
+  rules: IntakeRules;
+  limits: GatheringLimits;
+  /** Whether arrivals are handled in the transaction that writes them. */
+  applies: boolean;
+  persisting: Persisting;
+  gate: Gate;
+  outcomes: Outcomes;
+  counters: ConsumerCounters;
+  log: ConsumerLog;
+  clock: Clock;
+  /** Rows are in the table that somebody has to handle. */
+  onPending: () => void;
+  /** Rows that must be handled by themselves. */
+  onSuspects: (rows: { seq: bigint; attempt: number }[]) => void;
+  /** Makes the arrival of a delivery, where that is not the usual way. */
+  toArrival?: (delivery: Delivery) => Arrival;
+}
+
+/**
+ * How a channel was left. `paused`: the breaker opened; `away`: the database was away for too long; `stopped`: told to.
+ * A channel that the broker closed is an error.
+ */
+export type IntakeEnd = 'paused' | 'away' | 'stopped';
+
+/** Deliveries of one message after which it is handled by itself (fact 65, F125). */
+const SUSPECT_DELIVERIES = 3;
+/**
+ * How long a batch is held while the database is away. Why not longer: the broker's consumer timeout (30 min by default,
+ * minutes on some services) would close the channel for us (F93); a closed channel costs every message a delivery.
+ */
+const HOLD_MS = 60_000;
+const HOLD_BACKOFF: Backoff = { firstMs: 100, factor: 2, maxMs: 5_000, jitter: 0.3 };
+
+/**
+ * Takes deliveries of one channel into the inbox.
+ *
+ *   delivery -> gather -> row -> write (+ apply) -> commit -> acknowledge the settled prefix
+ *
+ * I1: nothing is acknowledged before the statement that wrote it has returned. I2: each delivery is settled once, on its
+ * channel. I4: while the database is away the batch is held, and nothing is spent.
+ *
+ *   killed after the delivery, or while it is written  -> it comes again (F11, F12)
+ *   killed after the commit, before the acknowledgement -> it comes again, is found and acknowledged (F13, F14)
+ */
+export class Intake {
+  readonly #options: IntakeOptions;
+  readonly #gathering: Gathering<Delivery>;
+  readonly #prefix = new AckPrefix();
+  readonly #wakeup = new Wakeup();
+  /** Set by the channel's end. */
+  #closedBy: Error | undefined;
+
+  constructor(options: IntakeOptions) {
+    this.#options = options;
+    this.#gathering = new Gathering(options.limits);
+  }
+
+  /** Runs until the channel is left; rejects with what ended it otherwise. One run for each object. */
+  async run(
+    open: (events: ConsumeChannelEvents) => Promise<ConsumeChannel>,
+    stopping: AbortSignal,
+  ): Promise<IntakeEnd> {
+    const { clock, gate } = this.#options;
+    const channel = await open({
+      onDelivery: (delivery) => this.#arrived(delivery),
+      onClosed: (error) => {
+        this.#closedBy = error;
+        this.#wakeup.wake();
+      },
+    });
+    const wake = (): void => this.#wakeup.wake();
+    stopping.addEventListener('abort', wake, { once: true });
+    const forget = gate.onChange(wake);
+    let end: IntakeEnd | undefined;
+    try {
+      for (;;) {
+        if (this.#closedBy) throw this.#closedBy;
+        if (!end && (stopping.aborted || gate.isOpen)) {
+          end = stopping.aborted ? 'stopped' : 'paused';
+          await channel.cancel();
+          continue;
+        }
+        const dueAtMs = this.#gathering.dueAtMs();
+        if (dueAtMs === undefined) {
+          if (end) return end;
+          await this.#wakeup.wait();
+        } else if (dueAtMs > clock.now() && !end) await this.#wakeOrTime(dueAtMs - clock.now());
+        else if ((await this.#take(channel, stopping)) === 'away') return 'away';
+      }
+    } finally {
+      stopping.removeEventListener('abort', wake);
+      forget();
+      await channel.close();
+    }
+  }
+
+  #arrived(delivery: Delivery): void {
+    this.#prefix.deliver(delivery.deliveryTag);
+    this.#options.counters.received += 1;
+    const wasEmpty = this.#gathering.size === 0;
+    this.#gathering.add(delivery, delivery.body.length, this.#options.clock.now());
+    if (wasEmpty || (this.#gathering.dueAtMs() ?? Infinity) <= this.#options.clock.now()) this.#wakeup.wake();
+  }
+
+  async #wakeOrTime(ms: number): Promise<void> {
+    const cancel = this.#options.clock.after(ms, () => this.#wakeup.wake());
+    await this.#wakeup.wait();
+    cancel();
+  }
+
+  async #take(channel: ConsumeChannel, stopping: AbortSignal): Promise<'away' | undefined> {
+    const deliveries = this.#gathering.take();
+    const arrivals = deliveries.map((delivery) => this.#toArrival(delivery));
+    const rows = await this.#write(arrivals, stopping);
+    if (!rows) return 'away';
+    // A channel that has died since delivers all of it again; its tags mean nothing on another (F19).
+    const upTo = this.#prefix.settle(deliveries.map(({ deliveryTag }) => deliveryTag));
+    if (upTo !== undefined) channel.ackUpTo(upTo);
+    this.#follow(arrivals, rows);
+    return undefined;
+  }
+
+  #toArrival(delivery: Delivery): Arrival {
+    const { rules, toArrival, applies } = this.#options;
+    if (toArrival) return toArrival(delivery);
+    const row = toInboundRow(delivery, rules);
+    const arrival: Arrival = { row, properties: delivery.properties };
+    if (applies && row.dead === null && deliveriesOf(delivery) >= SUSPECT_DELIVERIES) arrival.hold = true;
+    return arrival;
+  }
+
+  /** Undefined: the database was away for too long, or is while we are to stop. */
+  async #write(arrivals: readonly Arrival[], stopping: AbortSignal): Promise<ReceivedRow[] | undefined> {
+    const { persisting, gate, clock, log, applies } = this.#options;
+    const sinceMs = clock.now();
+    for (let attempt = 1; ; attempt += 1) {
+      const ticket = applies && !gate.isOpen ? gate.admit() : undefined;
+      try {
+        const rows = await persisting.write(arrivals, ticket !== undefined);
+        if (ticket) for (const row of rows) gate.settleRow(ticket, row);
+        return rows;
+      } catch (error) {
+        if (this.#closedBy) throw this.#closedBy;
+        if (isWaybillError(error, 'WAYBILL_HANDLER_BROKEN')) {
+          gate.trip(error.message);
+          continue;
+        }
+        if (!(error instanceof WaybillError) || consequenceOf(error.code) !== 'again') throw error;
+        const heldMs = clock.now() - sinceMs;
+        const delayMs = backoffMs(HOLD_BACKOFF, attempt, clock.random());
+        if (heldMs + delayMs > HOLD_MS || stopping.aborted) {
+          log.error({ err: error, rows: arrivals.length }, 'the database is away; the messages go back to the queue');
+          return undefined;
+        }
+        if (attempt === 1)
+          log.warn({ err: error, rows: arrivals.length }, 'a batch is held until the database answers');
+        await pause(clock, delayMs, stopping);
+      }
+    }
+  }
+
+  #follow(arrivals: readonly Arrival[], rows: readonly ReceivedRow[]): void {
+    const { counters, outcomes, log } = this.#options;
+    const suspects: { seq: bigint; attempt: number }[] = [];
+    let pending = 0;
+    rows.forEach((row, index) => {
+      const arrival = arrivals[index];
+      if (!arrival) return;
+      const { messageId, type, key, dead } = arrival.row;
+      if (row.outcome === 'duplicate') {
+        counters.duplicates += 1;
+        outcomes.all({ messageId, type, key, result: 'duplicate' });
+        return;
+      }
+      if (row.outcome === 'conflict') {
+        counters.conflicts += 1;
+        log.error(
+          { messageId, type, key, result: 'conflict' },
+          'a message came again with another body; it is kept dead',
+        );
+      } else counters.inserted += 1;
+      if (dead?.reason === 'malformed') counters.malformed += 1;
+      outcomes.note({ messageId, type, key }, { ...row, error: row.error ?? dead?.text ?? null }, 1);
+      if (row.status !== 'pending') return;
+      if (arrival.hold) suspects.push({ seq: row.seq, attempt: row.attempt ?? 1 });
+      else pending += 1;
+    });
+    if (pending > 0) this.#options.onPending();
+    if (suspects.length > 0) this.#options.onSuspects(suspects);
+  }
+}
+
+/** How often the broker says it has delivered a message before; only quorum queues count. */
+function deliveriesOf({ properties }: Delivery): number {
+  const count = properties.headers?.['x-delivery-count'];
+  return typeof count === 'number' ? count : 0;
+}

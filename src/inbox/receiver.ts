@@ -1,0 +1,320 @@
+import type { IntakeRules } from '../core/delivery.js';
+import { consequenceOf } from '../core/error-policy.js';
+import { WaybillError } from '../core/errors.js';
+import type { GatheringLimits } from '../core/gathering.js';
+import { backoffMs, RECONNECT_BACKOFF } from '../core/schedule.js';
+import { pause, within, type Clock } from '../runtime/clock.js';
+import { Wakeup } from '../runtime/signal.js';
+import { copyDeaths, fromBrokerDeath } from './dead-letters.js';
+import { Gate } from './gate.js';
+import { HttpProcessor } from './http-processor.js';
+import { Intake, type IntakeOptions } from './intake.js';
+import { Outcomes } from './outcomes.js';
+import { Persisting } from './persisting.js';
+import type { ConsumerBroker, ConsumerCounters, ConsumerLog, InboxStore, MessageHandler } from './ports.js';
+import { RetryTimers, type DueRow } from './retry-timers.js';
+import { MOST_SUBTRANSACTIONS, SqlProcessor } from './sql-processor.js';
+import { Worker, type Processor } from './worker.js';
+
+/** How a consumer's messages have their effect. */
+export type HandlerPart =
+  | { kind: 'store' }
+  | { kind: 'sql'; timeoutMs: number }
+  | { kind: 'http'; handler: MessageHandler & { concurrency: number; longestMs: number } };
+
+export interface ReceiverOptions {
+  consumer: string;
+  handler: HandlerPart;
+  rules: IntakeRules;
+  limits: GatheringLimits;
+  byKey: boolean;
+  logsAll: boolean;
+  deadLetterExchange: string;
+  store: InboxStore;
+  broker: ConsumerBroker;
+  counters: ConsumerCounters;
+  clock: Clock;
+  log: ConsumerLog;
+  onHandled?: (seconds: number) => void;
+}
+
+/** How often rows are looked for whose timers were lost, orphans, and deaths without a copy. */
+const SWEEP_INTERVAL_MS = 30_000;
+const OPERATOR_RETRY_MS = 15_000;
+/** Applications that claim rows are woken at most this often. */
+const WAKE_INTERVAL_MS = 50;
+/** Closing what was opened, after the deadline of a drain. */
+const CLOSING_MS = 2_000;
+
+/**
+ * The receiver of one consumer (design 4).
+ *
+ *   queue ──▶ intake ──▶ inbox ◀── worker ◀── timers ◀── delay exchange
+ *                          │                   sweep
+ *                          └──▶ deaths ──▶ dead-letter exchange      <queue>.dlq ──▶ intake ──▶ inbox
+ *
+ * Five loops that share nothing but the table; each goes on by itself after an error, because one that cannot work is no
+ * reason for the others to stop. Where a process may die, and what follows:
+ *
+ *   before the commit of a batch            -> the broker delivers it again (F11, F12)
+ *   after the commit, before the ack        -> delivered again, found, acknowledged (F13, F14)
+ *   after a row waits, before its timer     -> the sweep (F15); timers are hints, the row decides (F16)
+ *   after a death, before its copy          -> the copy goes out later, or twice (F17)
+ *   while a handler works over HTTP         -> the lease ends, the attempt counts as abandoned
+ */
+export class Receiver {
+  readonly #options: ReceiverOptions;
+  readonly #giveUp = new AbortController();
+  readonly #deathSeen = new Wakeup();
+  readonly gate: Gate;
+  readonly #outcomes: Outcomes;
+  readonly #timers: RetryTimers;
+  readonly #worker: Worker | undefined;
+  readonly #persisting: Persisting;
+  #wakeCancel: (() => void) | undefined;
+
+  constructor(options: ReceiverOptions) {
+    this.#options = options;
+    const { store, clock, log, counters, handler, consumer } = options;
+    this.gate = new Gate({ store, clock, log });
+    this.#timers = new RetryTimers({ consumer, clock, counters, onDue: (rows) => this.#due(rows) });
+    this.#outcomes = new Outcomes({
+      counters,
+      log,
+      logsAll: options.logsAll,
+      followers: {
+        onWaiting: ({ seq, attempt, dueInMs }) => this.#timers.schedule({ seq, attempt }, dueInMs),
+        onDead: () => this.#deathSeen.wake(),
+      },
+    });
+    const tooSlow =
+      handler.kind === 'sql' ? `the handler took longer than ${handler.timeoutMs} ms` : 'the statement took too long';
+    this.#persisting = new Persisting({ store, clock, log, counters, tooSlow });
+    const processor = this.#processor(tooSlow);
+    if (processor) this.#worker = new Worker({ store, gate: this.gate, processor, clock, log });
+  }
+
+  #processor(tooSlow: string): Processor | undefined {
+    const { handler, store, clock, counters, log, onHandled } = this.#options;
+    const shared = { store, gate: this.gate, outcomes: this.#outcomes, clock };
+    if (handler.kind === 'sql') return new SqlProcessor({ ...shared, counters, timeoutMs: handler.timeoutMs, tooSlow });
+    if (handler.kind === 'store') return undefined;
+    return new HttpProcessor({
+      ...shared,
+      handler: handler.handler,
+      log,
+      giveUp: this.#giveUp.signal,
+      onRoom: () => this.#worker?.wake(),
+      ...(onHandled ? { onHandled } : {}),
+    });
+  }
+
+  /**
+   * Runs until it is told to stop and everything that was taken is in the table. `drainMs` bounds the time from the stop
+   * on; what is not done by then comes again.
+   */
+  async run(stopping: AbortSignal, drainMs: number): Promise<'drained' | 'incomplete'> {
+    const { clock, handler, limits } = this.#options;
+    const ended = new AbortController();
+    const loops = Promise.all([
+      this.#keepGoing('the queue', stopping, () =>
+        this.#take(
+          {
+            rules: this.#options.rules,
+            limits: handler.kind === 'sql' ? { ...limits, rows: Math.min(limits.rows, MOST_SUBTRANSACTIONS) } : limits,
+            applies: handler.kind === 'sql',
+          },
+          stopping,
+        ),
+      ),
+      this.#keepGoing('the queue of dead letters', stopping, () => this.#takeDeaths(stopping)),
+      this.#keepGoing('the delay exchange', stopping, () => this.#keepTimers(stopping)),
+      this.#worker?.run(stopping),
+      this.#keepGoing('copies of dead messages', stopping, () => this.#copyDeaths(stopping)),
+      this.#sweepNowAndThen(stopping),
+    ]);
+    const onStop = (): void => {
+      this.#deathSeen.wake();
+      const cancel = clock.after(drainMs, () => this.#giveUp.abort());
+      ended.signal.addEventListener('abort', cancel, { once: true });
+    };
+    if (stopping.aborted) onStop();
+    else stopping.addEventListener('abort', onStop, { once: true });
+    const gaveUp = new Promise<'incomplete'>((resolve) => {
+      this.#giveUp.signal.addEventListener('abort', () => resolve('incomplete'), { once: true });
+    });
+    try {
+      const result = await Promise.race([loops.then(() => 'drained' as const), gaveUp]);
+      if (result === 'incomplete') await within(clock, loops, CLOSING_MS, undefined);
+      await within(clock, this.gate.told(), CLOSING_MS, undefined);
+      return result;
+    } finally {
+      stopping.removeEventListener('abort', onStop);
+      ended.abort();
+      this.#timers.stop();
+      this.#wakeCancel?.();
+    }
+  }
+
+  /** Until the stop: again after each end, with growing pauses after errors. */
+  async #keepGoing(what: string, stopping: AbortSignal, work: () => Promise<void>): Promise<void> {
+    const { clock, log } = this.#options;
+    let failures = 0;
+    const isOver = (): boolean => stopping.aborted;
+    while (!isOver()) {
+      const beganMs = clock.now();
+      try {
+        await work();
+        failures = 0;
+      } catch (error) {
+        if (isOver()) return;
+        failures = clock.now() - beganMs > OPERATOR_RETRY_MS ? 1 : failures + 1;
+        const passes = error instanceof WaybillError && consequenceOf(error.code) === 'again';
+        const delayMs = passes ? backoffMs(RECONNECT_BACKOFF, failures, clock.random()) : OPERATOR_RETRY_MS;
+        const fields = { err: error, retryInMs: Math.round(delayMs) };
+        if (passes) log.warn(fields, `${what}: trying again`);
+        else log.error(fields, `${what}: cannot go on until this is mended`);
+        await pause(clock, delayMs, stopping);
+      }
+    }
+  }
+
+  async #take(
+    part: Pick<IntakeOptions, 'rules' | 'limits' | 'applies' | 'toArrival'>,
+    stopping: AbortSignal,
+  ): Promise<void> {
+    const { store, broker, counters, log, clock } = this.#options;
+    await this.#gateClosed(stopping);
+    if (stopping.aborted) return;
+    // F109: nothing is taken from the queue before the database answers.
+    await store.ping();
+    await broker.prepare();
+    const intake = new Intake({
+      ...part,
+      persisting: this.#persisting,
+      gate: this.gate,
+      outcomes: this.#outcomes,
+      counters,
+      log,
+      clock,
+      onPending: () => this.#pending(),
+      onSuspects: (rows) => this.#worker?.alone(rows),
+    });
+    const end = await intake.run(async (events) => {
+      const channel = await broker.consume(events);
+      log.info({}, 'consuming');
+      return channel;
+    }, stopping);
+    log.info({ end }, 'not consuming');
+  }
+
+  async #gateClosed(stopping: AbortSignal): Promise<void> {
+    while (this.gate.isOpen && !stopping.aborted) {
+      const changed = new Wakeup();
+      const forget = this.gate.onChange(() => changed.wake());
+      const onStop = (): void => changed.wake();
+      stopping.addEventListener('abort', onStop, { once: true });
+      await changed.wait();
+      stopping.removeEventListener('abort', onStop);
+      forget();
+    }
+  }
+
+  async #takeDeaths(stopping: AbortSignal): Promise<void> {
+    const { store, broker, counters, log, clock, rules, limits } = this.#options;
+    await store.ping();
+    if (!(await broker.hasDeaths())) {
+      await pause(clock, SWEEP_INTERVAL_MS, stopping);
+      return;
+    }
+    const intake = new Intake({
+      rules,
+      limits,
+      applies: false,
+      persisting: this.#persisting,
+      // A gate of its own: dead rows are written also while the handler is broken.
+      gate: new Gate({ store, clock, log }),
+      outcomes: this.#outcomes,
+      counters: { ...counters },
+      log,
+      clock,
+      onPending: () => undefined,
+      onSuspects: () => undefined,
+      toArrival: (delivery) => {
+        counters.brokerDeaths += 1;
+        return fromBrokerDeath(delivery, rules);
+      },
+    });
+    await intake.run((events) => broker.consumeDeaths(events), stopping);
+  }
+
+  async #keepTimers(stopping: AbortSignal): Promise<void> {
+    const { broker } = this.#options;
+    const over = new Wakeup();
+    let closedBy: Error | undefined;
+    const opened = await broker.openTimers(
+      (timer) => this.#timers.arrived(timer),
+      (error) => {
+        closedBy = error;
+        over.wake();
+      },
+    );
+    const stop = (): void => over.wake();
+    stopping.addEventListener('abort', stop, { once: true });
+    this.#timers.attach(opened.exchange);
+    try {
+      if (!stopping.aborted) await over.wait();
+    } finally {
+      stopping.removeEventListener('abort', stop);
+      this.#timers.attach(undefined);
+      await opened.close();
+    }
+    if (closedBy) throw closedBy;
+  }
+
+  async #copyDeaths(stopping: AbortSignal): Promise<void> {
+    const { store, broker, counters, deadLetterExchange } = this.#options;
+    while (!stopping.aborted) {
+      await copyDeaths(store, broker.copies, deadLetterExchange, counters);
+      await this.#deathSeen.wait();
+    }
+  }
+
+  async #sweepNowAndThen(stopping: AbortSignal): Promise<void> {
+    const { clock, store, log, byKey } = this.#options;
+    while (!stopping.aborted) {
+      try {
+        if (byKey) {
+          const released = await store.sweepKeys();
+          if (released > 0) log.warn({ released }, 'rows waited behind nothing; they go on');
+        }
+        if (this.#worker) this.#worker.look();
+        else await store.wake();
+      } catch (error) {
+        log.debug({ err: error }, 'the sweep failed; the next one will see');
+      }
+      this.#deathSeen.wake();
+      await pause(clock, SWEEP_INTERVAL_MS, stopping);
+    }
+  }
+
+  #due(rows: DueRow[]): void {
+    if (this.#worker) this.#worker.due(rows);
+    else this.#wakeApplications();
+  }
+
+  #pending(): void {
+    if (this.#worker) this.#worker.look();
+    else this.#wakeApplications();
+  }
+
+  /** Debounced, in a transaction of its own: NOTIFY takes a lock that every commit with one waits for. */
+  #wakeApplications(): void {
+    if (this.#wakeCancel) return;
+    const { clock, store, log } = this.#options;
+    this.#wakeCancel = clock.after(WAKE_INTERVAL_MS, () => {
+      this.#wakeCancel = undefined;
+      store.wake().catch((error: unknown) => log.debug({ err: error }, 'workers were not woken; they also poll'));
+    });
+  }
+}

@@ -1,0 +1,96 @@
+import type { Ticket } from '../core/breaker.js';
+import { isWaybillError } from '../core/errors.js';
+import { pause, type Clock } from '../runtime/clock.js';
+import type { Gate } from './gate.js';
+import type { Outcomes } from './outcomes.js';
+import type { Claim, ConsumerCounters, InboxMessage, InboxStore, Outcome } from './ports.js';
+import type { Processor } from './worker.js';
+
+/** Why: more subtransactions than 64 in one transaction slow every snapshot of the server (fact 28). */
+export const MOST_SUBTRANSACTIONS = 60;
+const MARGIN_MS = 30_000;
+const MOST_REPEATS = 10;
+const REPEAT_MS = 20;
+
+export interface SqlProcessorOptions {
+  store: Pick<InboxStore, 'apply' | 'settle'>;
+  gate: Gate;
+  outcomes: Outcomes;
+  counters: ConsumerCounters;
+  clock: Clock;
+  /** statement_timeout of the connection. */
+  timeoutMs: number;
+  tooSlow: string;
+}
+
+/** Has rows handled by a function in the database: a batch in one transaction, each row in a subtransaction of its own. */
+export class SqlProcessor implements Processor {
+  readonly #options: SqlProcessorOptions;
+
+  constructor(options: SqlProcessorOptions) {
+    this.#options = options;
+  }
+
+  room(): number {
+    return MOST_SUBTRANSACTIONS;
+  }
+
+  /** The batch once, and each row by itself after that. */
+  leaseMs(rows: number): number {
+    return (rows + 1) * this.#options.timeoutMs + MARGIN_MS;
+  }
+
+  idle(): Promise<void> {
+    return Promise.resolve();
+  }
+
+  async process(claim: Claim, tickets: Ticket[]): Promise<void> {
+    const { gate, outcomes, store } = this.#options;
+    try {
+      const rows = await this.#apply(claim.messages, claim.token);
+      const bySeq = new Map(claim.messages.map((message) => [message.seq, message]));
+      for (const row of rows) {
+        const message = bySeq.get(row.seq);
+        if (!message) continue;
+        outcomes.note(message, row, message.attempt);
+        const ticket = tickets.shift();
+        if (ticket) gate.settleRow(ticket, row);
+      }
+    } catch (error) {
+      if (!isWaybillError(error, 'WAYBILL_HANDLER_BROKEN')) throw error;
+      gate.trip(error.message, tickets[0]);
+      // They go back as they were: nothing of them was tried.
+      const verdict = { kind: 'release', error: error.message } as const;
+      await store.settle(
+        claim.token,
+        claim.messages.map(({ seq }) => ({ seq, verdict })),
+      );
+    } finally {
+      for (const ticket of tickets) gate.withdraw(ticket);
+    }
+  }
+
+  async #apply(messages: readonly InboxMessage[], token: string): Promise<Outcome[]> {
+    const { store, tooSlow, clock, counters } = this.#options;
+    const seqs = messages.map(({ seq }) => seq);
+    for (let attempt = 1; ; attempt += 1) {
+      try {
+        return await store.apply(seqs, token);
+      } catch (error) {
+        if (isWaybillError(error, 'WAYBILL_TRANSACTION_REPEATED') && attempt < MOST_REPEATS) {
+          counters.repeated += 1;
+          await pause(clock, REPEAT_MS * attempt * (1 + clock.random()));
+          continue;
+        }
+        const [only, ...others] = messages;
+        if (!only || !isWaybillError(error, 'WAYBILL_STATEMENT_TOO_SLOW')) throw error;
+        if (others.length === 0) {
+          return await store.settle(token, [{ seq: only.seq, verdict: { kind: 'retry', error: tooSlow } }]);
+        }
+        const results: Outcome[] = [];
+        for (const message of messages) results.push(...(await this.#apply([message], token)));
+        return results;
+      }
+    }
+  }
+}

@@ -1,0 +1,318 @@
+import type pg from 'pg';
+import type { InboundRow } from '../core/delivery.js';
+import type { Verdict } from '../core/verdict.js';
+import { quoteSchema } from './schema-name.js';
+
+/** Lends a connection for one piece of work at a time; maps errors by toInboxError. */
+export interface Lending {
+  use<T>(doing: string, work: (client: pg.Client) => Promise<T>): Promise<T>;
+}
+
+interface Arrival {
+  row: InboundRow;
+  failed?: string;
+  hold?: boolean;
+}
+
+type Settlement = Verdict | { kind: 'release'; error: string };
+
+interface Outcome {
+  seq: bigint;
+  status: string;
+  verdict: Settlement['kind'] | 'lost' | null;
+  attempt: number | null;
+  dueInMs: number | null;
+  deadReason: string | null;
+  error: string | null;
+}
+
+interface ReceivedRow extends Outcome {
+  outcome: 'inserted' | 'duplicate' | 'conflict';
+}
+
+/** What the functions answer, with the time that is left instead of a time of day: our clock may be wrong (F118). */
+interface OutcomeRow {
+  seq: string;
+  status: string;
+  verdict: Outcome['verdict'];
+  attempt: number | null;
+  due_in_ms: number | null;
+  dead_reason: string | null;
+  error: string | null;
+}
+
+const DUE_IN_MS = 'extract(epoch from r.next_attempt_at - clock_timestamp())::float8 * 1000 as due_in_ms';
+
+/** The inbox of one consumer, by the functions of the schema. One statement is one transaction. */
+export class InboxStore {
+  readonly #lending: Lending;
+  readonly #schema: string;
+  readonly #consumer: string;
+
+  constructor(lending: Lending, options: { schema: string; consumer: string }) {
+    this.#lending = lending;
+    this.#schema = quoteSchema(options.schema);
+    this.#consumer = options.consumer;
+  }
+
+  async ping(): Promise<void> {
+    await this.#query('asking whether the database answers', 'select 1', []);
+  }
+
+  async receive(arrivals: readonly Arrival[], apply: boolean): Promise<ReceivedRow[]> {
+    const messages = JSON.stringify(arrivals.map(toJson));
+    const bodies = Buffer.concat(arrivals.map(({ row }) => row.body));
+    const rows = await this.#query<OutcomeRow & { outcome: ReceivedRow['outcome'] }>(
+      'writing messages into the inbox',
+      `select r.outcome, r.seq::text, r.status, r.verdict, r.attempt, r.dead_reason, r.error, ${DUE_IN_MS}
+       from ${this.#schema}.inbox_receive($1, $2::json, $3::bytea, $4) r order by r.ordinal`,
+      [this.#consumer, messages, bodies, apply],
+      'inbox-receive',
+    );
+    return rows.map((row) => ({ ...toOutcome(row), outcome: row.outcome }));
+  }
+
+  async claim(max: number, leaseMs: number) {
+    return this.#claimed('claiming messages', `${this.#schema}.inbox_claim($1, $2, $3::interval)`, [
+      this.#consumer,
+      max,
+      `${leaseMs} ms`,
+    ]);
+  }
+
+  async claimRows(rows: readonly { seq: bigint; attempt: number | null }[], leaseMs: number) {
+    const attempts = rows.map(({ attempt }) => attempt);
+    return this.#claimed(
+      'claiming messages',
+      `${this.#schema}.inbox_claim_rows($1, $2::bigint[], $3::int[], $4::interval)`,
+      [this.#consumer, rows.map(({ seq }) => String(seq)), attempts.includes(null) ? null : attempts, `${leaseMs} ms`],
+    );
+  }
+
+  async apply(seqs: readonly bigint[], token: string): Promise<Outcome[]> {
+    const rows = await this.#query<OutcomeRow>(
+      'applying messages',
+      `select r.seq::text, r.status, r.verdict, r.attempt, r.dead_reason, r.error, ${DUE_IN_MS}
+       from ${this.#schema}.inbox_apply($1, $2::bigint[], $3::uuid) r`,
+      [this.#consumer, seqs.map(String), token],
+    );
+    return rows.map(toOutcome);
+  }
+
+  async settle(token: string, results: readonly { seq: bigint; verdict: Settlement }[]): Promise<Outcome[]> {
+    const errors = new Map(
+      results.map(({ seq, verdict }) => [String(seq), verdict.kind === 'done' ? null : verdict.error]),
+    );
+    const rows = await this.#query<Omit<OutcomeRow, 'error'>>(
+      'settling messages',
+      `select r.seq::text, r.status, r.verdict, r.attempt, r.dead_reason, ${DUE_IN_MS}
+       from ${this.#schema}.inbox_settle($1, $2::uuid, $3::json) r`,
+      [this.#consumer, token, JSON.stringify(results.map(toResult))],
+    );
+    return rows.map((row) => toOutcome({ ...row, error: errors.get(row.seq) ?? null }));
+  }
+
+  async refund(seqs: readonly bigint[], sinceMs: number): Promise<number> {
+    const rows = await this.#query<{ n: number }>(
+      'giving attempts back',
+      `select ${this.#schema}.inbox_refund($1, $2::bigint[], clock_timestamp() - $3::interval) as n`,
+      [this.#consumer, seqs.map(String), `${Math.ceil(sinceMs)} ms`],
+    );
+    return rows[0]?.n ?? 0;
+  }
+
+  async due(max: number): Promise<{ seq: bigint; attempt: number; alone: boolean }[]> {
+    const rows = await this.#query<{ seq: string; attempt: number; alone: boolean }>(
+      'looking for due messages',
+      `select r.seq::text, r.attempt, r.alone from ${this.#schema}.inbox_due($1, interval '0', $2) r`,
+      [this.#consumer, max],
+    );
+    return rows.map((row) => ({ ...row, seq: BigInt(row.seq) }));
+  }
+
+  async sweepKeys(): Promise<number> {
+    let released = 0;
+    let after: string | null = null;
+    do {
+      const rows: { released: number; next_key: string | null }[] = await this.#query(
+        'looking for orphans',
+        `select released, next_key from ${this.#schema}.inbox_sweep($1, $2)`,
+        [this.#consumer, after],
+      );
+      released += rows[0]?.released ?? 0;
+      after = rows[0]?.next_key ?? null;
+    } while (after !== null);
+    return released;
+  }
+
+  async deaths(max: number) {
+    const rows = await this.#query<MessageRow & DeathRow>(
+      'looking for dead messages',
+      `select d.*, d.seq::text, d.processed_at::text as died_at, d.failures + d.abandoned as attempt
+       from ${this.#schema}.inbox_deaths($1, $2) d`,
+      [this.#consumer, max],
+    );
+    return rows.map((row) => ({
+      message: toMessage(row),
+      exchange: row.exchange,
+      routingKey: row.routing_key,
+      originalId: row.original_id,
+      deadReason: row.dead_reason ?? 'unknown',
+      error: row.last_error,
+      failures: row.failures,
+      diedAt: row.died_at,
+    }));
+  }
+
+  async deathsCopied(last: { message: { seq: bigint }; diedAt: string }): Promise<void> {
+    await this.#query('noting copied deaths', `select ${this.#schema}.inbox_deaths_copied($1, $2::timestamptz, $3)`, [
+      this.#consumer,
+      last.diedAt,
+      String(last.message.seq),
+    ]);
+  }
+
+  async wake(): Promise<void> {
+    await this.#query('waking workers', `select ${this.#schema}.inbox_wake($1)`, [this.#consumer]);
+  }
+
+  async break(reason: string): Promise<void> {
+    await this.#query('pausing the consumer', `select ${this.#schema}.consumer_break($1, $2)`, [
+      this.#consumer,
+      reason,
+    ]);
+  }
+
+  async mend(): Promise<void> {
+    await this.#query('ending the pause', `select ${this.#schema}.consumer_mend($1)`, [this.#consumer]);
+  }
+
+  async #claimed(doing: string, call: string, values: unknown[]) {
+    const rows = await this.#query<MessageRow & { claim_token: string }>(
+      doing,
+      `select c.*, c.seq::text from ${call} c`,
+      values,
+    );
+    const token = rows[0]?.claim_token;
+    return token === undefined ? undefined : { token, messages: rows.map(toMessage) };
+  }
+
+  async #query<Row extends pg.QueryResultRow>(
+    doing: string,
+    text: string,
+    values: unknown[],
+    name?: string,
+  ): Promise<Row[]> {
+    return this.#lending.use(doing, async (client) => {
+      const { rows } = await client.query<Row>({ text, values, ...(name === undefined ? {} : { name }) });
+      return rows;
+    });
+  }
+}
+
+function toOutcome(row: OutcomeRow): Outcome {
+  return {
+    seq: BigInt(row.seq),
+    status: row.status,
+    verdict: row.verdict,
+    attempt: row.attempt,
+    dueInMs: row.due_in_ms,
+    deadReason: row.dead_reason,
+    error: row.error,
+  };
+}
+
+/** One element of what inbox_receive takes; what is undefined is left out. */
+function toJson({ row, failed, hold }: Arrival): unknown {
+  return {
+    message_id: row.messageId,
+    size: row.body.length,
+    original_id: row.originalId ?? undefined,
+    type: row.type ?? undefined,
+    key: row.key ?? undefined,
+    schema_version: row.schemaVersion ?? undefined,
+    content_type: row.contentType ?? undefined,
+    content_encoding: row.contentEncoding ?? undefined,
+    headers: JSON.parse(row.headers) as unknown,
+    exchange: row.exchange,
+    routing_key: row.routingKey,
+    correlation_id: row.correlationId ?? undefined,
+    causation_id: row.causationId ?? undefined,
+    reply_to: row.replyTo ?? undefined,
+    app_id: row.appId ?? undefined,
+    priority: row.priority ?? undefined,
+    occurred_at: row.occurredAt ?? undefined,
+    traceparent: row.traceparent ?? undefined,
+    tracestate: row.tracestate ?? undefined,
+    dead_reason: row.dead?.reason,
+    error: row.dead?.text,
+    raw_properties: row.rawProperties === null ? undefined : Buffer.from(row.rawProperties).toString('base64'),
+    failed,
+    hold,
+  };
+}
+
+function toResult({ seq, verdict }: { seq: bigint; verdict: Settlement }): unknown {
+  const retryInMs = 'retryInMs' in verdict ? verdict.retryInMs : undefined;
+  return {
+    seq: String(seq),
+    verdict: verdict.kind,
+    error: verdict.kind === 'done' ? undefined : verdict.error,
+    result: verdict.kind === 'done' ? verdict.result : undefined,
+    retry_in: retryInMs === undefined ? undefined : `${Math.round(retryInMs)} ms`,
+  };
+}
+
+interface MessageRow {
+  seq: string;
+  attempt: number;
+  consumer: string;
+  message_id: string;
+  original_id: string | null;
+  type: string | null;
+  key: string | null;
+  schema_version: number | null;
+  body: Buffer | null;
+  content_type: string | null;
+  content_encoding: string | null;
+  headers: Record<string, unknown>;
+  exchange: string;
+  routing_key: string;
+  correlation_id: string | null;
+  causation_id: string | null;
+  reply_to: string | null;
+  app_id: string | null;
+  occurred_at: Date | null;
+  traceparent: string | null;
+  tracestate: string | null;
+}
+
+interface DeathRow {
+  dead_reason: string | null;
+  last_error: string | null;
+  failures: number;
+  died_at: string;
+}
+
+function toMessage(row: MessageRow) {
+  return {
+    seq: BigInt(row.seq),
+    consumer: row.consumer,
+    messageId: row.message_id,
+    type: row.type,
+    key: row.key,
+    schemaVersion: row.schema_version,
+    body: row.body ?? Buffer.alloc(0),
+    contentType: row.content_type,
+    contentEncoding: row.content_encoding,
+    headers: row.headers,
+    correlationId: row.correlation_id,
+    causationId: row.causation_id,
+    replyTo: row.reply_to,
+    appId: row.app_id,
+    occurredAt: row.occurred_at,
+    traceparent: row.traceparent,
+    tracestate: row.tracestate,
+    attempt: row.attempt,
+  };
+}

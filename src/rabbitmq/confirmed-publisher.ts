@@ -1,0 +1,45 @@
+import type { Message } from '../core/message.js';
+import { WaybillError } from '../core/errors.js';
+import { within, type Clock } from '../runtime/clock.js';
+import type { BrokerConnection } from './connection.js';
+import { toBrokerError } from './errors.js';
+
+/**
+ * Publishes messages on a channel of its own and resolves when the broker has confirmed them all. That no queue takes a
+ * message is no error here. Rejects when one is refused, the channel dies, or nothing is heard for `limitMs`.
+ */
+export async function publishConfirmed(
+  connection: BrokerConnection,
+  messages: readonly Message[],
+  clock: Clock,
+  limitMs: number,
+): Promise<void> {
+  if (messages.length === 0) return;
+  const open = new Set<number>();
+  let done: () => void = () => undefined;
+  let fail: (error: Error) => void = () => undefined;
+  const confirmed = new Promise<'confirmed'>((resolve, reject) => {
+    done = () => resolve('confirmed');
+    fail = reject;
+  });
+  // Awaited only after the publishes, during which it may fail already.
+  confirmed.catch(() => undefined);
+  const channel = await connection.openChannel({
+    onAck: (tag, multiple) => {
+      if (multiple) for (const each of [...open]) if (each <= tag) open.delete(each);
+      open.delete(tag);
+      if (open.size === 0) done();
+    },
+    onNack: () => fail(new WaybillError('WAYBILL_BROKER_UNAVAILABLE', 'RabbitMQ refused to store a message for now')),
+    onReturn: () => undefined,
+    onClosed: (error) => fail(toBrokerError(error, 'publishing')),
+  });
+  try {
+    messages.forEach((_, index) => open.add(index + 1));
+    for (const message of messages) channel.publish(message);
+    const result = await within(clock, confirmed, limitMs, 'silence');
+    if (result === 'silence') throw new WaybillError('WAYBILL_BROKER_STALLED', 'RabbitMQ confirmed nothing');
+  } finally {
+    await channel.close();
+  }
+}

@@ -1,0 +1,127 @@
+import type { Channel } from 'amqplib';
+import type { BrokerConnection } from './connection.js';
+import { toBrokerError } from './errors.js';
+
+/** A timer as it travels; the field names are its JSON. */
+interface Timer {
+  consumer: string;
+  seq: string;
+  attempt: number;
+  restMs: number;
+}
+
+/** A timer that waits longer than this for somebody to take it is worth nothing: the sweep has seen to its row. */
+const TIMER_LIFE_MS = 300_000;
+const MOST_TIMERS = 100_000;
+const PLUGIN_EXCHANGE = 'waybill.delay';
+
+/** The queue to which the timers of one consumer come back. */
+export function retryQueue(consumer: string): string {
+  return `waybill.retry.${consumer}`;
+}
+
+/** The exchange and the queue of one delay. Why the delay is in the name: a queue's TTL cannot be changed. */
+function delayName(delayMs: number): string {
+  return `waybill.delay.${delayMs % 1000 === 0 ? `${delayMs / 1000}s` : `${delayMs}ms`}`;
+}
+
+/**
+ * Brings timers back after a delay. With TTL queues, one fanout exchange and queue for each delay, whose messages all
+ * wait the same time (F107), and the default exchange behind it: the routing key names the consumer's own retry queue, so
+ * nobody else sees them (fact 70), and a consumer that has gone stalls nobody (fact 63: dead-lettered at most once).
+ * Timers are expendable: not persistent, not confirmed; a sweep of due rows covers lost ones (F16).
+ */
+export class DelayExchange {
+  readonly #channel: Channel;
+  readonly #usesPlugin: boolean;
+  /** The delays that can be asked for; null: any. */
+  readonly tiersMs: readonly number[] | null;
+  #ended = false;
+
+  private constructor(channel: Channel, tiersMs: readonly number[] | null) {
+    this.#channel = channel;
+    this.tiersMs = tiersMs;
+    this.#usesPlugin = tiersMs === null;
+  }
+
+  /** Declares the exchanges, the queues of these delays and the consumer's retry queue, and opens a channel for timers. */
+  static async open(
+    connection: BrokerConnection,
+    options: { consumer: string; delaysMs: readonly number[]; kind: 'ttl-queues' | 'x-delayed-message' },
+    onClosed: (error: Error) => void,
+  ): Promise<DelayExchange> {
+    const { consumer, delaysMs, kind } = options;
+    try {
+      await connection.throwaway(async (channel) => {
+        await channel.assertQueue(retryQueue(consumer), {
+          durable: true,
+          arguments: {
+            'x-queue-type': 'classic',
+            'x-message-ttl': TIMER_LIFE_MS,
+            'x-max-length': MOST_TIMERS,
+          },
+        });
+        if (kind === 'x-delayed-message') {
+          await channel.assertExchange(PLUGIN_EXCHANGE, 'x-delayed-message', {
+            durable: true,
+            arguments: { 'x-delayed-type': 'direct' },
+          });
+          await channel.bindQueue(retryQueue(consumer), PLUGIN_EXCHANGE, retryQueue(consumer));
+          return;
+        }
+        for (const delayMs of delaysMs) {
+          const name = delayName(delayMs);
+          await channel.assertExchange(name, 'fanout', { durable: true });
+          await channel.assertQueue(name, {
+            durable: true,
+            arguments: { 'x-queue-type': 'classic', 'x-message-ttl': delayMs, 'x-dead-letter-exchange': '' },
+          });
+          await channel.bindQueue(name, name, '');
+        }
+      });
+      const channel = await connection.plainChannel();
+      const exchange = new DelayExchange(channel, kind === 'x-delayed-message' ? null : delaysMs);
+      let lastError: Error | undefined;
+      channel.on('error', (error: Error) => (lastError = error));
+      channel.on('close', () => {
+        if (exchange.#ended) return;
+        exchange.#ended = true;
+        onClosed(toBrokerError(lastError ?? new Error('the channel closed'), 'sending timers'));
+      });
+      return exchange;
+    } catch (error) {
+      throw toBrokerError(error, 'declaring the delay exchange');
+    }
+  }
+
+  /** With TTL queues `delayMs` is one of `tiersMs`. */
+  send(timer: Timer, delayMs: number): void {
+    if (this.#ended) return;
+    const body = Buffer.from(JSON.stringify(timer));
+    const options = { persistent: false, contentType: 'application/json', type: 'waybill.timer' };
+    const routingKey = retryQueue(timer.consumer);
+    if (this.#usesPlugin) {
+      this.#channel.publish(PLUGIN_EXCHANGE, routingKey, body, { ...options, headers: { 'x-delay': delayMs } });
+    } else this.#channel.publish(delayName(delayMs), routingKey, body, options);
+  }
+
+  async close(): Promise<void> {
+    if (this.#ended) return;
+    this.#ended = true;
+    await this.#channel.close().catch(() => undefined);
+  }
+}
+
+/** What came back to the retry queue, or undefined when it is no timer of ours. */
+export function readTimer(body: Buffer): Timer | undefined {
+  try {
+    const { consumer, seq, attempt, restMs } = JSON.parse(body.toString('utf8')) as Partial<
+      Record<keyof Timer, unknown>
+    >;
+    if (typeof consumer !== 'string' || typeof seq !== 'string' || !/^\d{1,19}$/.test(seq)) return undefined;
+    if (typeof attempt !== 'number' || typeof restMs !== 'number' || !(restMs >= 0)) return undefined;
+    return { consumer, seq, attempt, restMs };
+  } catch {
+    return undefined;
+  }
+}
