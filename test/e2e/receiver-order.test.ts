@@ -1,0 +1,87 @@
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { LEDGER } from '../support/ledger.js';
+import { receiverScene, type ReceiverScene } from '../support/receiver-scene.js';
+import { killRelays } from '../support/relay.js';
+import { until } from '../support/waiting.js';
+
+const CONSUMER = `
+billing:
+  handler: { kind: sql, function: billing.on_event }
+  order: key
+  retry: { delays: [300ms], maxAttempts: 3 }
+`;
+
+describe('order: key', () => {
+  let scene: ReceiverScene;
+
+  beforeEach(async () => {
+    scene = await receiverScene();
+    await scene.database.query(LEDGER);
+  });
+  afterEach(async () => {
+    await killRelays();
+    await scene.drop();
+  });
+
+  /** Amounts booked for a key, in the order of booking. */
+  async function booked(key: string): Promise<number[]> {
+    const rows = await scene.database.query<{ amount: string }>(
+      'select amount from billing.ledger where key = $1 order by n',
+      [key],
+    );
+    return rows.map(({ amount }) => Number(amount));
+  }
+
+  it('followers wait behind what is tried again, others do not; two consumers, one of them killed (F96)', async () => {
+    const [first, second] = [scene.start(CONSUMER), scene.start(CONSUMER)];
+    for (const each of [first, second]) await each.waitForLog(({ msg }) => msg === 'consuming', 'the consumer');
+    const keys = Array.from({ length: 10 }, (_, k) => `k-${k}`);
+    const messages = Array.from({ length: 400 }, (_, n) => ({
+      messageId: `m-${n}`,
+      key: keys[n % 10]!,
+      body: `{"amount": ${Math.floor(n / 10)}, "fails": ${n % 37 === 0 ? 2 : 0}}`,
+    }));
+    await scene.send('billing', messages.slice(0, 200));
+    await until(async () => (await scene.rows("status = 'done'")).length > 50, { what: 'some of them' });
+    await first.kill9();
+    await scene.send('billing', messages.slice(200));
+    await scene.waitForRows(400, "status = 'done'", 60_000);
+    for (const key of keys) expect(await booked(key)).toEqual(Array.from({ length: 40 }, (_, n) => n));
+    expect(await second.stop()).toBe(0);
+  });
+
+  it('a dead message holds its key until somebody acts (block), or is passed over (skip)', async () => {
+    const consumer = scene.start(CONSUMER);
+    await consumer.waitForLog(({ msg }) => msg === 'consuming', 'the consumer');
+    const send = () =>
+      scene.send('billing', [
+        { messageId: 'a-1', key: 'a', body: '{"amount": 1}' },
+        { messageId: 'a-2', key: 'a', body: '{"never": true}' },
+        { messageId: 'a-3', key: 'a', body: '{"amount": 3}' },
+        { messageId: 'b-1', key: 'b', body: '{"amount": 1}' },
+        { messageId: 'a-4', key: 'a', body: '{"amount": 4}' },
+        { messageId: 'free', body: '{"amount": 9}' },
+      ]);
+    await send();
+    await scene.waitForRows(3, "status = 'done'");
+    await scene.waitForRows(2, "status = 'blocked'");
+    await scene.database.query("select waybill.inbox_discard('billing', 'a-2', 'a test')");
+    await scene.waitForRows(5, "status = 'done'", 45_000);
+    expect(await booked('a')).toEqual([1, 3, 4]);
+    expect(await consumer.stop()).toBe(0);
+    await scene.database.query('truncate billing.ledger; truncate waybill.inbox cascade');
+    const skipping = scene.start(`${CONSUMER.trimEnd()}\n  onDead: skip`);
+    await skipping.waitForLog(({ msg }) => msg === 'consuming', 'the consumer');
+    await send();
+    await scene.waitForRows(5, "status = 'done'");
+    expect(await booked('a')).toEqual([1, 3, 4]);
+    expect(await skipping.stop()).toBe(0);
+  });
+
+  it('a queue without a single active consumer is refused', async () => {
+    await scene.broker((channel) => channel.assertQueue('billing', { durable: true }));
+    const consumer = scene.start(CONSUMER);
+    const line = await consumer.waitForLog(({ level }) => level === 'error', 'the refusal');
+    expect(JSON.stringify(line)).toContain('WAYBILL_TOPOLOGY_MISMATCH');
+  });
+});
