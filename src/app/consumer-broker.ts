@@ -1,32 +1,17 @@
 import type { ConsumerConfig } from '../config/consumers.js';
 import type { Message } from '../core/message.js';
+import { brokerDeathsQueue, consumerTopology, retryQueue } from '../core/topology.js';
 import type { ConsumeChannelEvents, ConsumerBroker, OpenTimers, Timer } from '../inbox/ports.js';
 import { publishConfirmed } from '../rabbitmq/confirmed-publisher.js';
 import { ConsumeChannel } from '../rabbitmq/consume-channel.js';
-import {
-  brokerDeathsQueue,
-  declareConsumer,
-  queueExists,
-  type ConsumerTopology,
-} from '../rabbitmq/consumer-topology.js';
-import { DelayExchange, readTimer, retryQueue } from '../rabbitmq/delay-exchange.js';
+import { declareTopology, queueExists } from '../rabbitmq/consumer-topology.js';
+import { DelayExchange, readTimer } from '../rabbitmq/delay-exchange.js';
 import type { Clock } from '../runtime/clock.js';
 import type { BrokerLink } from './broker-link.js';
 
 const TIMERS_PREFETCH = 500;
 const DEATHS_PREFETCH = 50;
 const COPY_LIMIT_MS = 30_000;
-
-function topologyOf(consumer: ConsumerConfig): ConsumerTopology {
-  return {
-    consumer: consumer.name,
-    queue: consumer.queue,
-    queueType: consumer.queueType,
-    singleActiveConsumer: consumer.order === 'key',
-    bindings: consumer.bindings,
-    deadLetterQueue: consumer.deadLetterQueue,
-  };
-}
 
 /** What one consumer wants of RabbitMQ, over two connections that it shares: an alarm blocks only the one that publishes. */
 export class ConfiguredConsumerBroker implements ConsumerBroker {
@@ -44,7 +29,10 @@ export class ConfiguredConsumerBroker implements ConsumerBroker {
 
   async prepare(): Promise<void> {
     if (this.#consumer.topology !== 'assert') return;
-    await declareConsumer(await this.#consuming.get(), topologyOf(this.#consumer));
+    const { queue, order } = this.#consumer;
+    // Of an ordered consumer: without one active consumer at a time its order would break silently.
+    const exact = new Set(order === 'key' ? [queue] : []);
+    await declareTopology(await this.#consuming.get(), consumerTopology(this.#consumer), { exact });
   }
 
   async consume(events: ConsumeChannelEvents): Promise<ConsumeChannel> {
@@ -64,6 +52,7 @@ export class ConfiguredConsumerBroker implements ConsumerBroker {
 
   async openTimers(onTimer: (timer: Timer) => void, onClosed: (error: Error) => void): Promise<OpenTimers> {
     const { name, retry, delay } = this.#consumer;
+    await this.prepare();
     let told = false;
     const closed = (error: Error): void => {
       if (told) return;

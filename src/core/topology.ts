@@ -41,11 +41,15 @@ export interface ConsumerDeclaration {
   deadLetterQueue: string | null;
 }
 
-const DEAD_LETTER_EXCHANGE = 'waybill.dlx';
+/** Where dead letters go: our copies as `dead.<consumer>`, deaths that the broker decides as `broker.<queue>`. */
+export const DEAD_LETTER_EXCHANGE = 'waybill.dlx';
 
 /** Large and positive, because -1 loses messages on RabbitMQ 3.10 and the default of 4.0 drops after 20 (facts 39, 65). */
 const DELIVERY_LIMIT = 1_000_000;
 const DEAD_LETTERS_KEPT = 100_000;
+/** A timer that waits longer than this for somebody to take it is worth nothing: the sweep has seen to its row. */
+const TIMER_LIFE_MS = 300_000;
+const MOST_TIMERS = 100_000;
 
 /** Deaths that the broker decides (limit, expiry) go there and are drained into the inbox. */
 export function brokerDeathsQueue(queue: string): string {
@@ -58,7 +62,7 @@ export function retryQueue(consumer: string): string {
 }
 
 /** The exchange of one delay, and its queue. The time is in the name, because arguments cannot be changed (fact 43). */
-function delayExchange(delayMs: number): string {
+export function delayExchange(delayMs: number): string {
   return `waybill.delay.${delayMs}ms`;
 }
 
@@ -69,6 +73,8 @@ export function consumerTopology(consumer: ConsumerDeclaration): Topology {
   const topology: Topology = {
     exchanges: [{ name: DEAD_LETTER_EXCHANGE, type: 'topic' }],
     queues: [
+      // Before the queue itself: what dies in it must not go nowhere (F105).
+      { name: deaths, arguments: { 'x-queue-type': queueType } },
       {
         name: queue,
         arguments: {
@@ -86,12 +92,14 @@ export function consumerTopology(consumer: ConsumerDeclaration): Topology {
           ...(order === 'key' ? { 'x-single-active-consumer': true } : {}),
         },
       },
-      { name: deaths, arguments: { 'x-queue-type': queueType } },
-      { name: retryQueue(name), arguments: { 'x-queue-type': 'classic' } },
+      {
+        name: retryQueue(name),
+        arguments: { 'x-queue-type': 'classic', 'x-message-ttl': TIMER_LIFE_MS, 'x-max-length': MOST_TIMERS },
+      },
     ],
     bindings: [
-      ...bindings.map(({ exchange, routingKey }) => ({ exchange, queue, routingKey })),
       { exchange: DEAD_LETTER_EXCHANGE, queue: deaths, routingKey: `broker.${queue}` },
+      ...bindings.map(({ exchange, routingKey }) => ({ exchange, queue, routingKey })),
     ],
   };
   if (deadLetterQueue !== null) {

@@ -12,6 +12,8 @@ export interface Followers {
   /** A row waits and is due again in so many milliseconds. */
   onWaiting(row: { seq: bigint; attempt: number; dueInMs: number }): void;
   onDead(): void;
+  /** The next message of a key may go. */
+  onReleased(): void;
 }
 
 /** Counts and logs what becomes of messages; each failure once, with ids and never with bodies. */
@@ -33,6 +35,7 @@ export class Outcomes {
     if (outcome.status === 'waiting' && outcome.dueInMs !== null && outcome.attempt !== null) {
       this.#followers.onWaiting({ seq: outcome.seq, attempt: outcome.attempt, dueInMs: outcome.dueInMs });
     }
+    if (outcome.hasReleased) this.#followers.onReleased();
     switch (outcome.verdict) {
       case null:
         break;

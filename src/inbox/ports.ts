@@ -60,6 +60,8 @@ export interface Outcome {
   dueInMs: number | null;
   deadReason: string | null;
   error: string | null;
+  /** Whether a follower of its key may go now. */
+  hasReleased: boolean;
 }
 
 export interface ReceivedRow extends Outcome {

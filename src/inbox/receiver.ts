@@ -40,6 +40,8 @@ export interface ReceiverOptions {
 
 /** How often rows are looked for whose timers were lost, orphans, and deaths without a copy. */
 const SWEEP_INTERVAL_MS = 30_000;
+/** How often rows are looked for that nobody told of: an operator's retry, a lost timer. One statement by an index. */
+const LOOK_INTERVAL_MS = 5_000;
 const OPERATOR_RETRY_MS = 15_000;
 /** Applications that claim rows are woken at most this often. */
 const WAKE_INTERVAL_MS = 50;
@@ -85,6 +87,7 @@ export class Receiver {
       followers: {
         onWaiting: ({ seq, attempt, dueInMs }) => this.#timers.schedule({ seq, attempt }, dueInMs),
         onDead: () => this.#deathSeen.wake(),
+        onReleased: () => this.#pending(),
       },
     });
     const tooSlow =
@@ -282,9 +285,10 @@ export class Receiver {
 
   async #sweepNowAndThen(stopping: AbortSignal): Promise<void> {
     const { clock, store, log, byKey } = this.#options;
-    while (!stopping.aborted) {
+    const looks = SWEEP_INTERVAL_MS / LOOK_INTERVAL_MS;
+    for (let n = 0; !stopping.aborted; n += 1) {
       try {
-        if (byKey) {
+        if (byKey && n % looks === 0) {
           const released = await store.sweepKeys();
           if (released > 0) log.warn({ released }, 'rows waited behind nothing; they go on');
         }
@@ -293,8 +297,8 @@ export class Receiver {
       } catch (error) {
         log.debug({ err: error }, 'the sweep failed; the next one will see');
       }
-      this.#deathSeen.wake();
-      await pause(clock, SWEEP_INTERVAL_MS, stopping);
+      if (n % looks === 0) this.#deathSeen.wake();
+      await pause(clock, LOOK_INTERVAL_MS, stopping);
     }
   }
 

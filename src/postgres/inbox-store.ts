@@ -24,6 +24,7 @@ interface Outcome {
   dueInMs: number | null;
   deadReason: string | null;
   error: string | null;
+  hasReleased: boolean;
 }
 
 interface ReceivedRow extends Outcome {
@@ -39,6 +40,7 @@ interface OutcomeRow {
   due_in_ms: number | null;
   dead_reason: string | null;
   error: string | null;
+  released: string | null;
 }
 
 const DUE_IN_MS = 'extract(epoch from r.next_attempt_at - clock_timestamp())::float8 * 1000 as due_in_ms';
@@ -64,7 +66,7 @@ export class InboxStore {
     const bodies = Buffer.concat(arrivals.map(({ row }) => row.body));
     const rows = await this.#query<OutcomeRow & { outcome: ReceivedRow['outcome'] }>(
       'writing messages into the inbox',
-      `select r.outcome, r.seq::text, r.status, r.verdict, r.attempt, r.dead_reason, r.error, ${DUE_IN_MS}
+      `select r.outcome, r.seq::text, r.status, r.verdict, r.attempt, r.dead_reason, r.error, null as released, ${DUE_IN_MS}
        from ${this.#schema}.inbox_receive($1, $2::json, $3::bytea, $4) r order by r.ordinal`,
       [this.#consumer, messages, bodies, apply],
       'inbox-receive',
@@ -92,7 +94,7 @@ export class InboxStore {
   async apply(seqs: readonly bigint[], token: string): Promise<Outcome[]> {
     const rows = await this.#query<OutcomeRow>(
       'applying messages',
-      `select r.seq::text, r.status, r.verdict, r.attempt, r.dead_reason, r.error, ${DUE_IN_MS}
+      `select r.seq::text, r.status, r.verdict, r.attempt, r.dead_reason, r.error, r.released, ${DUE_IN_MS}
        from ${this.#schema}.inbox_apply($1, $2::bigint[], $3::uuid) r`,
       [this.#consumer, seqs.map(String), token],
     );
@@ -105,7 +107,7 @@ export class InboxStore {
     );
     const rows = await this.#query<Omit<OutcomeRow, 'error'>>(
       'settling messages',
-      `select r.seq::text, r.status, r.verdict, r.attempt, r.dead_reason, ${DUE_IN_MS}
+      `select r.seq::text, r.status, r.verdict, r.attempt, r.dead_reason, r.released, ${DUE_IN_MS}
        from ${this.#schema}.inbox_settle($1, $2::uuid, $3::json) r`,
       [this.#consumer, token, JSON.stringify(results.map(toResult))],
     );
@@ -219,6 +221,7 @@ function toOutcome(row: OutcomeRow): Outcome {
     dueInMs: row.due_in_ms,
     deadReason: row.dead_reason,
     error: row.error,
+    hasReleased: row.released !== null,
   };
 }
 

@@ -1,4 +1,5 @@
 import type { Channel } from 'amqplib';
+import { delayExchange, retryQueue } from '../core/topology.js';
 import type { BrokerConnection } from './connection.js';
 import { toBrokerError } from './errors.js';
 
@@ -10,20 +11,7 @@ interface Timer {
   restMs: number;
 }
 
-/** A timer that waits longer than this for somebody to take it is worth nothing: the sweep has seen to its row. */
-const TIMER_LIFE_MS = 300_000;
-const MOST_TIMERS = 100_000;
 const PLUGIN_EXCHANGE = 'waybill.delay';
-
-/** The queue to which the timers of one consumer come back. */
-export function retryQueue(consumer: string): string {
-  return `waybill.retry.${consumer}`;
-}
-
-/** The exchange and the queue of one delay. Why the delay is in the name: a queue's TTL cannot be changed. */
-function delayName(delayMs: number): string {
-  return `waybill.delay.${delayMs % 1000 === 0 ? `${delayMs / 1000}s` : `${delayMs}ms`}`;
-}
 
 /**
  * Brings timers back after a delay. With TTL queues, one fanout exchange and queue for each delay, whose messages all
@@ -44,7 +32,7 @@ export class DelayExchange {
     this.#usesPlugin = tiersMs === null;
   }
 
-  /** Declares the exchanges, the queues of these delays and the consumer's retry queue, and opens a channel for timers. */
+  /** Opens a channel for timers; what it publishes to must be there, but the plugin's exchange is declared here. */
   static async open(
     connection: BrokerConnection,
     options: { consumer: string; delaysMs: readonly number[]; kind: 'ttl-queues' | 'x-delayed-message' },
@@ -52,33 +40,15 @@ export class DelayExchange {
   ): Promise<DelayExchange> {
     const { consumer, delaysMs, kind } = options;
     try {
-      await connection.throwaway(async (channel) => {
-        await channel.assertQueue(retryQueue(consumer), {
-          durable: true,
-          arguments: {
-            'x-queue-type': 'classic',
-            'x-message-ttl': TIMER_LIFE_MS,
-            'x-max-length': MOST_TIMERS,
-          },
-        });
-        if (kind === 'x-delayed-message') {
+      if (kind === 'x-delayed-message') {
+        await connection.throwaway(async (channel) => {
           await channel.assertExchange(PLUGIN_EXCHANGE, 'x-delayed-message', {
             durable: true,
             arguments: { 'x-delayed-type': 'direct' },
           });
           await channel.bindQueue(retryQueue(consumer), PLUGIN_EXCHANGE, retryQueue(consumer));
-          return;
-        }
-        for (const delayMs of delaysMs) {
-          const name = delayName(delayMs);
-          await channel.assertExchange(name, 'fanout', { durable: true });
-          await channel.assertQueue(name, {
-            durable: true,
-            arguments: { 'x-queue-type': 'classic', 'x-message-ttl': delayMs, 'x-dead-letter-exchange': '' },
-          });
-          await channel.bindQueue(name, name, '');
-        }
-      });
+        });
+      }
       const channel = await connection.plainChannel();
       const exchange = new DelayExchange(channel, kind === 'x-delayed-message' ? null : delaysMs);
       let lastError: Error | undefined;
@@ -90,7 +60,7 @@ export class DelayExchange {
       });
       return exchange;
     } catch (error) {
-      throw toBrokerError(error, 'declaring the delay exchange');
+      throw toBrokerError(error, 'opening the delay exchange');
     }
   }
 
@@ -102,7 +72,7 @@ export class DelayExchange {
     const routingKey = retryQueue(timer.consumer);
     if (this.#usesPlugin) {
       this.#channel.publish(PLUGIN_EXCHANGE, routingKey, body, { ...options, headers: { 'x-delay': delayMs } });
-    } else this.#channel.publish(delayName(delayMs), routingKey, body, options);
+    } else this.#channel.publish(delayExchange(delayMs), routingKey, body, options);
   }
 
   async close(): Promise<void> {

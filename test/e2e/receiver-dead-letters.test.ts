@@ -36,7 +36,7 @@ billing:
     const probe = await startBrokerProbe({
       url: scene.vhost.url,
       queue: 'billing.dead',
-      arguments: { 'x-queue-type': 'quorum', 'x-max-length': 100_000, 'x-overflow': 'drop-head' },
+      arguments: { 'x-queue-type': 'quorum', 'x-max-length': 100_000 },
     });
     const [copy] = await probe.waitFor(1);
     expect(copy).toMatchObject({ id: 'bad', exchange: 'waybill.dlx', routingKey: 'dead.billing', type: 'order.paid' });
@@ -92,7 +92,7 @@ billing:
           },
         }),
       );
-    await declare(100_000);
+    await declare(1_000_000);
     await expect(declare(20)).rejects.toThrow(/PRECONDITION/);
     expect(await consumer.stop()).toBe(0);
   });
