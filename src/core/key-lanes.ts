@@ -23,6 +23,8 @@ interface Lane<T> {
   /** Grows with each row that goes to the table, so that an older answer does not count. */
   stamp: number;
   askedAt: number;
+  /** The stamp when a row in flight was set aside last. */
+  asideAt: number;
 }
 
 /** A question to the table: may rows of this key go on, from the first after `after`? */
@@ -83,10 +85,17 @@ export class KeyLanes<T extends LaneItem> {
     return 'wait';
   }
 
-  /** The table gives a row back that it held; it has its number. */
-  giveBack(key: string, item: T): 'go' | 'wait' {
+  /**
+   * The table gives a row back that it held; it has its number. A row of an answer (`answer`) goes back to the table when
+   * one before it was set aside since the question: the caller holds it, as after `enter`.
+   */
+  giveBack(key: string, item: T, answer = false): Place {
     const lane = this.#lane(key);
     lane.inTable = true;
+    if (answer && lane.asideAt > lane.askedAt) {
+      this.#hold(lane);
+      return 'hold';
+    }
     if (!lane.active) {
       lane.active = item;
       return 'go';
@@ -115,6 +124,7 @@ export class KeyLanes<T extends LaneItem> {
   held(key: string, item: T): T[] {
     const lane = this.#leave(key, item);
     this.#hold(lane);
+    lane.asideAt = lane.stamp;
     return this.#spill(lane);
   }
 
@@ -183,7 +193,16 @@ export class KeyLanes<T extends LaneItem> {
   #lane(key: string): Lane<T> {
     let lane = this.#lanes.get(key);
     if (!lane) {
-      lane = { active: undefined, waiting: [], inTable: false, holding: 0, passed: -1n, stamp: 0, askedAt: 0 };
+      lane = {
+        active: undefined,
+        waiting: [],
+        inTable: false,
+        holding: 0,
+        passed: -1n,
+        stamp: 0,
+        askedAt: 0,
+        asideAt: 0,
+      };
       this.#lanes.set(key, lane);
     }
     return lane;

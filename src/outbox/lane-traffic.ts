@@ -33,7 +33,8 @@ export class LaneTraffic {
   /** A keyed row comes. True when it may go out now; else it waits here or in the table. */
   admit(work: Work): boolean {
     const key = keyOf(work);
-    const place = work.order === null ? this.#lanes.enter(key, work) : this.#lanes.giveBack(key, work);
+    const place =
+      work.order === null ? this.#lanes.enter(key, work) : this.#lanes.giveBack(key, work, work.origin === 'released');
     if (place === 'hold') this.#block([work]);
     return place === 'go';
   }

@@ -10,6 +10,7 @@ import {
   heldKeysSql,
   holdSql,
   makeDueSql,
+  reblockSql,
   recordGoneSql,
   releaseSql,
   settleSql,
@@ -294,8 +295,15 @@ export class RelayStore {
     return answers;
   }
 
-  /** Keys that the table holds (strict order), and the highest number that was given to a held row. */
+  /**
+   * At the start of a session with strict order: the keys that the table holds, and the highest number that was given to
+   * a held row. Nothing is in flight yet, and what an earlier session had let go is `blocked` again.
+   */
   async heldKeys(): Promise<{ keys: string[]; lastOrder: bigint }> {
+    const back = await this.#run('putting released rows back', () =>
+      this.#client.query<{ fenced: boolean }>(reblockSql(this.#schema), [this.#relay, this.#epoch]),
+    );
+    this.#fenced(back.rows[0]);
     const result = await this.#run('reading the held keys', () =>
       this.#client.query<{ keys: string[]; last: string }>(heldKeysSql(this.#schema)),
     );

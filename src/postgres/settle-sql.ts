@@ -144,6 +144,17 @@ export function releaseSql(schema: string): string {
   order by a.key, r.hold_no`;
 }
 
+/**
+ * At the start of a session with strict order nothing is in flight: rows that an earlier one had let go wait again in
+ * their places, where a discard of the row before them finds them.
+ */
+export function reblockSql(schema: string): string {
+  return `with ${fence(schema, 'on')}, back as (
+    update ${schema}.outbox set state = 'blocked'
+    where state = 'ready' and hold_no is not null and key is not null and exists (select from fence))
+  select exists (select from fence) as fenced`;
+}
+
 /** Keys with rows that hold them, and the highest number in use. */
 export function heldKeysSql(schema: string): string {
   return `select array(select distinct key from only ${schema}.outbox where hold_no is not null and key is not null) as keys,

@@ -43,3 +43,13 @@ test('F120: a key with more rows than its depth spills them in order, and the by
   for (const each of rows.slice(1)) lanes.stored('k', each);
   expect(lanes.questions(10)).toEqual([{ key: 'k', after: 1n }]);
 });
+
+test('3.5: a row of an answer goes back to the table when the one before it was set aside meanwhile', () => {
+  const lanes = new KeyLanes<LaneItem>({ depth: 8, lastOrder: 9n });
+  lanes.load(['k']);
+  lanes.questions(10);
+  const [first, second] = [item(5n), item(6n)];
+  expect(lanes.giveBack('k', first, true)).toBe('go');
+  expect(lanes.held('k', first)).toEqual([]);
+  expect(lanes.giveBack('k', second, true)).toBe('hold');
+});

@@ -161,6 +161,14 @@ export class ModelDatabase {
       .sort((a, b) => Number((a.holdNo ?? 0n) - (b.holdNo ?? 0n)));
   }
 
+  /** A session with strict order begins. */
+  reblock(): void {
+    for (const each of this.rows) {
+      if (each.state === 'ready' && each.holdNo !== null && each.row.key !== null) each.state = 'blocked';
+    }
+    this.#flush();
+  }
+
   get heldKeys(): string[] {
     return [...new Set(this.rows.flatMap(({ row, holdNo }) => (holdNo !== null && row.key !== null ? [row.key] : [])))];
   }

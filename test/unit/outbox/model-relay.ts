@@ -118,6 +118,7 @@ export class ModelRelay {
     });
     if (database.strict) {
       const lanes = new KeyLanes<Work>({ depth: LANE_DEPTH, lastOrder: database.lastHoldNo });
+      database.reblock();
       lanes.load(database.heldKeys);
       this.lanes = new LaneTraffic({
         lanes,
