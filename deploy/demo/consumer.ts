@@ -87,6 +87,8 @@ export class Consumer {
   }
 
   #note(message: amqp.ConsumeMessage): void {
+    // What a neighbour sends does not count.
+    if (message.properties.headers?.['x-waybill-key'] === undefined) return;
     const id = String(message.properties.messageId);
     if (this.arrivals.has(id)) this.duplicates++;
     else this.arrivals.set(id, { atMs: performance.now(), body: message.content.toString('utf8') });

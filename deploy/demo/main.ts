@@ -1,5 +1,6 @@
 import { parseArgs } from 'node:util';
 import { removeEveryScratch } from '../../test/support/servers/scratch.js';
+import { Billing } from './billing.js';
 import { Consumer } from './consumer.js';
 import { Screen, seconds } from './screen.js';
 import { Shop } from './shop.js';
@@ -41,7 +42,8 @@ async function play(): Promise<number> {
   let stage: Stage | undefined;
   try {
     screen.line('Waybill demo: a shop writes orders to PostgreSQL, a consumer hears of them from');
-    screen.line('RabbitMQ. Waybill is in between, and we break things to see if any gets lost.');
+    screen.line('RabbitMQ, a billing service writes an invoice for each. Waybill is in between,');
+    screen.line('and we break things to see if anything gets lost, or is billed twice.');
     screen.line();
     screen.step('Starting a PostgreSQL and a RabbitMQ of our own (10 to 30 seconds).');
     const began = performance.now();
@@ -56,7 +58,11 @@ async function play(): Promise<number> {
     await stage.startRelay();
     await stage.relayReads();
     screen.step('The relay runs as a process of its own: waybill run.');
-    const cast = { stage, shop: new Shop(stage.applicationUrl), consumer, screen };
+    const billing = await Billing.prepare(stage.postgres, stage.rabbit);
+    await billing.start();
+    await billing.consumes();
+    screen.step('A billing service with its own database and Waybill writes the invoices.');
+    const cast = { stage, shop: new Shop(stage.applicationUrl), consumer, billing, screen };
     return await show(cast);
   } catch (error) {
     if (leave.signal.aborted) return INTERRUPTED;

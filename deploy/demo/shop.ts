@@ -52,12 +52,48 @@ export class Shop {
     await this.#writers;
   }
 
+  /** Sum of all orders in the database, with two decimals. */
+  async total(): Promise<string> {
+    return this.#once(async (client) => {
+      const { rows } = await client.query<{ total: string }>(
+        'select coalesce(sum(total), 0)::numeric(20, 2)::text as total from orders',
+      );
+      return rows[0]!.total;
+    });
+  }
+
+  /** Numbers for orders that will be placed later with `placeReserved`. */
+  async reserve(orders: number): Promise<string[]> {
+    return this.#once(async (client) => {
+      const { rows } = await client.query<{ number: string }>(
+        "select nextval('orders_number_seq')::text as number from generate_series(1, $1)",
+        [orders],
+      );
+      return rows.map((row) => row.number);
+    });
+  }
+
+  async placeReserved(numbers: readonly string[]): Promise<void> {
+    await this.#once(async (client) => {
+      for (const number of numbers) await this.#placeOrder(client, number);
+    });
+  }
+
   /** Message ids of the orders that are in the database: the truth that deliveries are held against. */
   async committedIds(): Promise<Set<string>> {
+    return this.#once(async (client) => {
+      const { rows } = await client.query<{ message_id: string }>('select message_id from orders');
+      return new Set(rows.map((row) => row.message_id));
+    });
+  }
+
+  async #once<T>(work: (client: pg.Client) => Promise<T>): Promise<T> {
     const client = await this.#connect();
-    const { rows } = await client.query<{ message_id: string }>('select message_id from orders');
-    await client.end();
-    return new Set(rows.map((row) => row.message_id));
+    try {
+      return await work(client);
+    } finally {
+      await client.end();
+    }
   }
 
   async #connect(): Promise<pg.Client> {
@@ -81,14 +117,16 @@ export class Shop {
     await client.end();
   }
 
-  async #placeOrder(client: pg.Client): Promise<void> {
+  /** A reserved number is never rolled back. */
+  async #placeOrder(client: pg.Client, reserved?: string): Promise<void> {
     const id = randomUUID();
     const customer = CUSTOMERS[randomInt(CUSTOMERS.length)]!;
     const total = `${randomInt(1, 500)}.${randomInt(10)}0`;
     await client.query('begin');
     const inserted = await client.query<{ number: string }>(
-      'insert into orders (message_id, customer, total) values ($1, $2, $3) returning number',
-      [id, customer, total],
+      `insert into orders (number, message_id, customer, total) overriding system value
+       values (coalesce($4, nextval('orders_number_seq')), $1, $2, $3) returning number`,
+      [id, customer, total, reserved ?? null],
     );
     const number = inserted.rows[0]!.number;
     // The text is carried byte for byte, so the price keeps its last zero.
@@ -99,7 +137,7 @@ export class Shop {
       `order-${number}`,
       id,
     ]);
-    if (randomInt(ROLL_BACK_ONE_IN) === 0) {
+    if (reserved === undefined && randomInt(ROLL_BACK_ONE_IN) === 0) {
       this.rolledBack.add(id);
       await client.query('rollback');
       return;

@@ -73,7 +73,8 @@ export class Stage {
           customer text not null,
           total numeric not null,
           placed_at timestamptz not null default now());
-        grant select, insert on orders to waybill_app`);
+        grant select, insert on orders to waybill_app;
+        grant usage on sequence orders_number_seq to waybill_app`);
     });
     const settings = { WAYBILL_DATABASE_URL: this.relayUrl, WAYBILL_BROKER_URL: this.rabbit.url() };
     const lines = Object.entries(settings).map(([name, value]) => `export ${name}='${value}'\n`);

@@ -1,6 +1,8 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { until } from '../../test/support/waiting.js';
+import type { Billing } from './billing.js';
 import type { Consumer } from './consumer.js';
+import { Neighbour, type Mischief } from './neighbour.js';
 import { count, seconds, type Screen } from './screen.js';
 import type { Shop } from './shop.js';
 import type { Stage } from './stage.js';
@@ -16,10 +18,11 @@ export interface Cast {
   stage: Stage;
   shop: Shop;
   consumer: Consumer;
+  billing: Billing;
   screen: Screen;
 }
 
-/** The orders, the three faults, and the count at the end. */
+/** The orders, the faults, and the count at the end. */
 export async function playStory(cast: Cast): Promise<Tally> {
   const { stage, shop, screen } = cast;
   shop.start(WRITERS);
@@ -56,12 +59,22 @@ export async function playStory(cast: Cast): Promise<Tally> {
     await stage.startRelay();
   });
 
+  await breakSomething(cast, async () => {
+    screen.step('4. The Waybill beside the billing service is killed and started again.');
+    screen.remark('Why it is safe: an invoice and the note that its message was applied are');
+    screen.remark('committed together, and only then the message leaves the queue.');
+    await cast.billing.kill();
+    await delay(1_000);
+    await cast.billing.start();
+  });
+  const mischief = await neighbourMisbehaves(cast);
+
   screen.line();
   screen.step('The writers stop; the last messages arrive.');
   shop.rate = 0;
   await shop.close();
   await everythingArrives(cast);
-  return tallyUp(shop, cast.consumer, await shop.committedIds());
+  return tallyUp(cast, mischief);
 }
 
 /** The figures under the story. */
@@ -78,8 +91,37 @@ function waiting(shop: Shop, consumer: Consumer): number {
   return Math.max(0, shop.committed.size - consumer.arrivals.size);
 }
 
+/** Everything that a receiver must expect, in a few seconds. */
+async function neighbourMisbehaves({ stage, shop, consumer, billing, screen }: Cast): Promise<Mischief> {
+  const neighbour = new Neighbour(stage.rabbit.url());
+  screen.line();
+  screen.step('5. A neighbour sends 20 old messages again, one with another content, three');
+  screen.remark('orders that cost "free!", and payments for five orders that come later.');
+  screen.remark('Why it is safe: each id takes effect once; what cannot be right is set');
+  screen.remark('aside with its error after a few attempts; what comes too early waits.');
+  const early = await shop.reserve(5);
+  await neighbour.payEarly(early);
+  const mischief = await neighbour.misbehave(consumer.arrivals);
+  await until(async () => (await billing.ledger()).putOff === early.length, {
+    withinMs: 60_000,
+    what: 'the early payments to wait',
+  });
+  await shop.placeReserved(early);
+  const beganMs = performance.now();
+  const settled = async () => {
+    if (billing.ending !== undefined) throw new Error(`the consumer ended by itself: ${billing.ending}`);
+    const { paid, dead } = await billing.ledger();
+    return paid === early.length && dead.reduce((sum, each) => sum + each.count, 0) === 4;
+  };
+  await until(settled, { withinMs: 60_000, everyMs: 100, what: 'the neighbour to be dealt with' });
+  screen.step(
+    `The payments found their orders, four messages are set aside: after ${seconds(performance.now() - beganMs)}.`,
+  );
+  return { ...mischief, early: early.length };
+}
+
 /** Breaks and mends something, and waits until messages flow as before. */
-async function breakSomething({ shop, consumer, screen, stage }: Cast, breakAndMend: () => Promise<void>) {
+async function breakSomething({ shop, consumer, billing, screen, stage }: Cast, breakAndMend: () => Promise<void>) {
   shop.calm = false;
   screen.line();
   // What was committed in calm times arrives in calm times.
@@ -90,6 +132,7 @@ async function breakSomething({ shop, consumer, screen, stage }: Cast, breakAndM
   const arrivedBefore = consumer.arrivals.size;
   const check = () => {
     if (stage.relayEnding) throw new Error(`the relay ended by itself: ${stage.relayEnding}`);
+    if (billing.ending !== undefined) throw new Error(`the consumer ended by itself: ${billing.ending}`);
   };
   await until(() => (check(), consumer.arrivals.size > arrivedBefore), {
     withinMs: 60_000,
@@ -97,9 +140,11 @@ async function breakSomething({ shop, consumer, screen, stage }: Cast, breakAndM
   });
   const flowsMs = performance.now();
   await until(() => (check(), waiting(shop, consumer) < FEW), { withinMs: 60_000, what: 'the relay to catch up' });
+  const invoiced = async () => (check(), shop.committed.size - (await billing.invoices()) < FEW);
+  await until(invoiced, { withinMs: 60_000, everyMs: 50, what: 'billing to catch up' });
   screen.step(
     `All runs again: messages flowed after ${seconds(flowsMs - mendedMs)}, ` +
-      `the ${count(most)} waiting ones\n       were sent after ${seconds(performance.now() - mendedMs)}.`,
+      `the ${count(most)} waiting ones\n       were sent and billed after ${seconds(performance.now() - mendedMs)}.`,
   );
   await delay(1_000);
   shop.calm = true;
@@ -107,9 +152,13 @@ async function breakSomething({ shop, consumer, screen, stage }: Cast, breakAndM
 }
 
 /** Waits until nothing is on its way: all rows published and removed, and the queue empty. */
-async function everythingArrives({ stage, shop, consumer }: Cast): Promise<void> {
+async function everythingArrives({ stage, shop, consumer, billing }: Cast): Promise<void> {
   const nothingUnderWay = async () =>
-    waiting(shop, consumer) === 0 && (await stage.rowsInOutbox()) === 0 && (await consumer.waitingInQueue()) === 0;
+    waiting(shop, consumer) === 0 &&
+    (await stage.rowsInOutbox()) === 0 &&
+    (await consumer.waitingInQueue()) === 0 &&
+    (await billing.invoices()) >= shop.committed.size &&
+    (await billing.ledger()).unfinished === 0;
   try {
     await until(nothingUnderWay, { withinMs: 60_000, everyMs: 100, what: 'everything to arrive' });
   } catch {

@@ -1,6 +1,7 @@
-import type { Consumer } from './consumer.js';
+import type { Ledger } from './billing.js';
+import type { Mischief } from './neighbour.js';
 import { count } from './screen.js';
-import type { Shop } from './shop.js';
+import type { Cast } from './story.js';
 
 /** The outcome: what was committed held against what arrived. */
 export interface Tally {
@@ -14,10 +15,21 @@ export interface Tally {
   /** Milliseconds from COMMIT to the consumer, ascending. */
   calmMs: number[];
   allMs: number[];
+  /** Sum of all committed orders. */
+  orderTotal: string;
+  ledger: Ledger;
+  /** Orders without exactly one invoice. */
+  misbilled: string[];
+  duplicatesSkipped: number;
+  mischief: Mischief;
 }
 
-/** Counts; `committedIds` is what the database itself says is committed. */
-export function tallyUp(shop: Shop, consumer: Consumer, committedIds: ReadonlySet<string>): Tally {
+/** Counts; what is committed and what is billed is asked of the databases themselves. */
+export async function tallyUp({ shop, consumer, billing }: Cast, mischief: Mischief): Promise<Tally> {
+  const committedIds = await shop.committedIds();
+  const ledger = await billing.ledger();
+  const invoices = new Map<string, number>();
+  for (const id of ledger.invoiced) invoices.set(id, (invoices.get(id) ?? 0) + 1);
   const lost: string[] = [];
   const differing: string[] = [];
   const calmMs: number[] = [];
@@ -46,12 +58,21 @@ export function tallyUp(shop: Shop, consumer: Consumer, committedIds: ReadonlySe
     differing,
     calmMs: calmMs.sort(ascending),
     allMs: allMs.sort(ascending),
+    orderTotal: await shop.total(),
+    ledger,
+    misbilled: [
+      ...[...committedIds].filter((id) => invoices.get(id) !== 1),
+      ...[...invoices.keys()].filter((id) => !committedIds.has(id)),
+    ],
+    duplicatesSkipped: await billing.duplicates(),
+    mischief,
   };
 }
 
 /** Whether every promise was kept. */
 export function kept(tally: Tally): boolean {
-  return tally.lost.length === 0 && tally.phantom.length === 0 && tally.differing.length === 0;
+  const { lost, phantom, differing, misbilled, orderTotal, ledger } = tally;
+  return [lost, phantom, differing, misbilled].every((each) => each.length === 0) && orderTotal === ledger.total;
 }
 
 /** The tally as lines of at most 80 columns. */
@@ -69,11 +90,30 @@ export function tallyLines(tally: Tally): string[] {
     row('phantom', tally.phantom.length, mustBeNone(tally.phantom, 'sent though rolled back: must be 0')),
     row('bodies that differ', tally.differing.length, mustBeNone(tally.differing, 'must be 0')),
     '',
+    row('orders billed once', tally.committed - tally.misbilled.length, mustBeNone(tally.misbilled, 'must be all')),
+    row(
+      'duplicates skipped',
+      tally.duplicatesSkipped,
+      `${tally.mischief.duplicates} of the neighbour, the others after crashes`,
+    ),
+    row('tried again', tally.ledger.retried, 'failed attempts, each later than the one before'),
+    row(
+      'put off',
+      tally.mischief.early,
+      `came before their order; ${count(tally.ledger.paid)} of them are applied now`,
+    ),
+    row('dead', sumOf(tally.ledger.dead), tally.ledger.dead.map((each) => `${each.count} ${each.reason}`).join(', ')),
+    `  the shop's orders ${tally.orderTotal}, billed ${tally.ledger.total}: ${tally.orderTotal === tally.ledger.total ? 'equal' : 'NOT EQUAL'}`,
+    '',
     `  ${'from commit to consumer'.padEnd(24)}${'median'.padStart(12)}${'p99'.padStart(12)}`,
     times('nothing broken', tally.calmMs),
     times('all, outages included', tally.allMs),
     '  (p99: 99 of 100 messages were at least this fast)',
   ];
+}
+
+function sumOf(counts: readonly { count: number }[]): number {
+  return counts.reduce((sum, each) => sum + each.count, 0);
 }
 
 function times(name: string, sorted: readonly number[]): string {
