@@ -12,6 +12,16 @@ export function checkCertificates({ database, broker }: Config, now: Date): Find
   return [...given].map((file) => checkFile(file, now));
 }
 
+/** The certificate that a server shows. */
+export function checkPeerCertificate(what: string, end: Date, now: Date): Finding {
+  const id = 'server-certificates';
+  const day = end.toISOString().slice(0, 10);
+  const mend = 'renew it on the server';
+  if (end <= now) return fail(id, `the certificate of ${what} has expired on ${day}`, mend);
+  if (end.getTime() - now.getTime() < SOON_MS) return warn(id, `the certificate of ${what} expires on ${day}`, mend);
+  return ok(id, `the certificate of ${what} is valid until ${day}`);
+}
+
 function checkFile(file: string, now: Date): Finding {
   const id = 'certificates';
   let ends: number;

@@ -1,9 +1,10 @@
+import { hostUrls } from '../config/hosts.js';
 import type { Config } from '../config/load.js';
 import { publicationName, slotName } from '../core/identity.js';
 import { isWaybillError } from '../core/errors.js';
 import type { Unusable } from '../core/usable-host.js';
 import { toDatabaseError } from '../postgres/errors.js';
-import type { DatabaseEndpoint } from '../postgres/connect.js';
+import { POSTGRES_PORT, type DatabaseEndpoint } from '../postgres/connect.js';
 import {
   inspectOldTransactions,
   inspectServer,
@@ -13,13 +14,18 @@ import {
 import { readInstallation, readRelays, readSlot, type RelayEntry } from '../postgres/inspect.js';
 import { identifySystemBySql, type ReplicationIdentity } from '../postgres/identify.js';
 import { identifyPrimary } from '../postgres/primary.js';
+import { inspectConsumers, inspectHazards, registeredConsumers } from '../postgres/inspect-hazards.js';
 import { checkSchema, migrationStatus } from '../postgres/migrations.js';
 import { OUTBOX_COLUMNS } from '../postgres/outbox-row.js';
 import { inspectPublication } from '../postgres/relay-record.js';
+import { AMQPS_PORT } from '../rabbitmq/connection.js';
 import { checkBroker, checkEncryption } from './doctor-broker.js';
-import { checkCertificates } from './doctor-certificates.js';
+import { checkCertificates, checkPeerCertificate } from './doctor-certificates.js';
 import { fail, ok, warn, type Finding } from './doctor-findings.js';
+import { checkConsumers, checkHazards, checkTopology } from './doctor-hazards.js';
 import { checkSchemaObjects } from './doctor-schema.js';
+import { peerCertificateEnd } from './peer-certificate.js';
+import { planTopology } from './topology.js';
 import { checkServer } from './doctor-server.js';
 import { replicationEndpoints } from './endpoints.js';
 import { assertOneServer } from './one-server.js';
@@ -62,8 +68,26 @@ export async function examine(config: Config): Promise<Finding[]> {
       findings.push(passedOver('broker-hosts', host)),
     );
     findings.push(...checkBroker(facts, remembered.record, config));
+    if (config.consumers.length > 0) findings.push(...checkTopology((await planTopology(config)).steps, config));
   });
   findings.push(...checkEncryption(config), ...checkCertificates(config, new Date()));
+  findings.push(...(await examinePeers(config)));
+  return findings;
+}
+
+/** F85: the certificates that the servers show, which end without anybody here having a file of them. */
+async function examinePeers({ database, broker }: Config): Promise<Finding[]> {
+  const findings: Finding[] = [];
+  for (const [what, mode, urls, port] of [
+    ['PostgreSQL', database.tls.mode, database.url, POSTGRES_PORT],
+    ['RabbitMQ', broker.tls.mode, broker.url, AMQPS_PORT],
+  ] as const) {
+    if (mode === 'insecure-plaintext') continue;
+    for (const url of hostUrls(urls)) {
+      const end = await peerCertificateEnd(url, port);
+      if (end) findings.push(checkPeerCertificate(what, end, new Date()));
+    }
+  }
   return findings;
 }
 
@@ -103,6 +127,7 @@ async function examineDatabase(
   remembered.record = relays.find(({ name }) => name === config.relay.name);
   const name = remembered.record?.slot ?? slotName(server.database, schema, config.relay.name);
   const slot = await readSlot(client, name);
+  findings.push(...checkHazards(await inspectHazards(client, schema), config));
   const transactions = await inspectOldTransactions(client, OLD_TRANSACTION_MS);
   findings.push(...checkServer({ server, transactions, slotName: name, slot, clockDifferenceMs }, config));
   if (refused !== undefined) throw toDatabaseError(refused, `reading schema ${schema}`);
@@ -121,6 +146,12 @@ async function examineDatabase(
       config,
     ),
   );
+  const named = config.consumers.map(({ name, handler }) => ({
+    name,
+    function: handler.kind === 'sql' ? handler.function : null,
+  }));
+  const inspected = await inspectConsumers(client, schema, named);
+  findings.push(...checkConsumers(inspected, await registeredConsumers(client, schema), config));
 }
 
 async function readOwnTables(client: SqlClient, schema: string) {

@@ -2,7 +2,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
-import { checkCertificates } from '../../../src/app/doctor-certificates.js';
+import { checkCertificates, checkPeerCertificate } from '../../../src/app/doctor-certificates.js';
 import { loadConfig } from '../../../src/config/load.js';
 
 /** Valid until 2027-02-19T21:59:27Z; self-signed, its key is thrown away. */
@@ -42,5 +42,16 @@ describe('F85 certificate files', () => {
     ['is not there', undefined, '2027-02-19T21:59:27Z', 'fail'],
   ])('one that %s', (_, content, now, severity) => {
     expect(check(content, now)).toMatchObject([{ id: 'certificates', severity }]);
+  });
+});
+
+describe('F85 the certificate that a server shows', () => {
+  it.each([
+    ['2026-01-01T00:00:00Z', 'fail'],
+    ['2026-02-09T00:00:00Z', 'warn'],
+    ['2026-06-01T00:00:00Z', 'ok'],
+  ])('that ends %s: %s', (end, severity) => {
+    const finding = checkPeerCertificate('RabbitMQ', new Date(end), new Date('2026-02-01T00:00:00Z'));
+    expect(finding).toMatchObject({ id: 'server-certificates', severity });
   });
 });

@@ -1,0 +1,140 @@
+import type { Config } from '../config/load.js';
+import type { ConsumerInspection, Hazards } from '../postgres/inspect-hazards.js';
+import type { TopologyStep } from '../rabbitmq/topology.js';
+import { fail, ok, warn, type Finding } from './doctor-findings.js';
+
+const GIBIBYTE = 2 ** 30;
+
+/** What works today and hurts some day; pure. */
+export function checkHazards(hazards: Hazards, { database, relay }: Config): Finding[] {
+  const { schema } = database;
+  const findings: Finding[] = [];
+  if (hazards.encoding === 'UTF8') findings.push(ok('encoding', 'the database is encoded in UTF8'));
+  else {
+    const mend = 'create the database with encoding UTF8; messages hold any character';
+    findings.push(fail('encoding', `the database is encoded in ${hazards.encoding}`, mend));
+  }
+  if (hazards.readsOnly) {
+    const mend = 'alter role ... reset default_transaction_read_only; (or the same of the database)';
+    findings.push(fail('read-only', 'transactions of this role are read-only by default', mend));
+  }
+  if (!hazards.fsync || !hazards.fullPageWrites) {
+    const names = [hazards.fsync ? '' : 'fsync', hazards.fullPageWrites ? '' : 'full_page_writes'].filter(Boolean);
+    const mend = 'switch it on and restart: what was committed, or confirmed to RabbitMQ, must not be lost by a crash';
+    findings.push(warn('durability', `off: ${names.join(' and ')}; a crash of the machine loses committed rows`, mend));
+  }
+  if (!hazards.autovacuum) {
+    const mend = 'alter system set autovacuum = on; select pg_reload_conf();';
+    findings.push(warn('autovacuum', 'autovacuum is off: the tables of a queue grow without bound', mend));
+  }
+  const limit = Math.max(relay.maxKeptWalBytes, GIBIBYTE);
+  for (const { name, keptBytes } of hazards.idleSlots.filter((slot) => slot.keptBytes > limit)) {
+    const kept = `${(keptBytes / GIBIBYTE).toFixed(1)} GiB`;
+    const mend = `find out whose it is; if nobody needs it: select pg_drop_replication_slot('${name}');`;
+    findings.push(warn('foreign-slots', `nobody reads replication slot ${name}, which keeps ${kept} of WAL`, mend));
+  }
+  for (const table of hazards.unlogged) {
+    const mend = `alter table ${schema}.${table} set logged;`;
+    const what = `${schema}.${table} is unlogged: its rows are not in the WAL, and a crash empties it`;
+    findings.push(fail('unlogged', what, mend));
+  }
+  for (const table of hazards.rowSecurity) {
+    const mend = `alter table ${schema}.${table} disable row level security;`;
+    findings.push(fail('row-security', `row level security hides rows of ${schema}.${table} from this role`, mend));
+  }
+  if (hazards.triggers.length > 0) {
+    const what = `triggers or rules of your own: ${hazards.triggers.join(', ')}`;
+    findings.push(warn('triggers', what, 'take them away, or see that they never change, drop or slow down a row'));
+  }
+  if (hazards.rowsInDefaultPartition === true) {
+    const mend = `select * from ${schema}.keep_history(); it moves them where it can; else they are trimmed by age`;
+    findings.push(warn('history-partitions', 'the default partition of the history holds rows', mend));
+  }
+  return findings;
+}
+
+/** What is seen of the configured consumers in the database, and of those that are registered; pure. */
+export function checkConsumers(
+  inspected: readonly ConsumerInspection[],
+  registered: readonly { name: string; queue: string }[],
+  { database: { schema }, consumers }: Config,
+): Finding[] {
+  const findings: Finding[] = [];
+  for (const { name, handler, pausedBy, pausedReason, grants, dead } of inspected) {
+    const config = consumers.find((one) => one.name === name);
+    const id = `consumer-${name}`;
+    const before = findings.length;
+    const called = config?.handler.kind === 'sql' ? config.handler.function : '';
+    if (handler === 'missing') {
+      const mend = `create function ${called}(message ${schema}.inbox_message) ..., or correct handler.function`;
+      findings.push(fail(id, `function ${called}(${schema}.inbox_message) of consumer ${name} does not exist`, mend));
+    }
+    if (handler === 'refused') {
+      const mend = `grant usage on schema ${called.split('.')[0] ?? ''}, execute on function ${called} to this role`;
+      findings.push(fail(id, `this role may not call ${called} of consumer ${name}`, mend));
+    }
+    if (config?.handler.kind === 'store' && grants === 0) {
+      const mend = `select ${schema}.grant_consumer('${name}', '<role of the application>');`;
+      findings.push(warn(id, `no role may claim messages of consumer ${name}`, mend));
+    }
+    if (pausedBy !== null) {
+      const why = pausedReason === null ? '' : `: ${pausedReason}`;
+      findings.push(warn(id, `consumer ${name} is paused by ${pausedBy}${why}`, `waybill consumer resume ${name}`));
+    }
+    if (dead > 0) {
+      const count =
+        dead === 10_000 ? '10,000 or more messages are' : `${dead} ${dead === 1 ? 'message is' : 'messages are'}`;
+      findings.push(
+        warn(id, `${count} dead at consumer ${name}`, `waybill dead list --consumer ${name} --group error`),
+      );
+    }
+    if (findings.length === before) findings.push(ok(id, `consumer ${name} has what it needs`));
+  }
+  const known = new Set(inspected.map(({ name }) => name));
+  for (const { name, queue } of registered.filter((one) => !known.has(one.name))) {
+    const heir = consumers.find((one) => one.queue === queue);
+    if (heir) {
+      const mend = `if it is the same one: select ${schema}.rename_consumer('${name}', '${heir.name}'); a new name forgets what was applied`;
+      findings.push(
+        fail('consumer-renamed', `consumer ${heir.name} has the queue of ${name}, which is registered`, mend),
+      );
+    } else {
+      const mend = `if it is gone for good: select ${schema}.forget_consumer('${name}');`;
+      findings.push(ok('consumers-elsewhere', `consumer ${name} is registered and not configured here (${mend})`));
+    }
+  }
+  return findings;
+}
+
+/** What the broker has of the consumers' queues and exchanges; policies cannot be seen by AMQP. Pure. */
+export function checkTopology(steps: readonly TopologyStep[], { consumers }: Config): Finding[] {
+  if (consumers.length === 0) return [];
+  const declares = consumers.every(({ topology }) => topology === 'assert');
+  const id = 'topology';
+  const findings = steps.flatMap(({ kind, name, detail, state }): Finding[] => {
+    switch (state) {
+      case 'differs':
+        return [
+          fail(
+            id,
+            `${kind} ${name} is there with other properties than ${detail}`,
+            'delivery limit, dead-lettering and overflow decide whether messages are lost: delete it when it is empty and apply topology again, or use another queue',
+          ),
+        ];
+      case 'refused':
+        return [
+          fail(
+            id,
+            `the broker's user may not look at ${kind} ${name}`,
+            'see the permissions of: waybill topology plan',
+          ),
+        ];
+      case 'missing':
+        return declares ? [] : [fail(id, `${kind} ${name} does not exist`, 'waybill topology apply')];
+      default:
+        return [];
+    }
+  });
+  if (findings.length > 0) return findings;
+  return [ok(id, 'queues and exchanges of the consumers are as they must be, or are made by the start')];
+}

@@ -1,0 +1,114 @@
+import type { Client } from 'pg';
+import { select } from './inspect.js';
+import { quoteSchema } from './schema-name.js';
+
+/** Settings and objects that let Waybill start and hurt it later. */
+export interface Hazards {
+  encoding: string;
+  /** Transactions of this role begin read-only. */
+  readsOnly: boolean;
+  fsync: boolean;
+  fullPageWrites: boolean;
+  autovacuum: boolean;
+  /** Slots of others that nobody reads, with the WAL that is kept for them. */
+  idleSlots: { name: string; keptBytes: number }[];
+  /** Tables of Waybill that are not logged, so that no insert can be decoded. */
+  unlogged: string[];
+  /** Tables of Waybill but the outbox with row level security that applies to this role. */
+  rowSecurity: string[];
+  /** Triggers and rules on our tables that Waybill did not make. */
+  triggers: string[];
+  /** Rows of days that had no partition; null: this role may not look. */
+  rowsInDefaultPartition: boolean | null;
+}
+
+/** A configured consumer as the database sees it. */
+export interface ConsumerInspection {
+  name: string;
+  /** Of an sql handler: whether its function is there, and this role may call it. */
+  handler: 'fits' | 'missing' | 'refused' | 'none';
+  pausedBy: string | null;
+  pausedReason: string | null;
+  /** Roles that may claim its rows. */
+  grants: number;
+  dead: number;
+}
+
+/** Looks at settings of the server and of the database; needs no rights on our tables. */
+export async function inspectHazards(client: Client, schema: string): Promise<Hazards> {
+  const [settings] = await select<Omit<Hazards, 'idleSlots' | 'rowsInDefaultPartition'>>(
+    client,
+    `select pg_encoding_to_char(d.encoding)::text as encoding,
+       current_setting('default_transaction_read_only') = 'on' as "readsOnly",
+       current_setting('fsync') = 'on' as fsync, current_setting('full_page_writes') = 'on' as "fullPageWrites",
+       current_setting('autovacuum') = 'on' as autovacuum,
+       array(select c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
+         where n.nspname = $1 and c.relkind = 'r' and c.relpersistence = 'u' order by 1) as unlogged,
+       array(select c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
+         where n.nspname = $1 and c.relkind in ('r', 'p') and c.relname <> 'outbox'
+           and row_security_active(c.oid) order by 1) as "rowSecurity",
+       array(select c.relname || '.' || t.tgname from pg_trigger t join pg_class c on c.oid = t.tgrelid
+         join pg_namespace n on n.oid = c.relnamespace
+         where n.nspname = $1 and not t.tgisinternal and t.tgenabled <> 'D'
+         union all
+         select c.relname || '.' || r.rulename from pg_rewrite r join pg_class c on c.oid = r.ev_class
+         join pg_namespace n on n.oid = c.relnamespace
+         where n.nspname = $1 and r.rulename <> '_RETURN' order by 1) as triggers
+     from pg_database d where d.datname = current_database()`,
+    [schema],
+  );
+  if (!settings) throw new Error('the database is not in pg_database');
+  const idleSlots = await select<Hazards['idleSlots'][number]>(
+    client,
+    `select s.slot_name::text as name, pg_wal_lsn_diff(here.lsn, s.restart_lsn)::float8 as "keptBytes"
+     from pg_replication_slots s,
+       (select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end as lsn) here
+     where not s.active and s.restart_lsn is not null and s.slot_name !~ '^waybill_'
+     order by 2 desc limit 3`,
+  );
+  return { ...settings, idleSlots, rowsInDefaultPartition: await hasDefaultRows(client, schema) };
+}
+
+async function hasDefaultRows(client: Client, schema: string): Promise<boolean | null> {
+  const table = `${quoteSchema(schema)}.outbox_history_default`;
+  const [may] = await select<{ may: boolean | null }>(
+    client,
+    `select has_table_privilege(to_regclass($1), 'select') as may`,
+    [table],
+  );
+  if (may?.may !== true) return null;
+  return (await select(client, `select from ${table} limit 1`)).length > 0;
+}
+
+/** The configured consumers, in their order. Needs the inbox tables. */
+export async function inspectConsumers(
+  client: Client,
+  schema: string,
+  consumers: readonly { name: string; function: string | null }[],
+): Promise<ConsumerInspection[]> {
+  const own = quoteSchema(schema);
+  return select<ConsumerInspection>(
+    client,
+    `select w.name, c.paused_by as "pausedBy", c.paused_reason as "pausedReason",
+       (select count(*)::int from ${own}.consumer_grant g where g.consumer = w.name) as grants,
+       (select count(*)::int from (select from ${own}.inbox i
+         where i.consumer = w.name and i.status = 'dead' limit 10000) d) as dead,
+       case when w.function is null then 'none'
+         when f.oid is null then 'missing'
+         when has_function_privilege(f.oid, 'execute')
+           and has_schema_privilege((select p.pronamespace from pg_proc p where p.oid = f.oid), 'usage') then 'fits'
+         else 'refused' end as handler
+     from rows from (json_to_recordset($1) as (name text, function text)) with ordinality w (name, function, place)
+     left join ${own}.consumer c on c.name = w.name
+     left join lateral (select p.oid from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+       where n.nspname = split_part(w.function, '.', 1) and p.proname = split_part(w.function, '.', 2)
+         and p.pronargs = 1 and p.proargtypes[0] = $2::regtype::oid) f on true
+     order by w.place`,
+    [JSON.stringify(consumers), `${own}.inbox_message`],
+  );
+}
+
+/** Consumers that are registered, of which the configuration knows nothing. */
+export async function registeredConsumers(client: Client, schema: string): Promise<{ name: string; queue: string }[]> {
+  return select(client, `select name, queue from ${quoteSchema(schema)}.consumer order by name`);
+}

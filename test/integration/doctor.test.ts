@@ -1,0 +1,248 @@
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import * as amqp from 'amqplib';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import type { Finding } from '../../src/app/doctor-findings.js';
+import { freshVhost, type FreshVhost } from '../support/broker.js';
+import { freshDatabase, type FreshDatabase } from '../support/database.js';
+import { migratedDatabase } from '../support/migrated-database.js';
+import { startPostgres } from '../support/servers/postgres.js';
+import type { PostgresServer } from '../support/servers/postgres-server.js';
+import { migrateUp } from '../../src/postgres/migrations.js';
+import { buildProgram, runProgram } from './built-program.js';
+
+let dir: string;
+let database: FreshDatabase;
+let vhost: FreshVhost;
+
+const HANDLER = `create schema mine; create function mine.on_event(m waybill.inbox_message) returns void language sql as 'select null::void'`;
+
+beforeAll(async () => {
+  dir = mkdtempSync(join(tmpdir(), 'waybill-doctor-'));
+  writeFileSync(
+    join(dir, 'waybill.yaml'),
+    `admin: { listen: off }
+consumers:
+  billing: { queue: billing, handler: { kind: sql, function: mine.on_event }, retry: { delays: [1s] } }
+  mail: { queue: mail, retry: { delays: [1s] } }
+`,
+  );
+  [database, vhost] = await Promise.all([migratedDatabase(), freshVhost(), buildProgram()]);
+  await database.query(HANDLER);
+  await database.query(`select waybill.grant_consumer('mail', current_user)`);
+});
+afterAll(async () => {
+  rmSync(dir, { recursive: true, force: true });
+  await Promise.all([database.drop(), vhost.drop()]);
+});
+
+async function examine(url = database.url): Promise<Finding[]> {
+  const { out } = await runProgram(['--config', join(dir, 'waybill.yaml'), 'doctor', '--json'], {
+    WAYBILL_DATABASE_URL: url,
+    WAYBILL_BROKER_URL: vhost.url,
+  });
+  return (JSON.parse(out) as { findings: Finding[] }).findings;
+}
+
+const bad = (findings: readonly Finding[]) => findings.filter(({ severity }) => severity !== 'ok');
+const ids = (findings: readonly Finding[]) => bad(findings).map(({ id, severity }) => `${severity} ${id}`);
+
+/** What the shared server of the tests has by itself: it is made for speed. */
+const OF_THE_SERVER = [
+  'warn durability',
+  'fail slot-keep-size',
+  'warn slot-keep-size',
+  'warn standbys',
+  'warn foreign-slots',
+];
+
+async function broker(work: (channel: amqp.Channel) => Promise<unknown>): Promise<void> {
+  const connection = await amqp.connect(vhost.url);
+  await work(await connection.createChannel());
+  await connection.close();
+}
+
+interface Plant {
+  what: string;
+  /** Severity and id of the finding, and a part of its text or mend. */
+  finds: string;
+  text: RegExp;
+  plant: string | (() => Promise<unknown>);
+  undo: string | (() => Promise<unknown>);
+}
+
+const PLANTS: Plant[] = [
+  {
+    what: 'F133: row level security on the history',
+    finds: 'fail row-security',
+    text: /outbox_history from this role/,
+    plant: `alter table waybill.outbox_history enable row level security; alter table waybill.outbox_history force row level security;
+      create role wb_plain_DATABASE login password 'secret'; grant usage on schema waybill to wb_plain_DATABASE;
+      grant select, insert, update, delete on all tables in schema waybill to wb_plain_DATABASE`,
+    undo: `drop owned by wb_plain_DATABASE; drop role wb_plain_DATABASE; alter table waybill.outbox_history disable row level security;
+      alter table waybill.outbox_history no force row level security`,
+  },
+  {
+    what: 'an unlogged outbox, of which nothing can be decoded',
+    finds: 'fail unlogged',
+    text: /set logged/,
+    plant: 'drop publication waybill_outbox; alter table waybill.outbox set unlogged',
+    undo: 'alter table waybill.outbox set logged; select waybill.ensure_publication()',
+  },
+  {
+    what: 'a trigger on the outbox',
+    finds: 'warn triggers',
+    text: /outbox\.mine/,
+    plant: `create function mine.nothing() returns trigger language plpgsql as 'begin return null; end';
+      create trigger mine before insert on waybill.outbox for each row execute function mine.nothing()`,
+    undo: 'drop function mine.nothing cascade',
+  },
+  {
+    what: 'a role whose transactions are read-only',
+    finds: 'fail read-only',
+    text: /default_transaction_read_only/,
+    plant: 'alter database DATABASE set default_transaction_read_only = on',
+    undo: 'alter database DATABASE reset default_transaction_read_only',
+  },
+  {
+    what: 'F7: history rows without a partition of their day',
+    finds: 'warn history-partitions',
+    text: /keep_history/,
+    plant: `insert into waybill.outbox_history (outcome, id, type, settled_at) values ('published', gen_random_uuid(), 't', now() - interval '3 years')`,
+    undo: 'truncate waybill.outbox_history',
+  },
+  {
+    what: 'F126: the function of a consumer is missing',
+    finds: 'fail consumer-billing',
+    text: /mine\.on_event\(waybill\.inbox_message\) of consumer billing does not exist/,
+    plant: 'drop schema mine cascade',
+    undo: HANDLER,
+  },
+  {
+    what: 'a store consumer that no role may claim from',
+    finds: 'warn consumer-mail',
+    text: /grant_consumer\('mail'/,
+    plant: 'delete from waybill.consumer_grant',
+    undo: `select waybill.grant_consumer('mail', current_user)`,
+  },
+  {
+    what: 'a paused consumer, with dead messages',
+    finds: 'warn consumer-mail',
+    text: /paused by operator: partner down/,
+    plant: `insert into waybill.consumer (name, queue) values ('mail', 'mail') on conflict do nothing; select waybill.consumer_pause('mail', 'partner down')`,
+    undo: 'delete from waybill.consumer',
+  },
+  {
+    what: 'F128: a consumer that was renamed',
+    finds: 'fail consumer-renamed',
+    text: /rename_consumer\('post', 'mail'\)/,
+    plant: `insert into waybill.consumer (name, queue) values ('post', 'mail')`,
+    undo: 'delete from waybill.consumer',
+  },
+  {
+    what: 'facts 39, 40: a queue with other limits and dead-lettering',
+    finds: 'fail topology',
+    text: /queue billing is there with other properties than .*delivery-limit/,
+    plant: () => broker((channel) => channel.assertQueue('billing', { durable: true })),
+    undo: () => broker((channel) => channel.deleteQueue('billing')),
+  },
+  {
+    what: 'F35: a publication that sends more than inserts, and has a filter',
+    finds: 'fail publication',
+    text: /row filter/,
+    plant: `drop publication waybill_outbox; create publication waybill_outbox for table waybill.outbox where (type <> 'x') with (publish = 'insert')`,
+    undo: 'drop publication waybill_outbox; select waybill.ensure_publication()',
+  },
+  {
+    what: 'fact 51: the name of the slot belongs to another plugin',
+    finds: 'fail slot',
+    text: /do not drop that slot/,
+    plant: `select pg_create_logical_replication_slot('waybill_' || current_database() || '_waybill_default', 'test_decoding')`,
+    undo: `select pg_drop_replication_slot('waybill_' || current_database() || '_waybill_default')`,
+  },
+];
+
+const named = (sql: string): string => sql.replaceAll('DATABASE', database.name);
+
+async function run(step: Plant['plant']): Promise<void> {
+  if (typeof step === 'string') await database.query(named(step));
+  else await step();
+}
+
+describe('one misconfiguration at a time', () => {
+  test('a sound installation has none of these findings', async () => {
+    const found = ids(await examine()).filter((id) => !OF_THE_SERVER.includes(id));
+    expect(found).toEqual([]);
+  });
+
+  test.each(PLANTS)('$what', async ({ plant, undo, finds, text }) => {
+    await run(plant);
+    const url = new URL(database.url);
+    if (typeof plant === 'string' && plant.includes('wb_plain')) {
+      url.username = named('wb_plain_DATABASE');
+      url.password = 'secret';
+    }
+    try {
+      const findings = bad(await examine(url.href)).filter(({ id, severity }) => `${severity} ${id}` === finds);
+      expect(findings.map(({ finding, mend }) => `${finding} | ${mend ?? ''}`).join('\n')).toMatch(text);
+    } finally {
+      await run(undo);
+    }
+  });
+});
+
+test('F60: a database that is not encoded in UTF8', async () => {
+  const latin = await freshDatabase();
+  const name = `${latin.name}_l`;
+  await latin.query(`create database ${name} encoding 'LATIN1' lc_collate 'C' lc_ctype 'C' template template0`);
+  try {
+    const url = new URL(latin.url);
+    url.pathname = `/${name}`;
+    expect(ids(await examine(url.href))).toContain('fail encoding');
+  } finally {
+    await latin.query(`drop database ${name} with (force)`);
+    await latin.drop();
+  }
+});
+
+describe('a server that is set up wrongly throughout', () => {
+  let server: PostgresServer;
+  let wrong: FreshDatabase;
+  beforeAll(async () => {
+    server = await startPostgres({
+      own: true,
+      settings: {
+        wal_level: 'replica',
+        wal_sender_timeout: 0,
+        autovacuum: 'off',
+        max_replication_slots: 1,
+        max_slot_wal_keep_size: -1,
+        synchronous_standby_names: '',
+      },
+    });
+    wrong = await freshDatabase({ server });
+    await migrateUp(await wrong.connect());
+    await wrong.query(`select pg_create_physical_replication_slot('standby', true)`);
+  });
+  afterAll(async () => {
+    await wrong.query(`select pg_drop_replication_slot('standby')`);
+    await wrong.drop();
+    await server.close();
+  });
+
+  test('F31, F32, F41, fact 28: each setting is told, with its mend', async () => {
+    const findings = await examine(wrong.url);
+    expect(ids(findings)).toEqual(
+      expect.arrayContaining([
+        'fail wal-level',
+        'fail replication-slots',
+        'fail slot-keep-size',
+        'warn wal-sender-timeout',
+        'warn autovacuum',
+        'warn durability',
+      ]),
+    );
+    for (const { severity, mend } of findings) expect(severity === 'ok' || mend !== null).toBe(true);
+  });
+});
