@@ -78,7 +78,7 @@ export class Billing {
             insert into billing.invoice (order_number, message_id, total)
             values ((body ->> 'order')::bigint, event.message_id, (body ->> 'total')::numeric);
           else
-            update billing.invoice set paid_at = event.occurred_at where order_number = (body ->> 'order')::bigint;
+            update billing.invoice set paid_at = coalesce(event.occurred_at, now()) where order_number = (body ->> 'order')::bigint;
             if not found then
               raise exception 'there is no order % yet', body ->> 'order' using errcode = 'WB001';
             end if;

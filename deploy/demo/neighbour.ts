@@ -52,6 +52,7 @@ export class Neighbour {
         headers,
         contentType: 'application/json',
         persistent: true,
+        timestamp: Math.floor(Date.now() / 1000),
       });
       await channel.waitForConfirms();
     });
