@@ -86,7 +86,7 @@ end
 $function$;
 
 CREATE OR REPLACE FUNCTION waybill.arrivals(messages json, bodies bytea)
- RETURNS TABLE(ordinal integer, message_id text, original_id text, type text, key text, schema_version integer, content_type text, content_encoding text, headers jsonb, exchange text, routing_key text, correlation_id text, causation_id text, reply_to text, app_id text, priority smallint, occurred_at timestamp with time zone, traceparent text, tracestate text, dead_reason text, error text, raw_properties text, failed text, hold boolean, body bytea)
+ RETURNS TABLE(ordinal integer, message_id text, original_id text, type text, key text, schema_version integer, content_type text, content_encoding text, headers jsonb, exchange text, routing_key text, correlation_id text, causation_id text, reply_to text, app_id text, priority smallint, occurred_at timestamp with time zone, traceparent text, tracestate text, dead_reason text, error text, raw_properties text, failed text, hold boolean, size integer, body bytea)
  LANGUAGE sql
  STABLE
  SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
@@ -95,7 +95,7 @@ AS $function$
     r.ordinal::int, r.message_id, r.original_id, r.type, r.key, r.schema_version, r.content_type, r.content_encoding,
     r.headers, r.exchange, r.routing_key, r.correlation_id, r.causation_id, r.reply_to, r.app_id, r.priority,
     r.occurred_at, r.traceparent, r.tracestate, r.dead_reason, r.error, r.raw_properties, r.failed,
-    coalesce(r.hold, false),
+    coalesce(r.hold, false), coalesce(r.size, 0),
     substring(bodies
       from 1 + coalesce(sum(r.size) over (order by r.ordinal rows between unbounded preceding and 1 preceding), 0)::int
       for coalesce(r.size, 0))
@@ -1561,6 +1561,7 @@ AS $function$
 declare
   wanted record;
   renamed text;
+  before text;
 begin
   if json_typeof(consumers) is distinct from 'array' then
     raise exception 'consumers must be an array of objects' using errcode = '22023';
@@ -1573,7 +1574,8 @@ begin
       max_abandoned int, retain_ids interval, retain_bodies interval, retain_dead interval
     ) order by r.name
   loop
-    if not exists (select from waybill.consumer c where c.name = wanted.name) then
+    select c.ordering into before from waybill.consumer c where c.name = wanted.name;
+    if not found then
       select c.name into renamed from waybill.consumer c
       where c.queue = wanted.queue
         and c.name not in (select e.value ->> 'name' from json_array_elements(consumers) as e)
@@ -1607,6 +1609,18 @@ begin
       max_age = excluded.max_age, not_yet_for = excluded.not_yet_for, max_abandoned = excluded.max_abandoned,
       retain_ids = excluded.retain_ids, retain_bodies = excluded.retain_bodies, retain_dead = excluded.retain_dead,
       registered_at = excluded.registered_at;
+    -- Where the order was changed, its rows change with it; what several programs do meanwhile, the sweep puts right.
+    if before = 'key' and wanted."order" is distinct from 'key' then
+      update waybill.inbox i set status = 'pending' where i.consumer = wanted.name and i.status = 'blocked';
+    elsif before = 'none' and wanted."order" = 'key' then
+      update waybill.inbox i set status = 'blocked'
+      where i.consumer = wanted.name and i.status = 'pending' and i.key is not null and exists (
+        select from waybill.inbox h
+        where h.consumer = i.consumer and h.key = i.key and h.seq < i.seq
+          and h.status in ('pending', 'running', 'waiting', 'dead')
+          and (h.status <> 'dead' or coalesce(wanted.on_dead, 'block') = 'block' and h.dead_reason <> 'conflict')
+        offset 0);
+    end if;
     name := wanted.name;
     return next;
   end loop;
@@ -2456,6 +2470,7 @@ declare
   existing record;
   twins int[] := '{}';
   conflict_id text;
+  bytes bigint := 0;
 begin
   if by_key then
     perform pg_advisory_xact_lock(l.lock) from (
@@ -2513,6 +2528,7 @@ begin
     from arrivals a left join inserted i on i.message_id = a.message_id and a.first
     order by a.ordinal
   loop
+    bytes := bytes + arrival.size;
     if arrival.seq is null then
       twins := twins || arrival.ordinal;
       continue;
@@ -2535,6 +2551,11 @@ begin
     )::waybill.inbox_message end;
     return next;
   end loop;
+
+  if bytes <> octet_length(bodies) then
+    raise exception 'the sizes of the messages say % bytes, the bodies are %', bytes, octet_length(bodies)
+      using errcode = '22023';
+  end if;
 
   -- A second statement, because a winner that committed meanwhile is invisible to the first.
   attempt := null;
@@ -3298,7 +3319,7 @@ comment on function waybill.put_back(settings waybill.consumer, seq bigint, verd
 
 comment on function waybill.redact(key text, id text, reason text) is 'Removes the content of all messages of a key, or of one message id, from the inbox, its attempts, the outbox, the history and the log: bodies, headers, keys, routes, traces, errors, results. Ids stay, so that a duplicate is still recognised; unfinished rows are discarded. Says how many rows of each table; outbox_pending are rows that are about to be published, and were left: call it again once they are out. Queues, WAL, backups, and what first_time and newer were told are not reached. The log of it has a hash in the place of the key.';
 
-comment on function waybill.register_consumers(consumers json, accept_new boolean) is 'Writes all consumers of one configuration; what is left out of an object has its default. Returns created or updated for each. Error WB005 if a new name has the queue of a registered consumer that is not in the array: a rename would forget what was applied; accept_new takes it as another consumer.';
+comment on function waybill.register_consumers(consumers json, accept_new boolean) is 'Writes all consumers of one configuration; what is left out of an object has its default. Returns created or updated for each. A change of the order blocks or releases the rows that are there. Error WB005 if a new name has the queue of a registered consumer that is not in the array: a rename would forget what was applied; accept_new takes it as another consumer.';
 
 comment on function waybill.release_key(settings waybill.consumer, key text) is 'Makes the first blocked row of the key pending if nothing holds the key any more, and returns it, else null. The caller has the lock of the key.';
 

@@ -28,13 +28,16 @@ try {
     create schema billing;
     create table billing.ledger (message_id text primary key, n int);
     create function billing.on_event(message waybill.inbox_message) returns void language plpgsql as $$
-      begin insert into billing.ledger values (message.message_id, octet_length(message.body)); end $$`);
+      begin
+        if message.headers ? 'poison' then raise exception 'poison'; end if;
+        insert into billing.ledger values (message.message_id, octet_length(message.body)); end $$`);
   await register(
     client,
     ...[200, 500].map((size) => ({ name: `store${size}` })),
     { name: 'keyed', order: 'key' },
     { name: 'sql', handler: 'sql', function: 'billing.on_event' },
     { name: 'sqlkeyed', handler: 'sql', function: 'billing.on_event', order: 'key' },
+    { name: 'poison', handler: 'sql', function: 'billing.on_event' },
     { name: 'pairs' },
     { name: 'claims' },
     { name: 'head', order: 'key' },
@@ -54,6 +57,18 @@ try {
     console.log(`received by ${consumer}, ${size} a batch: ${rate} rows/s`);
     await client.query('vacuum analyze waybill.inbox');
   }
+  let poisoned = 0;
+  const mixed = await timed(ROWS, async () => {
+    for (; poisoned < ROWS; poisoned += 60) {
+      const arrivals = batch(poisoned, 60, 'poison');
+      await receive(
+        client,
+        'poison',
+        arrivals.map((arrival, n) => (n % 10 === 0 ? { ...arrival, headers: { poison: true } } : arrival)),
+      );
+    }
+  });
+  console.log(`received by sql with one poison message in ten, 60 a batch: ${mixed} rows/s`);
   await receive(client, 'store200', batch(0, 200, 'store200'));
   const again = await timed(20_000, async () => {
     for (let n = 0; n < 20_000; n += 200) await receive(client, 'store200', batch(n, 200, 'store200'));

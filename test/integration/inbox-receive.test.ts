@@ -94,6 +94,15 @@ describe('a batch', () => {
     expect(await receive(client, 'billing', [])).toEqual([]);
   });
 
+  test.each([0, 3, 5])('whose sizes say %i bytes for 4 is refused as a whole', async (size) => {
+    const receiving = client.query('select * from waybill.inbox_receive($1, $2, $3)', [
+      'billing',
+      JSON.stringify([{ message_id: 'a', size }]),
+      Buffer.from('1234'),
+    ]);
+    await expect(receiving).rejects.toMatchObject({ code: '22023' });
+  });
+
   test('of an unregistered consumer is refused: WB004', async () => {
     await expect(receive(client, 'nobody', [{ message_id: 'a' }])).rejects.toMatchObject({ code: 'WB004' });
   });
