@@ -5,6 +5,7 @@ import { pause, systemClock, within, type Clock } from '../runtime/clock.js';
 import { watchEventLoop } from '../runtime/event-loop.js';
 import type { Logger } from '../telemetry/log.js';
 import { Metrics } from '../telemetry/metrics-registry.js';
+import { loadTracing } from '../telemetry/tracing.js';
 import { startAdminService } from './admin-service.js';
 import { readAdminToken } from './admin-token.js';
 import { startConsumers } from './consumer-service.js';
@@ -16,6 +17,7 @@ import { showRelay } from './relay-metrics.js';
 import { startRelayService, type RelayService } from './relay-service.js';
 import { collectStatus } from './status.js';
 import { Rate } from './throughput.js';
+import { traceConfirmed } from './trace-confirmed.js';
 
 /** Everything that `waybill run` runs. */
 export interface Daemon {
@@ -79,11 +81,14 @@ async function startRelay(config: Config, log: Logger, options: Surroundings): P
     new Set(['relay', 'process'] as const),
   );
   const toConfirm = metrics.observer('waybill_outbox_commit_to_confirm_seconds', { relay: name });
+  const tracing = await loadTracing(version);
   const relay = startRelayService(config, log, {
     reload,
     clock,
-    onConfirmed: ({ committedAtMs }, nowMs) => {
+    onConfirmed: (work, nowMs) => {
+      const { committedAtMs } = work;
       if (committedAtMs !== null) toConfirm(Math.max(0, nowMs - committedAtMs) / 1000);
+      if (tracing) traceConfirmed(tracing, work, nowMs);
     },
   });
   const watching = new AbortController();
@@ -104,6 +109,7 @@ async function startRelay(config: Config, log: Logger, options: Surroundings): P
     await admin.stop();
     // Its statement may hang with the database; nothing waits for that.
     await within(clock, collecting, END_LIMIT_MS, undefined);
+    if (tracing) await within(clock, tracing.flush(), END_LIMIT_MS, undefined);
   };
   return { stopped: relay.stopped.finally(end), stop: () => relay.stop().finally(end) };
 }
