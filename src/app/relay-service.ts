@@ -101,6 +101,8 @@ class Supervisor implements RelayService {
   /** Of the session that ended last. */
   #unsettled = 0;
   #phase: RelayPhase = 'connecting';
+  /** The session's stream has ended by itself; it may do so before the phase is `streaming`. */
+  #streamEnded = false;
   /** Some session has come so far that the schema did fit. */
   #hasWorked = false;
   #phaseSinceMs: number;
@@ -172,6 +174,7 @@ class Supervisor implements RelayService {
           stopping: this.#stopping.signal,
           narrow,
           suspects: this.#suspects,
+          onStreamEnd: () => (this.#streamEnded = true),
           onUnsettled: (rows) => (this.#unsettled = rows),
           onView: (view) => (this.#session = view),
           onConfirmed: this.#onConfirmed,
@@ -192,7 +195,7 @@ class Supervisor implements RelayService {
         // A lost slot is seen in pg_replication_slots; that decoding fails for good is seen only here. A log that was
         // written while columns were missing never gets them; while they still are, the session ends before the slot.
         // Before the stream began, such an error says nothing about the slot.
-        if (phase === 'streaming') {
+        if (phase === 'streaming' || this.#streamEnded) {
           replaceSlot = isWaybillError(error, 'WAYBILL_PUBLICATION_MISSING', 'WAYBILL_PUBLICATION_UNFIT');
         }
         if (this.#isStopping()) {

@@ -33,6 +33,8 @@ export interface SessionOptions extends SessionContext {
   narrow: boolean;
   /** Messages that may have made the broker close the connections of earlier sessions. */
   suspects: Suspects;
+  /** Told when the stream ends by itself, also before it counts as streaming. */
+  onStreamEnd: (error: WaybillError) => void;
   /** Told at its end how many rows the session had taken up and not settled. */
   onUnsettled: (rows: number) => void;
   /** Given the session to look at from outside when it begins, and undefined when it has ended. */
@@ -396,7 +398,10 @@ class Pipeline {
       walSenderTimeoutMs: server.walSenderTimeoutMs,
       clock,
       onEvent: (event) => pump.push(event),
-      onEnd: (error) => failure.fail(error),
+      onEnd: (error) => {
+        this.#options.onStreamEnd(error);
+        failure.fail(error);
+      },
     }).then(async (stream) => {
       // Why: a session that failed meanwhile has nobody left to close it, and it would hold the slot for ever.
       if (failure.error) await stream.abort();

@@ -352,8 +352,9 @@ export class Settler {
     const holds = gone.filter((each): each is Holding => 'hold' in each);
     const settled = gone.filter((each): each is Settling => 'settlement' in each);
     if (holds.length > 0) await this.#store.writeBack(holds.map((each) => each.hold));
-    const own = settled.filter((each) => each.work.origin === 'stream' && !each.work.replayed);
-    if (own.length > 0 && !this.#insertThenDeleteNoted) {
+    const own = settled.filter((each) => each.work.origin === 'stream');
+    // In the replay zone it may be that the history alone is gone, so such a row proves nothing.
+    if (own.some((each) => !each.work.replayed) && !this.#insertThenDeleteNoted) {
       await this.#store.noteInsertThenDelete();
       this.#insertThenDeleteNoted = true;
     }

@@ -40,10 +40,6 @@ describe('a row that somebody keeps locked, so that nothing after it can be pass
     await lock.query('begin');
     await lock.query('select from waybill.outbox for update');
     rows.push(...(await stage.write(LATER, { together: true })));
-    const onlyLocked = (): Promise<unknown> =>
-      until(async () => (await stage.pending()) === 1, { what: 'all but the locked row to be settled' });
-    await start(history);
-    await onlyLocked();
     // An application that deletes its rows itself: only the log has this one, and it must go out.
     const deleter = await stage.database.connect();
     const own = { id: randomUUID(), body: '1' };
@@ -55,6 +51,10 @@ describe('a row that somebody keeps locked, so that nothing after it can be pass
     await deleter.query('delete from waybill.outbox where id = $1', [own.id]);
     await deleter.query('commit');
     rows.push(own);
+    const onlyLocked = (): Promise<unknown> =>
+      until(async () => (await stage.pending()) === 1, { what: 'all but the locked row to be settled' });
+    await start(history);
+    await onlyLocked();
     const isRecorded = async (): Promise<boolean> =>
       (await stage.database.query('select from waybill.outbox_history')).length === LATER + 1;
     if (history !== 'off') await until(isRecorded, { what: 'the history of all that was published' });

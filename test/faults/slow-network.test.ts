@@ -80,4 +80,21 @@ describe('a network that is slow, or hands on its bytes strangely', () => {
       });
     },
   );
+
+  it('F48 a log that cannot be decoded, told in one chunk with the start of the stream: a new slot and the table heal it', async () => {
+    start();
+    await relay.waitForPhase('streaming');
+    expect(await relay.stop()).toBe(0);
+    await stage.database.query('alter table waybill.outbox drop column tracestate');
+    const [bare] = await stage.database.query<{ id: string; body: string }>(
+      `insert into waybill.outbox (type, payload) values ('order.paid', '1') returning id, payload::text as body`,
+    );
+    await stage.database.query('alter table waybill.outbox add column tracestate text');
+    const rows = [...(bare ? [bare] : []), ...(await stage.write(5))];
+    database.flood('burst');
+    start();
+    await stage.emptied(50_000);
+    expect(await relay.stop()).toBe(0);
+    expect(tally(rows, await stage.taken())).toMatchObject({ lost: 0, phantom: 0, differing: [], inOrder: true });
+  });
 });
