@@ -24,6 +24,8 @@ export interface Flow {
   settler: Settler;
   /** With `ordering: strict`. */
   lanes: LaneTraffic | undefined;
+  /** Without it: frees rows that it held once. */
+  unblock: () => Promise<void>;
 }
 
 /** What a session does now and then: each chore runs until the session ends, and its error ends the session. */
@@ -66,7 +68,7 @@ export class RelayChores {
   /** What goes on while rows flow. */
   during(flow: Flow): Promise<never>[] {
     const { sweepIntervalMs } = this.#options.config.relay;
-    const { pump, feed, settler, lanes } = flow;
+    const { pump, feed, settler, lanes, unblock } = flow;
     const withdrawn = this.every(WITHDRAWN_INTERVAL_MS, () =>
       feed.removeWithdrawn(settler, (lsn) => this.#passed(pump, lsn)),
     );
@@ -77,7 +79,7 @@ export class RelayChores {
         this.#releasing(flow, lanes),
         this.every(sweepIntervalMs, () => lanes.askAll()),
       );
-    }
+    } else always.push(this.every(sweepIntervalMs, unblock));
     if (!pump) return always;
     return [
       ...always,

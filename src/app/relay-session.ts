@@ -201,7 +201,13 @@ class Pipeline {
       const intake = await this.#startIntake();
       this.#options.onPhase('streaming');
       start(intake());
-      const flow = { pump: this.#pump, feed: this.#feed(), settler: this.#settler, lanes: this.#lanes };
+      const flow = {
+        pump: this.#pump,
+        feed: this.#feed(),
+        settler: this.#settler,
+        lanes: this.#lanes,
+        unblock: () => this.#unblock(),
+      };
       for (const chore of this.#chores.during(flow)) start(chore);
       await Promise.race(parts);
       throw new Error('a part of the relay ended without a reason');
@@ -303,8 +309,7 @@ class Pipeline {
   async #openLanes(): Promise<void> {
     const { config, failure, log } = this.#options;
     if (config.relay.ordering === 'pipelined') {
-      const rows = await failure.race(this.#store.unblock());
-      if (rows > 0) log.info({ rows }, 'rows that strict order held are free, because the order is pipelined now');
+      await this.#unblock();
       return;
     }
     const { keys, lastOrder } = await failure.race(this.#store.heldKeys());
@@ -318,6 +323,12 @@ class Pipeline {
       onFailed: (error) => failure.fail(error),
     });
     [this.#settler, this.#admission] = this.#settling(null);
+  }
+
+  async #unblock(): Promise<void> {
+    const { failure, log } = this.#options;
+    const rows = await failure.race(this.#store.unblock());
+    if (rows > 0) log.info({ rows }, 'rows that strict order held are free, because the order is pipelined now');
   }
 
   /** Rows without a final word of the broker, in lanes or sent. */

@@ -50,7 +50,10 @@ export interface LaneQuestion {
 export class KeyLanes<T extends LaneItem> {
   readonly #lanes = new Map<string, Lane<T>>();
   readonly #depth: number;
+  /** Something has happened to these. */
   readonly #toAsk = new Set<string>();
+  /** Asked when there is nothing else, because there may be very many: nobody knows of a change. */
+  readonly #toLook = new Set<string>();
   #order: bigint;
   #waiting = 0;
   #waitingBytes = 0;
@@ -65,7 +68,7 @@ export class KeyLanes<T extends LaneItem> {
   load(keys: Iterable<string>): void {
     for (const key of keys) {
       this.#lane(key).inTable = true;
-      this.#toAsk.add(key);
+      this.#toLook.add(key);
     }
   }
 
@@ -140,14 +143,17 @@ export class KeyLanes<T extends LaneItem> {
   /** At most `max` keys for which the table may have a row that can go. */
   questions(max: number): LaneQuestion[] {
     const questions: LaneQuestion[] = [];
-    for (const key of this.#toAsk) {
-      if (questions.length >= max) break;
-      this.#toAsk.delete(key);
-      const lane = this.#lanes.get(key);
-      // Otherwise it is asked when the last of it has left memory.
-      if (!lane || isBusy(lane)) continue;
-      lane.askedAt = lane.stamp;
-      questions.push({ key, after: lane.passed });
+    for (const keys of [this.#toAsk, this.#toLook]) {
+      for (const key of keys) {
+        if (questions.length >= max) return questions;
+        this.#toAsk.delete(key);
+        this.#toLook.delete(key);
+        const lane = this.#lanes.get(key);
+        // Otherwise it is asked when the last of it has left memory.
+        if (!lane || isBusy(lane)) continue;
+        lane.askedAt = lane.stamp;
+        questions.push({ key, after: lane.passed });
+      }
     }
     return questions;
   }
@@ -159,7 +165,7 @@ export class KeyLanes<T extends LaneItem> {
 
   /** Asks for every key that the table holds, in case somebody has changed its rows by hand. */
   askAll(): void {
-    for (const [key, lane] of this.#lanes) if (lane.inTable) this.#toAsk.add(key);
+    for (const [key, lane] of this.#lanes) if (lane.inTable) this.#toLook.add(key);
   }
 
   /** The answer was carried out: its rows were given back. `remains`: the table still holds rows of the key. */
@@ -172,7 +178,7 @@ export class KeyLanes<T extends LaneItem> {
   }
 
   get hasQuestions(): boolean {
-    return this.#toAsk.size > 0;
+    return this.#toAsk.size > 0 || this.#toLook.size > 0;
   }
 
   /** Rows that wait in memory behind their key. */

@@ -161,16 +161,20 @@ export function heldKeysSql(schema: string): string {
     greatest((select last_value from ${schema}.outbox_hold_no), (select max(hold_no) from only ${schema}.outbox), 0)::text as last`;
 }
 
-/** Without strict order nothing holds a key: rows that an earlier setting left behind go on, in their order. */
+/**
+ * Without strict order nothing holds a key: rows that an earlier setting left behind go on, in their order. Those that
+ * somebody has locked stay, for another time.
+ */
 export function unblockSql(schema: string): string {
-  return `with ${fence(schema, 'on')}, chosen as (
-    select seq, row_number() over (order by hold_no) as n from (
-      select seq, hold_no from only ${schema}.outbox
-      where hold_no is not null and state in ('blocked', 'ready') and exists (select from fence)
-      order by hold_no limit $3) as first),
+  return `with ${fence(schema, 'on')}, free as materialized (
+    select seq, hold_no from only ${schema}.outbox
+    where hold_no is not null and state in ('blocked', 'ready') and exists (select from fence)
+    order by hold_no limit $3 for update skip locked),
+  chosen as (
+    select seq, row_number() over (order by hold_no) as n from free),
   changed as (
     update only ${schema}.outbox o
-    set state = 'scheduled', hold_no = null, next_attempt_at = clock_timestamp() + s.n * interval '1 microsecond'
+    set state = 'scheduled', hold_no = null, next_attempt_at = statement_timestamp() + s.n * interval '1 microsecond'
     from chosen s where o.seq = s.seq and o.state in ('blocked', 'ready') returning o.seq)
   select exists (select from fence) as fenced, (select count(*) from changed)::int as rows`;
 }

@@ -264,6 +264,25 @@ describe('ordering', () => {
     expect(await relay.stop()).toBe(0);
   });
 
+  it('F120 3.5 back to pipelined while an operator leaves a transaction open: the others go, and what he gives back, too', async () => {
+    await begin('strict');
+    await write(['a', 'b'], 1, { exchange: 'nowhere' });
+    await write(['a', 'b'], 2);
+    await reached('a', 'parked blocked blocked');
+    await reached('b', 'parked blocked blocked');
+    expect(await relay.stop()).toBe(0);
+    const operator = await stage.database.connect();
+    await operator.query('begin');
+    await operator.query('select waybill.discard($1)', [written.get('a')?.[0]]);
+    await start('pipelined', { WAYBILL_RELAY_SWEEP_INTERVAL: '10s' });
+    await write(['free'], 1);
+    await reached('free', '');
+    await reached('b', 'parked');
+    await operator.query('rollback');
+    await reached('a', 'parked');
+    expect(await relay.stop()).toBe(0);
+  });
+
   it('3.4 3.5 strict with source: table keeps the order of each key, and a parked row holds its key', async () => {
     stage = await outboxStage();
     await start('strict', { WAYBILL_RELAY_SOURCE: 'table' });

@@ -53,3 +53,17 @@ test('3.5: a row of an answer goes back to the table when the one before it was 
   expect(lanes.held('k', first)).toEqual([]);
   expect(lanes.giveBack('k', second, true)).toBe('hold');
 });
+
+test('F120: a key that has something to ask does not wait behind all those that the table holds', () => {
+  const lanes = new KeyLanes<LaneItem>({ depth: 1, lastOrder: 0n });
+  lanes.load(['a', 'b', 'c']);
+  const row = item();
+  expect(lanes.enter('d', row)).toBe('go');
+  expect(lanes.held('d', row)).toEqual([]);
+  lanes.stored('d', row);
+  expect(lanes.questions(2).map(({ key }) => key)).toEqual(['d', 'a']);
+  lanes.askAll();
+  lanes.ask('d');
+  expect(lanes.questions(9).map(({ key }) => key)).toEqual(['d', 'b', 'c', 'a']);
+  expect(lanes.hasQuestions).toBe(false);
+});
