@@ -146,12 +146,15 @@ export function releaseSql(schema: string): string {
 
 /**
  * At the start of a session with strict order nothing is in flight: rows that an earlier one had let go wait again in
- * their places, where a discard of the row before them finds them.
+ * their places, where a discard of the row before them finds them. Those that somebody has locked stay as they are.
  */
 export function reblockSql(schema: string): string {
   return `with ${fence(schema, 'on')}, back as (
-    update ${schema}.outbox set state = 'blocked'
-    where state = 'ready' and hold_no is not null and key is not null and exists (select from fence))
+    update only ${schema}.outbox set state = 'blocked'
+    where ctid = any(array(
+      select ctid from only ${schema}.outbox
+      where state = 'ready' and hold_no is not null and key is not null and exists (select from fence)
+      for update skip locked)))
   select exists (select from fence) as fenced`;
 }
 
