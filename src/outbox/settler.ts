@@ -270,10 +270,15 @@ export class Settler {
   #settled({ work, settlement }: Settling): void {
     if (settlement.outcome === 'accepted') this.#counters.accepted += 1;
     if (settlement.outcome === 'expired') this.#counters.expired += 1;
-    if (this.#logsAll) {
+    const { outcome } = settlement;
+    // A message that nobody got is told always, those that were withdrawn on purpose are not.
+    const isFailure = outcome === 'accepted' || outcome === 'expired';
+    if (isFailure || this.#logsAll) {
       const { row } = work;
-      const fields = { messageId: row.id, key: row.key, type: row.type, attempt: row.attempts + 1 };
-      this.#log.info({ ...fields, result: settlement.outcome }, 'message');
+      const fields = { messageId: row.id, key: row.key, type: row.type, attempt: row.attempts + 1, result: outcome };
+      if (outcome === 'accepted') this.#log.warn(fields, 'no queue took it, and relay.onUnroutable.then is accept');
+      else if (outcome === 'expired') this.#log.warn(fields, 'it was not published before its expires_at');
+      else this.#log.info(fields, 'message');
     }
     this.#forget(work);
   }

@@ -1,4 +1,5 @@
 import { expect, it } from 'vitest';
+import { loadConfig } from '../../../src/config/load.js';
 import { checkHostNames, checkListen, hostNames, isLoopback, parseListen } from '../../../src/config/listen.js';
 
 it.each([
@@ -40,4 +41,18 @@ it('host names are a list', () => {
   expect(checkHostNames('waybill.internal, metrics')).toHaveProperty('value');
   expect(checkHostNames('http://waybill')).toHaveProperty('problem');
   expect(checkHostNames('waybill:9809')).toHaveProperty('problem');
+});
+
+it('security: open to other machines is refused without a token file', () => {
+  const load = (admin: Record<string, string>) =>
+    loadConfig({
+      environment: { WAYBILL_DATABASE_URL: 'postgres://localhost/a', WAYBILL_BROKER_URL: 'amqp://localhost', ...admin },
+      readFile: () => '',
+    }).admin;
+  expect(load({})).toMatchObject({ listen: { host: '127.0.0.1', port: 9809 }, tokenFile: undefined });
+  expect(load({ WAYBILL_ADMIN_LISTEN: 'off' }).listen).toBeUndefined();
+  expect(() => load({ WAYBILL_ADMIN_LISTEN: '0.0.0.0:9809' })).toThrow('admin.tokenFile');
+  expect(() => load({ WAYBILL_ADMIN_LISTEN: '[::]:9809' })).toThrow('admin.tokenFile');
+  const both = { WAYBILL_ADMIN_LISTEN: '0.0.0.0:9809', WAYBILL_ADMIN_TOKEN_FILE: '/run/token' };
+  expect(load(both)).toMatchObject({ listen: { host: '0.0.0.0', port: 9809 }, tokenFile: '/run/token' });
 });

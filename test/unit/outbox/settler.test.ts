@@ -235,3 +235,17 @@ test('stop waits for the statement under way and leaves nothing ticking', async 
   await bench.cycle();
   expect([bench.settles.length, bench.clock.pending]).toEqual([1, 0]);
 });
+
+test('one line of the log for each message that nobody got, none for those that went well', async () => {
+  const bench = new SettlerBench();
+  const [a, b, c, d] = bench.transaction(110n, 4);
+  bench.settler.settle(a!, 'published');
+  bench.settler.settle(b!, 'expired');
+  bench.settler.settle(c!, 'accepted');
+  bench.settler.settle(d!, 'cancelled');
+  await bench.cycle();
+  expect(bench.warnings).toEqual([
+    'it was not published before its expires_at',
+    'no queue took it, and relay.onUnroutable.then is accept',
+  ]);
+});
