@@ -234,6 +234,7 @@ class Supervisor implements RelayService {
   }
 
   #enter(phase: RelayPhase): void {
+    if (phase === 'connecting') this.#streamEnded = false;
     this.#phase = phase;
     this.#phaseSinceMs = this.#clock.now();
     this.#log.debug({ phase }, 'phase');
