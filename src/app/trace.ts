@@ -74,7 +74,12 @@ function eventsOf({ outbox, history, inbox, actions }: Pick<Trace, 'outbox' | 'h
   };
   for (const row of [...(history ?? []), ...(outbox ? [outbox] : [])]) add(row.createdAt, 'outbox', 'written');
   for (const row of history ?? []) {
-    add(row.publishedAt, 'broker', `confirmed: exchange ${row.exchange ?? ''}, routing key ${row.routingKey ?? ''}`);
+    // The time is that of the settle, up to a checkpoint interval later: a consumer may have had it before.
+    add(
+      row.publishedAt,
+      'broker',
+      `confirmed by then: exchange ${row.exchange ?? ''}, routing key ${row.routingKey ?? ''}`,
+    );
     if (row.state !== 'published') add(row.settledAt, 'outbox', `left as ${row.state}`);
   }
   if (outbox?.nextAttemptAt) add(outbox.nextAttemptAt, 'outbox', 'the next attempt is due');
