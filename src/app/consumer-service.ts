@@ -31,12 +31,15 @@ export interface ConsumerLook {
   name: string;
   counters: Readonly<ConsumerCounters>;
   breaker: 'closed' | 'open' | 'half-open';
+  isConsuming: boolean;
 }
 
 export interface ConsumerServiceOptions {
   /** Reads what is needed to connect again; throws as loadConfig does. */
   reload: () => Config;
   clock: Clock;
+  /** Told how long each call of a handler over HTTP took. */
+  onHandled?: (consumer: string, seconds: number) => void;
 }
 
 const OPERATOR_RETRY_MS = 15_000;
@@ -57,15 +60,17 @@ class Consumers implements ConsumerService {
   readonly #log: Logger;
   readonly #clock: Clock;
   readonly #reload: () => Config;
+  readonly #onHandled: (consumer: string, seconds: number) => void;
   readonly #stopping = new AbortController();
   readonly #end: Promise<'drained' | 'incomplete'>;
   readonly #looks = new Map<string, () => ConsumerLook>();
 
-  constructor(config: Config, log: Logger, { reload, clock }: ConsumerServiceOptions) {
+  constructor(config: Config, log: Logger, { reload, clock, onHandled }: ConsumerServiceOptions) {
     this.#config = config;
     this.#log = log;
     this.#clock = clock;
     this.#reload = reload;
+    this.#onHandled = onHandled ?? (() => undefined);
     this.#end = this.#run();
     this.stopped = this.#end.then(() => undefined);
     this.stopped.catch(() => undefined);
@@ -179,8 +184,14 @@ class Consumers implements ConsumerService {
       counters,
       clock: this.#clock,
       log,
+      onHandled: (seconds) => this.#onHandled(name, seconds),
     });
-    this.#looks.set(name, () => ({ name, counters, breaker: receiver.gate.state }));
+    this.#looks.set(name, () => ({
+      name,
+      counters,
+      breaker: receiver.gate.state,
+      isConsuming: receiver.isConsuming,
+    }));
     try {
       return await receiver.run(this.#stopping.signal, this.#config.relay.drainTimeoutMs);
     } finally {

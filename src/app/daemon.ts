@@ -8,7 +8,8 @@ import { Metrics } from '../telemetry/metrics-registry.js';
 import { loadTracing } from '../telemetry/tracing.js';
 import { startAdminService } from './admin-service.js';
 import { readAdminToken } from './admin-token.js';
-import { startConsumers } from './consumer-service.js';
+import { consumerHealth, showConsumers } from './consumer-metrics.js';
+import { startConsumers, type ConsumerService } from './consumer-service.js';
 import { collectFromDatabase } from './database-metrics.js';
 import { liveStatus, type LiveStatus } from './live-status.js';
 import { showProcess } from './process-metrics.js';
@@ -52,13 +53,80 @@ export function startDaemon(config: Config, log: Logger, options: DaemonOptions)
 type Surroundings = Required<Omit<DaemonOptions, 'only'>>;
 
 async function start(config: Config, log: Logger, options: Surroundings, only: DaemonOptions['only']): Promise<Daemon> {
-  const parts: Daemon[] = [];
-  if (config.relay.enabled && only !== 'consumers') parts.push(await startRelay(config, log, options));
-  if (config.consumers.length > 0 && only !== 'relay') parts.push(startConsumers(config, log, options));
-  if (parts.length > 0) return together(parts);
-  throw new WaybillError('WAYBILL_CONFIG_INVALID', 'There is nothing to run.', {
-    hint: 'Name consumers in the configuration, let the relay run, or take --only away.',
+  const withConsumers = config.consumers.length > 0 && only !== 'relay';
+  const withRelay = config.relay.enabled && only !== 'consumers';
+  if (!withConsumers && !withRelay) {
+    throw new WaybillError('WAYBILL_CONFIG_INVALID', 'There is nothing to run.', {
+      hint: 'Name consumers in the configuration, let the relay run, or take --only away.',
+    });
+  }
+  if (config.admin.listen && config.admin.tokenFile !== undefined) await readAdminToken(config.admin.tokenFile);
+  const name = config.relay.name;
+  const names = withConsumers ? config.consumers.map((consumer) => consumer.name) : [];
+  const metrics = new Metrics(
+    { relay: [name], consumer: names, version: [options.version] },
+    new Set([
+      ...(withRelay ? (['relay'] as const) : []),
+      ...(withConsumers ? (['consumers'] as const) : []),
+      'process',
+    ] as const),
+  );
+  const consumers = withConsumers ? watchedConsumers(config, log, options, metrics, names) : undefined;
+  if (withRelay) {
+    const relay = startRelay(config, log, options, { metrics, consumers });
+    return consumers ? together([relay, consumers]) : relay;
+  }
+  return consumers ? alone(consumers, config, log, options, metrics) : together([]);
+}
+
+function watchedConsumers(
+  config: Config,
+  log: Logger,
+  { reload, clock }: Surroundings,
+  metrics: Metrics,
+  names: readonly string[],
+): ConsumerService {
+  const seconds = new Map(
+    names.map((consumer) => [consumer, metrics.observer('waybill_inbox_handler_seconds', { consumer })]),
+  );
+  const consumers = startConsumers(config, log, {
+    reload,
+    clock,
+    onHandled: (consumer, took) => seconds.get(consumer)?.(took),
   });
+  metrics.beforeShowing(() => showConsumers(metrics, consumers.look()));
+  return consumers;
+}
+
+/** Consumers without a relay, and what shows them. */
+function alone(
+  consumers: ConsumerService,
+  config: Config,
+  log: Logger,
+  { clock, version }: Surroundings,
+  metrics: Metrics,
+): Daemon {
+  const eventLoop = watchEventLoop(clock);
+  const eventLoopLag = (): number => eventLoop.lagSeconds();
+  metrics.beforeShowing(() => showProcess(metrics, version, eventLoopLag()));
+  const live = () => ({ version, consumers: consumers.look(), eventLoopLagSeconds: eventLoopLag() });
+  const admin = startAdminService(
+    config.admin,
+    {
+      health: () => [consumerHealth(consumers.look(), true)],
+      eventLoopLag,
+      metrics,
+      live,
+      status: () => Promise.resolve(live()),
+    },
+    log,
+    clock,
+  );
+  const end = async (): Promise<void> => {
+    eventLoop.stop();
+    await admin.stop();
+  };
+  return { stopped: consumers.stopped.finally(end), stop: () => consumers.stop().finally(end) };
 }
 
 /** What ends one part ends the others: a process of which half is missing looks like one that works. */
@@ -72,14 +140,14 @@ function together(parts: readonly Daemon[]): Daemon {
   return { stopped, stop };
 }
 
-async function startRelay(config: Config, log: Logger, options: Surroundings): Promise<Daemon> {
-  const { reload, version, clock } = options;
-  if (config.admin.listen && config.admin.tokenFile !== undefined) await readAdminToken(config.admin.tokenFile);
+function startRelay(
+  config: Config,
+  log: Logger,
+  options: Surroundings,
+  { metrics, consumers }: { metrics: Metrics; consumers: ConsumerService | undefined },
+): Daemon {
+  const { reload, clock } = options;
   const name = config.relay.name;
-  const metrics = new Metrics(
-    { relay: [name], consumer: [], version: [version] },
-    new Set(['relay', 'process'] as const),
-  );
   const toConfirm = metrics.observer('waybill_outbox_commit_to_confirm_seconds', { relay: name });
   const tracing = await loadTracing(version);
   const relay = startRelayService(config, log, {
@@ -92,7 +160,7 @@ async function startRelay(config: Config, log: Logger, options: Surroundings): P
     },
   });
   const watching = new AbortController();
-  const view = new DaemonView(config, relay, metrics, options, watching.signal);
+  const view = new DaemonView(config, { relay, consumers }, metrics, options, watching.signal);
   const collecting = config.admin.listen
     ? collectFromDatabase(
         metrics,
@@ -127,6 +195,7 @@ function freshDatabase(config: Config, reload: () => Config): Config['database']
 class DaemonView {
   readonly #config: Config;
   readonly #relay: RelayService;
+  readonly #consumers: ConsumerService | undefined;
   readonly #clock: Clock;
   readonly #version: string;
   readonly #metrics: Metrics;
@@ -136,13 +205,14 @@ class DaemonView {
 
   constructor(
     config: Config,
-    relay: RelayService,
+    { relay, consumers }: { relay: RelayService; consumers: ConsumerService | undefined },
     metrics: Metrics,
     { clock, version }: Surroundings,
     ending: AbortSignal,
   ) {
     this.#config = config;
     this.#relay = relay;
+    this.#consumers = consumers;
     this.#clock = clock;
     this.#version = version;
     this.#metrics = metrics;
@@ -155,7 +225,7 @@ class DaemonView {
 
   get sources(): AdminSources {
     return {
-      health: () => [this.#check()],
+      health: () => [this.#check(), ...(this.#consumers ? [consumerHealth(this.#consumers.look(), false)] : [])],
       eventLoopLag: () => this.#eventLoop.lagSeconds(),
       metrics: this.#metrics,
       live: () => this.#live(),

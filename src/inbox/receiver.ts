@@ -74,6 +74,7 @@ export class Receiver {
   readonly #worker: Worker | undefined;
   readonly #persisting: Persisting;
   #wakeCancel: (() => void) | undefined;
+  #isConsuming = false;
 
   constructor(options: ReceiverOptions) {
     this.#options = options;
@@ -95,6 +96,11 @@ export class Receiver {
     this.#persisting = new Persisting({ store, clock, log, counters, tooSlow });
     const processor = this.#processor(tooSlow);
     if (processor) this.#worker = new Worker({ store, gate: this.gate, processor, clock, log });
+  }
+
+  /** Whether messages are taken from the queue at this moment. */
+  get isConsuming(): boolean {
+    return this.#isConsuming;
   }
 
   #processor(tooSlow: string): Processor | undefined {
@@ -203,12 +209,17 @@ export class Receiver {
       onPending: () => this.#pending(),
       onSuspects: (rows) => this.#worker?.alone(rows),
     });
-    const end = await intake.run(async (events) => {
-      const channel = await broker.consume(events);
-      log.info({}, 'consuming');
-      return channel;
-    }, stopping);
-    log.info({ end }, 'not consuming');
+    try {
+      const end = await intake.run(async (events) => {
+        const channel = await broker.consume(events);
+        this.#isConsuming = true;
+        log.info({}, 'consuming');
+        return channel;
+      }, stopping);
+      log.info({ end }, 'not consuming');
+    } finally {
+      this.#isConsuming = false;
+    }
   }
 
   async #gateClosed(stopping: AbortSignal): Promise<void> {

@@ -35,3 +35,40 @@ describe('a consumer that stores', () => {
     expect(claimed.map((row) => row.message_id)).toEqual(['m-1', 'm-2']);
   });
 });
+
+describe('what a consumer shows', () => {
+  let scene: ReceiverScene;
+
+  beforeEach(async () => {
+    scene = await receiverScene();
+  });
+  afterEach(async () => {
+    await killRelays();
+    await scene.drop();
+  });
+
+  it('F120 counts and readiness over HTTP, also without a relay', async () => {
+    const consumer = scene.start('emails: {}\nfaxes: { topology: check }', {
+      env: { WAYBILL_ADMIN_LISTEN: '127.0.0.1:0' },
+    });
+    const { port } = await consumer.waitForLog(({ msg }) => msg === 'admin HTTP listens', 'the admin server');
+    const get = (path: string) => fetch(`http://127.0.0.1:${String(port)}${path}`);
+    await until(async () => (await get('/readyz')).status === 200, { what: 'readiness' });
+    const { parts } = (await (await get('/readyz')).json()) as {
+      parts: { detail: Record<string, { state: string }> }[];
+    };
+    // The queue of the other is not there, and nobody may declare it: that stops nobody else.
+    expect(parts[0]?.detail).toMatchObject({ emails: { state: 'consuming' }, faxes: { state: 'not consuming' } });
+    await scene.send('emails', [{ messageId: 'a' }, { messageId: 'a' }, { messageId: 'b' }]);
+    await scene.waitForRows(2, "status = 'pending'");
+    await until(
+      async () => (await (await get('/metrics')).text()).includes('waybill_inbox_duplicate_total{consumer="emails"} 1'),
+      { what: 'the duplicate to be counted' },
+    );
+    const shown = await (await get('/metrics')).text();
+    expect(shown).toContain('waybill_inbox_received_total{consumer="emails"} 3');
+    expect(shown).toContain('waybill_consumer_paused{consumer="emails"} 0');
+    expect(shown).not.toContain('waybill_outbox_published_total');
+    expect(await consumer.stop()).toBe(0);
+  });
+});

@@ -1,0 +1,47 @@
+import type { PartHealth } from '../admin/health.js';
+import type { ConsumerCounters } from '../inbox/ports.js';
+import type { CounterName } from '../telemetry/metrics.js';
+import type { Metrics } from '../telemetry/metrics-registry.js';
+import type { ConsumerLook } from './consumer-service.js';
+
+/** The metric of each counter that has one; the others are for the log and for tests. */
+const COUNTERS: Partial<Record<keyof ConsumerCounters, Extract<CounterName, `waybill_inbox_${string}`>>> = {
+  received: 'waybill_inbox_received_total',
+  applied: 'waybill_inbox_applied_total',
+  duplicates: 'waybill_inbox_duplicate_total',
+  conflicts: 'waybill_inbox_conflict_total',
+  retried: 'waybill_inbox_retried_total',
+  deferred: 'waybill_inbox_deferred_total',
+  dead: 'waybill_inbox_dead_total',
+};
+
+/** Brings the metrics of consumers up to date; from memory. */
+export function showConsumers(metrics: Metrics, looks: readonly ConsumerLook[]): void {
+  for (const { name: consumer, counters, breaker, isConsuming } of looks) {
+    for (const [counter, name] of Object.entries(COUNTERS)) {
+      metrics.total(name, { consumer }, counters[counter as keyof ConsumerCounters]);
+    }
+    metrics.set('waybill_consumer_breaker_open', { consumer }, Number(breaker !== 'closed'));
+    metrics.set('waybill_consumer_paused', { consumer }, Number(!isConsuming));
+  }
+}
+
+/**
+ * Consumers in `/readyz`. They are detail, because one that cannot work is no reason to take the others away (F120); where
+ * they are all that a process does, it is ready when any of them is.
+ */
+export function consumerHealth(looks: readonly ConsumerLook[], decides: boolean): PartHealth {
+  const working = looks.some(({ isConsuming }) => isConsuming);
+  const ready = !decides || working;
+  return {
+    name: 'consumers',
+    ready,
+    reason: ready ? null : 'no consumer takes messages',
+    detail: Object.fromEntries(
+      looks.map(({ name, breaker, isConsuming }) => [
+        name,
+        { state: isConsuming ? 'consuming' : breaker === 'closed' ? 'not consuming' : 'paused', breaker },
+      ]),
+    ),
+  };
+}
