@@ -35,9 +35,14 @@ export class ConfiguredConsumerBroker implements ConsumerBroker {
     await declareTopology(await this.#consuming.get(), consumerTopology(this.#consumer), { exact });
   }
 
-  async consume(events: ConsumeChannelEvents): Promise<ConsumeChannel> {
-    const { queue, prefetch } = this.#consumer;
+  async consume(events: ConsumeChannelEvents, prefetch = this.#consumer.prefetch): Promise<ConsumeChannel> {
+    const { queue } = this.#consumer;
     return ConsumeChannel.open(await this.#consuming.get(), queue, prefetch, events, this.#clock);
+  }
+
+  async waiting(): Promise<number> {
+    const connection = await this.#consuming.get();
+    return (await connection.throwaway((channel) => channel.checkQueue(this.#consumer.queue))).messageCount;
   }
 
   async hasDeaths(): Promise<boolean> {

@@ -17,11 +17,12 @@ const COUNTERS: Partial<Record<keyof ConsumerCounters, Extract<CounterName, `way
 
 /** Brings the metrics of consumers up to date; from memory. */
 export function showConsumers(metrics: Metrics, looks: readonly ConsumerLook[]): void {
-  for (const { name: consumer, counters, breaker, isConsuming } of looks) {
+  for (const { name: consumer, counters, breaker, isConsuming, lag } of looks) {
     for (const [counter, name] of Object.entries(COUNTERS)) {
       metrics.total(name, { consumer }, counters[counter as keyof ConsumerCounters]);
     }
     metrics.set('waybill_consumer_breaker_open', { consumer }, Number(breaker !== 'closed'));
+    metrics.set('waybill_consumer_lag_messages', { consumer }, lag);
     metrics.set('waybill_consumer_paused', { consumer }, Number(!isConsuming));
   }
 }

@@ -32,6 +32,8 @@ export interface ConsumerLook {
   counters: Readonly<ConsumerCounters>;
   breaker: 'closed' | 'open' | 'half-open';
   isConsuming: boolean;
+  /** Messages in the queue that were not delivered; undefined while that is unknown. */
+  lag: number | undefined;
 }
 
 export interface ConsumerServiceOptions {
@@ -191,6 +193,7 @@ class Consumers implements ConsumerService {
       counters,
       breaker: receiver.gate.state,
       isConsuming: receiver.isConsuming,
+      lag: receiver.lag,
     }));
     try {
       return await receiver.run(this.#stopping.signal, this.#config.relay.drainTimeoutMs);

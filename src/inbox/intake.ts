@@ -29,6 +29,8 @@ export interface IntakeOptions {
   counters: ConsumerCounters;
   log: ConsumerLog;
   clock: Clock;
+  /** Most bytes of bodies that may be here unacknowledged. */
+  mostHeldBytes: number;
   /** Rows are in the table that somebody has to handle. */
   onPending: () => void;
   /** Rows that must be handled by themselves. */
@@ -38,10 +40,11 @@ export interface IntakeOptions {
 }
 
 /**
- * How a channel was left. `paused`: the breaker opened; `away`: the database was away for too long; `stopped`: told to.
+ * How a channel was left. `paused`: the breaker opened; `away`: the database was away for too long; `too-much`: the broker
+ * handed out more bytes than may be here, so the prefetch is too large for these bodies (F110); `stopped`: told to.
  * A channel that the broker closed is an error.
  */
-export type IntakeEnd = 'paused' | 'away' | 'stopped';
+export type IntakeEnd = 'paused' | 'away' | 'too-much' | 'stopped';
 
 /** Deliveries of one message after which it is handled by itself (fact 65, F125). */
 const SUSPECT_DELIVERIES = 3;
@@ -68,6 +71,9 @@ export class Intake {
   readonly #gathering: Gathering<Delivery>;
   readonly #prefix = new AckPrefix();
   readonly #wakeup = new Wakeup();
+  /** Of what is not acknowledged. */
+  #held = 0;
+  #heldBytes = 0;
   /** Set by the channel's end. */
   #closedBy: Error | undefined;
 
@@ -96,6 +102,7 @@ export class Intake {
     try {
       for (;;) {
         if (this.#closedBy) throw this.#closedBy;
+        if (this.#heldBytes > this.#options.mostHeldBytes && this.#held > 1) return 'too-much';
         if (!end && (stopping.aborted || gate.isOpen)) {
           end = stopping.aborted ? 'stopped' : 'paused';
           await channel.cancel();
@@ -115,12 +122,20 @@ export class Intake {
     }
   }
 
+  /** How many messages of the size of those that were here fit, for the next channel's prefetch. */
+  get fitting(): number {
+    return Math.max(1, Math.floor((this.#held * this.#options.mostHeldBytes) / Math.max(1, this.#heldBytes) / 2));
+  }
+
   #arrived(delivery: Delivery): void {
     this.#prefix.deliver(delivery.deliveryTag);
     this.#options.counters.received += 1;
+    this.#held += 1;
+    this.#heldBytes += delivery.body.length;
     const wasEmpty = this.#gathering.size === 0;
     this.#gathering.add(delivery, delivery.body.length, this.#options.clock.now());
     if (wasEmpty || (this.#gathering.dueAtMs() ?? Infinity) <= this.#options.clock.now()) this.#wakeup.wake();
+    if (this.#heldBytes > this.#options.mostHeldBytes) this.#wakeup.wake();
   }
 
   async #wakeOrTime(ms: number): Promise<void> {
@@ -137,6 +152,8 @@ export class Intake {
     // A channel that has died since delivers all of it again; its tags mean nothing on another (F19).
     const upTo = this.#prefix.settle(deliveries.map(({ deliveryTag }) => deliveryTag));
     if (upTo !== undefined) channel.ackUpTo(upTo);
+    this.#held -= deliveries.length;
+    for (const { body } of deliveries) this.#heldBytes -= body.length;
     this.#follow(arrivals, rows);
     return undefined;
   }

@@ -139,7 +139,10 @@ export interface CopyPublisher {
 export interface ConsumerBroker {
   /** Declares, checks or leaves alone what the consumer needs, as configured. */
   prepare(): Promise<void>;
-  consume(events: ConsumeChannelEvents): Promise<ConsumeChannel>;
+  /** With another prefetch than the configured one, if it is given. */
+  consume(events: ConsumeChannelEvents, prefetch: number | undefined): Promise<ConsumeChannel>;
+  /** Messages in the queue that are not delivered. */
+  waiting(): Promise<number>;
   /** Whether there is a queue of deaths that the broker decides. */
   hasDeaths(): Promise<boolean>;
   consumeDeaths(events: ConsumeChannelEvents): Promise<ConsumeChannel>;

@@ -43,6 +43,8 @@ const SWEEP_INTERVAL_MS = 30_000;
 /** How often rows are looked for that nobody told of: an operator's retry, a lost timer. One statement by an index. */
 const LOOK_INTERVAL_MS = 5_000;
 const OPERATOR_RETRY_MS = 15_000;
+/** Most bytes of bodies taken and not yet written, whatever the prefetch. */
+const MOST_HELD_BYTES = 64 * 2 ** 20;
 /** Applications that claim rows are woken at most this often. */
 const WAKE_INTERVAL_MS = 50;
 /** Closing what was opened, after the deadline of a drain. */
@@ -75,6 +77,9 @@ export class Receiver {
   readonly #persisting: Persisting;
   #wakeCancel: (() => void) | undefined;
   #isConsuming = false;
+  #lag: number | undefined;
+  /** Smaller than configured once the bodies were found to be large. */
+  #prefetch: number | undefined;
 
   constructor(options: ReceiverOptions) {
     this.#options = options;
@@ -101,6 +106,11 @@ export class Receiver {
   /** Whether messages are taken from the queue at this moment. */
   get isConsuming(): boolean {
     return this.#isConsuming;
+  }
+
+  /** Messages in the queue that were not delivered, as they were last seen; undefined while that is unknown. */
+  get lag(): number | undefined {
+    return this.#lag;
   }
 
   #processor(tooSlow: string): Processor | undefined {
@@ -206,17 +216,25 @@ export class Receiver {
       counters,
       log,
       clock,
+      mostHeldBytes: MOST_HELD_BYTES,
       onPending: () => this.#pending(),
       onSuspects: (rows) => this.#worker?.alone(rows),
     });
     try {
       const end = await intake.run(async (events) => {
-        const channel = await broker.consume(events);
+        const channel = await broker.consume(events, this.#prefetch);
         this.#isConsuming = true;
         log.info({}, 'consuming');
         return channel;
       }, stopping);
       log.info({ end }, 'not consuming');
+      if (end === 'too-much') {
+        this.#prefetch = intake.fitting;
+        log.warn(
+          { prefetch: this.#prefetch },
+          'the bodies are too large for the prefetch; going on with a smaller one',
+        );
+      }
     } finally {
       this.#isConsuming = false;
     }
@@ -252,6 +270,7 @@ export class Receiver {
       counters: { ...counters },
       log,
       clock,
+      mostHeldBytes: MOST_HELD_BYTES,
       onPending: () => undefined,
       onSuspects: () => undefined,
       toArrival: (delivery) => {
@@ -295,7 +314,7 @@ export class Receiver {
   }
 
   async #sweepNowAndThen(stopping: AbortSignal): Promise<void> {
-    const { clock, store, log, byKey } = this.#options;
+    const { clock, store, broker, log, byKey } = this.#options;
     const looks = SWEEP_INTERVAL_MS / LOOK_INTERVAL_MS;
     for (let n = 0; !stopping.aborted; n += 1) {
       try {
@@ -308,6 +327,7 @@ export class Receiver {
       } catch (error) {
         log.debug({ err: error }, 'the sweep failed; the next one will see');
       }
+      this.#lag = this.#isConsuming ? await broker.waiting().catch(() => undefined) : undefined;
       if (n % looks === 0) this.#deathSeen.wake();
       await pause(clock, LOOK_INTERVAL_MS, stopping);
     }

@@ -31,6 +31,7 @@ class Stage {
   end: IntakeEnd | Error | undefined;
   #tag = 0;
   readonly #ids: string[] = [];
+  intake: Intake | undefined;
   /** Ids that PostgreSQL refuses as rows. */
   readonly refused = new Set<string>();
 
@@ -63,9 +64,11 @@ class Stage {
       counters,
       log,
       clock,
+      mostHeldBytes: 1_000,
       onPending: () => undefined,
       onSuspects: () => undefined,
     });
+    this.intake = intake;
     intake
       .run((events) => {
         this.events = events;
@@ -117,7 +120,7 @@ class Stage {
     for (let each = 1; each <= tag; each += 1) if (!this.written.has(this.#ids[each - 1]!)) this.early.push(each);
   }
 
-  deliver(id: string): void {
+  deliver(id: string, bytes = 2): void {
     this.#tag += 1;
     this.#ids.push(id);
     const delivery: Delivery = {
@@ -126,7 +129,7 @@ class Stage {
       exchange: '',
       routingKey: 'q',
       properties: { messageId: id },
-      body: Buffer.from('{}'),
+      body: Buffer.alloc(bytes),
     };
     this.events?.onDelivery(delivery);
   }
@@ -222,5 +225,22 @@ describe('the intake', () => {
     expect([...stage.written]).toEqual(['a', 'b']);
     expect(stage.acks).toEqual([2]);
     expect(stage.end).toBe('paused');
+  });
+
+  it('F110 lets the channel go when more bytes are handed out than may be here, and says what would fit', async () => {
+    const stage = new Stage();
+    await stage.pass(0);
+    for (let n = 0; n < 20; n += 1) stage.deliver(`m-${n}`, 100);
+    await stage.pass(0);
+    expect(stage.end).toBe('too-much');
+    expect(stage.isOpen).toBe(false);
+    expect(stage.intake?.fitting).toBe(5);
+    const alone = new Stage();
+    await alone.pass(0);
+    alone.deliver('large', 900);
+    await alone.pass(20);
+    alone.deliver('larger', 999);
+    await alone.pass(20);
+    expect(alone.acks.at(-1)).toBe(2);
   });
 });
