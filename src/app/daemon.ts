@@ -73,7 +73,7 @@ async function start(config: Config, log: Logger, options: Surroundings, only: D
   );
   const consumers = withConsumers ? watchedConsumers(config, log, options, metrics, names) : undefined;
   if (withRelay) {
-    const relay = startRelay(config, log, options, { metrics, consumers });
+    const relay = await startRelay(config, log, options, { metrics, consumers });
     return consumers ? together([relay, consumers]) : relay;
   }
   return consumers ? alone(consumers, config, log, options, metrics) : together([]);
@@ -140,13 +140,13 @@ function together(parts: readonly Daemon[]): Daemon {
   return { stopped, stop };
 }
 
-function startRelay(
+async function startRelay(
   config: Config,
   log: Logger,
   options: Surroundings,
   { metrics, consumers }: { metrics: Metrics; consumers: ConsumerService | undefined },
-): Daemon {
-  const { reload, clock } = options;
+): Promise<Daemon> {
+  const { reload, clock, version } = options;
   const name = config.relay.name;
   const toConfirm = metrics.observer('waybill_outbox_commit_to_confirm_seconds', { relay: name });
   const tracing = await loadTracing(version);
