@@ -235,6 +235,7 @@ class Supervisor implements RelayService {
 
   #enter(phase: RelayPhase): void {
     if (phase === 'connecting') this.#streamEnded = false;
+    if (WORKING.has(phase)) this.#hasWorked = true;
     this.#phase = phase;
     this.#phaseSinceMs = this.#clock.now();
     this.#log.debug({ phase }, 'phase');
