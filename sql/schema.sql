@@ -1777,17 +1777,21 @@ $function$;
 
 CREATE OR REPLACE FUNCTION waybill.set_handling(message waybill.inbox_message)
  RETURNS void
- LANGUAGE sql
+ LANGUAGE plpgsql
 AS $function$
-  select
-    set_config('waybill_message.id', case when octet_length(message.message_id) <= 255 then message.message_id else '' end, true),
-    set_config('waybill_message.correlation_id', coalesce(
-      case when octet_length(message.correlation_id) <= 255 then message.correlation_id end,
-      case when octet_length(message.message_id) <= 255 then message.message_id end, ''), true),
-    set_config('waybill_message.traceparent',
-      case when octet_length(message.traceparent) <= 255 then message.traceparent else '' end, true),
-    set_config('waybill_message.tracestate',
-      case when octet_length(message.tracestate) <= 512 then message.tracestate else '' end, true)
+declare
+  -- Why assignments: this runs for every message, and each is an expression without a query around it.
+  set_to text;
+  id constant text := case when octet_length(message.message_id) <= 255 then message.message_id else '' end;
+begin
+  set_to := set_config('waybill_message.id', id, true);
+  set_to := set_config('waybill_message.correlation_id',
+    coalesce(case when octet_length(message.correlation_id) <= 255 then message.correlation_id end, id), true);
+  set_to := set_config('waybill_message.traceparent',
+    case when octet_length(message.traceparent) <= 255 then message.traceparent else '' end, true);
+  set_to := set_config('waybill_message.tracestate',
+    case when octet_length(message.tracestate) <= 512 then message.tracestate else '' end, true);
+end
 $function$;
 
 create sequence waybill.outbox_hold_no;

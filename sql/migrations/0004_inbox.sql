@@ -509,17 +509,21 @@ alter table waybill.outbox
   alter column tracestate set default nullif(current_setting('waybill_message.tracestate', true), '');
 
 create function waybill.set_handling(message waybill.inbox_message) returns void
-language sql
+language plpgsql
 as $$
-  select
-    set_config('waybill_message.id', case when octet_length(message.message_id) <= 255 then message.message_id else '' end, true),
-    set_config('waybill_message.correlation_id', coalesce(
-      case when octet_length(message.correlation_id) <= 255 then message.correlation_id end,
-      case when octet_length(message.message_id) <= 255 then message.message_id end, ''), true),
-    set_config('waybill_message.traceparent',
-      case when octet_length(message.traceparent) <= 255 then message.traceparent else '' end, true),
-    set_config('waybill_message.tracestate',
-      case when octet_length(message.tracestate) <= 512 then message.tracestate else '' end, true)
+declare
+  -- Why assignments: this runs for every message, and each is an expression without a query around it.
+  set_to text;
+  id constant text := case when octet_length(message.message_id) <= 255 then message.message_id else '' end;
+begin
+  set_to := set_config('waybill_message.id', id, true);
+  set_to := set_config('waybill_message.correlation_id',
+    coalesce(case when octet_length(message.correlation_id) <= 255 then message.correlation_id end, id), true);
+  set_to := set_config('waybill_message.traceparent',
+    case when octet_length(message.traceparent) <= 255 then message.traceparent else '' end, true);
+  set_to := set_config('waybill_message.tracestate',
+    case when octet_length(message.tracestate) <= 512 then message.tracestate else '' end, true);
+end
 $$;
 
 comment on function waybill.set_handling(waybill.inbox_message) is
