@@ -291,11 +291,11 @@ test('the lease is kept while the handler works, and not beyond its time', async
       reason = signal.reason;
       throw new Error('gave up');
     },
-    { leaseMs: 1_000, timeoutMs: 1_500 },
+    { leaseMs: 2_000, timeoutMs: 2_500 },
   ).start();
   await untilEvents('retry');
   expect(looks).toEqual([true]);
-  expect(reason).toMatchObject({ message: 'the handler has not ended within 1500 ms' });
+  expect(reason).toMatchObject({ message: 'the handler has not ended within 2500 ms' });
   expect(await rows.look(id)).toMatchObject({ status: 'waiting', abandoned: 0, failures: 1 });
 });
 
@@ -363,7 +363,7 @@ test('F112: a stop waits for what is under way, and cuts off what takes too long
   await worker.start();
   await until(() => worker.handling === 2, { what: 'both to be under way' });
   const [third = ''] = await rows.receive({});
-  const stopped = worker.stop({ timeoutMs: 2_500 });
+  const stopped = worker.stop({ timeoutMs: 4_500 });
   expect(worker.stop()).toBe(stopped);
   goOn();
   expect(await stopped).toEqual({ left: 1 });
