@@ -126,6 +126,8 @@ export class TableFeed {
       const last = batch.at(-1);
       if (!last) return;
       from = BigInt(last.row.seq);
+      // The relay may have looked at the key just before an operator's act was committed, and not since.
+      this.#lanes?.ask(batch.flatMap(({ row }) => row.key ?? []));
       const position = await this.#table.position();
       await passed(position);
       if (!settler.hasPassed(position)) return;

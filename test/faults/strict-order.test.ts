@@ -244,7 +244,7 @@ describe('ordering', () => {
     written.set('a', [...(written.get('a') ?? []), ...ids]);
     await until(async () => (await stage.pending('blocked')) === 2_000, {
       what: '2,000 blocked rows',
-      withinMs: 20_000,
+      withinMs: 40_000,
     });
     expect(await act('discard', written.get('a')?.[0])).toBe('discarded');
     await stage.emptied();

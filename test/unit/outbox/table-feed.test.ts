@@ -1,6 +1,8 @@
 import { expect, test } from 'vitest';
 import type { Admission } from '../../../src/outbox/admission.js';
+import type { LaneTraffic } from '../../../src/outbox/lane-traffic.js';
 import type { Table } from '../../../src/outbox/ports.js';
+import type { Settler } from '../../../src/outbox/settler.js';
 import { TableFeed } from '../../../src/outbox/table-feed.js';
 import { tableWork, Works } from '../../../src/outbox/work.js';
 import { Turns } from '../../../src/runtime/turns.js';
@@ -53,4 +55,28 @@ test('3.4: a row that the stream brings and settles while the answer to the swee
   });
   expect(await feed.sweep(() => Promise.resolve())).toBe(1);
   expect(admitted).toEqual(['2']);
+});
+
+test('3.5: the key of a row that was discarded is asked, also while the row itself must stay', async () => {
+  const row = outboxRow({ seq: '1', id: 'id-1', key: 'k' });
+  const table = {
+    position: () => Promise.resolve(0n),
+    withdrawnRows: (after: bigint) => Promise.resolve(after === 0n ? [{ row, state: 'discarded' }] : []),
+  } as unknown as Table;
+  const asked: string[] = [];
+  const lanes = { ask: (keys: readonly string[]) => void asked.push(...keys) } as unknown as LaneTraffic;
+  const feed = new TableFeed({
+    table,
+    works: new Works(),
+    admission: {} as unknown as Admission,
+    counters: noCounts(),
+    log: silent,
+    turns: new Turns(),
+    check: () => undefined,
+    lanes,
+    rowsPerKey: 1,
+  });
+  const settler = { hasPassed: () => false } as unknown as Settler;
+  await feed.removeWithdrawn(settler, () => Promise.resolve());
+  expect(asked).toEqual(['k']);
 });
