@@ -1,6 +1,7 @@
 import type { Config } from '../config/load.js';
 import { isWaybillError } from '../core/errors.js';
 import { readBacklog, type Backlog } from '../postgres/backlog.js';
+import { readConsumers, type ConsumerBacklog } from '../postgres/inbox-backlog.js';
 import { readRelays, readSlot, type RelayEntry, type SlotEntry } from '../postgres/inspect.js';
 import { pause, type Clock } from '../runtime/clock.js';
 import type { Logger } from '../telemetry/log.js';
@@ -15,6 +16,7 @@ interface Reading {
   backlog: Backlog;
   record: RelayEntry | undefined;
   slot: SlotEntry | undefined;
+  consumers: ConsumerBacklog[];
 }
 
 /**
@@ -28,15 +30,20 @@ export async function collectFromDatabase(
   log: Logger,
   clock: Clock,
   ending: AbortSignal,
+  /** Those whose inbox is shown. */
+  consumers: readonly string[] = [],
 ): Promise<void> {
   let complaint: string | undefined;
   while (!ending.aborted) {
     const { database, relay, admin } = config();
     try {
-      show(metrics, relay.name, await read(database, relay.name));
+      const reading = await read(database, relay.name, consumers.length > 0);
+      show(metrics, relay.name, reading);
+      showInbox(metrics, consumers, reading);
       complaint = undefined;
     } catch (error) {
       show(metrics, relay.name, undefined);
+      showInbox(metrics, consumers, undefined);
       const code = isWaybillError(error) ? error.code : String(error);
       // Told once: while PostgreSQL is away, the relay says so at each attempt.
       if (code !== complaint) log.warn({ err: error }, 'the metrics by the database cannot be read; they are absent');
@@ -46,11 +53,12 @@ export async function collectFromDatabase(
   }
 }
 
-function read(database: Config['database'], relayName: string): Promise<Reading> {
+function read(database: Config['database'], relayName: string, withInbox: boolean): Promise<Reading> {
   return withDatabase(database, LIMITS, async (client) => {
     const record = (await readRelays(client, database.schema)).find(({ name }) => name === relayName);
     const slot = record?.slot == null ? undefined : await readSlot(client, record.slot);
-    return { backlog: await readBacklog(client, database.schema), record, slot };
+    const consumers = withInbox ? await readConsumers(client, database.schema) : [];
+    return { backlog: await readBacklog(client, database.schema), record, slot, consumers };
   });
 }
 
@@ -72,6 +80,18 @@ function show(metrics: Metrics, relay: string, reading: Reading | undefined): vo
   set('waybill_slot_safe_wal_bytes', reading?.slot?.safeWalBytes);
   set('waybill_checkpoint_age_seconds', seconds(reading?.record?.checkpointAgeMs));
   if (reading) set('waybill_collected_timestamp_seconds', Math.round(Date.now() / 1000));
+}
+
+function showInbox(metrics: Metrics, consumers: readonly string[], reading: Reading | undefined): void {
+  for (const consumer of consumers) {
+    const states = reading?.consumers.find(({ name }) => name === consumer)?.states ?? undefined;
+    for (const status of LABEL_VALUES.status) {
+      const count = states && (states.find(({ state }) => state === status)?.count ?? 0);
+      metrics.set('waybill_inbox_rows', { consumer, status }, count);
+    }
+    const open = states?.filter(({ state }) => state !== 'dead').map(({ oldestAgeMs }) => oldestAgeMs ?? 0);
+    metrics.set('waybill_inbox_oldest_pending_seconds', { consumer }, open && seconds(Math.max(0, ...open)));
+  }
 }
 
 function seconds(ms: number | null | undefined): number | undefined {

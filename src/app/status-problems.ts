@@ -22,6 +22,7 @@ export function findProblems(facts: StatusFacts, config: Config): StatusProblem[
     ...identity(facts),
     ...(facts.database.error === null ? [...activity(facts, config), ...slot(facts, config)] : []),
     ...backlog(facts, config),
+    ...consumers(facts),
   ];
 }
 
@@ -169,6 +170,27 @@ function backlog({ backlog: rows, activity: now, parkedErrors }: StatusFacts, co
       problem: `${amount(blocked)} ${blocked.count === 1 ? 'is' : 'are'} blocked behind a parked row of the same key.`,
       next: 'waybill outbox list --state blocked',
     });
+  }
+  return problems;
+}
+
+function consumers({ consumers: all }: StatusFacts): StatusProblem[] {
+  const problems: StatusProblem[] = [];
+  for (const { name, owner, pausedAt, pausedReason, states } of all ?? []) {
+    const whose = `Consumer ${name}${owner === null ? '' : ` (${owner})`}`;
+    if (pausedAt) {
+      const why = pausedReason === null ? '' : `: ${pausedReason}`;
+      problems.push({
+        id: 'consumer-paused',
+        problem: `${whose} is paused${why}.`,
+        next: `waybill consumer resume ${name}`,
+      });
+    }
+    const dead = states?.find(({ state }) => state === 'dead');
+    if (dead) {
+      const problem = `${whose} has given up ${amount(dead).replace(/ rows?$/, '')} ${dead.count === 1 ? 'message' : 'messages'}.`;
+      problems.push({ id: 'dead', problem, next: `waybill dead list --consumer ${name}` });
+    }
   }
   return problems;
 }

@@ -4,6 +4,7 @@ import { isWaybillError } from '../core/errors.js';
 import type { Unusable } from '../core/usable-host.js';
 import { toDatabaseError } from '../postgres/errors.js';
 import { readBacklog, readParkedErrors, type Backlog, type ParkedError } from '../postgres/backlog.js';
+import { readConsumers, type ConsumerBacklog } from '../postgres/inbox-backlog.js';
 import { readDatabaseName, readSystemIdentifier } from '../postgres/inspect-server.js';
 import { readInstallation, readRelays, readSlot, type RelayEntry, type SlotEntry } from '../postgres/inspect.js';
 import { checkSchema, migrationStatus, SCHEMA_VERSION } from '../postgres/migrations.js';
@@ -46,6 +47,8 @@ export interface Status {
   slot: SlotEntry | null;
   backlog: Backlog | null;
   parkedErrors: ParkedError[];
+  /** Null: not read. */
+  consumers: ConsumerBacklog[] | null;
   broker: { error: Unavailable | null; exchange: string; facts: BrokerFacts | null };
   /** What the running process says of itself; null when it does not answer at admin.listen. */
   live: LiveStatus | null;
@@ -90,6 +93,7 @@ async function collectFacts(config: Config, known: KnownStatus): Promise<StatusF
     slot: null,
     backlog: null,
     parkedErrors: [],
+    consumers: null,
     broker: known.broker ?? { error: null, exchange: config.relay.exchange, facts: null },
     live: null,
   };
@@ -133,6 +137,7 @@ async function readRows(client: SqlClient, schema: string, facts: StatusFacts): 
   if (facts.backlog.states.some(({ state }) => state === 'parked')) {
     facts.parkedErrors = await readParkedErrors(client, schema);
   }
+  facts.consumers = await readConsumers(client, schema);
 }
 
 /** What doctor and status ask the broker. */

@@ -67,6 +67,7 @@ export function formatStatus(status: Status): string {
     ...recordRows(status),
     ...slotRows(status),
     ...backlogRows(status),
+    ...consumerRows(status),
     ['broker', brokerLine(status)],
     ['schema', schemaLine(status)],
   ];
@@ -146,6 +147,26 @@ function backlogRows({ backlog, parkedErrors }: Status): [string, string][] {
     ...errors.map(([, text], index): [string, string] => [index === 0 ? 'parked' : '', text]),
     history,
   ];
+}
+
+function consumerRows({ consumers }: Status): [string, string][] {
+  if (!consumers || consumers.length === 0) return [];
+  const lines = columns(
+    consumers.map(({ name, owner, pausedAt, pausedReason, states }) => [
+      name,
+      owner ?? '',
+      pausedAt ? `PAUSED${pausedReason === null ? '' : `: ${pausedReason}`}` : '',
+      states === null
+        ? 'too many to count in time'
+        : states
+            .map(
+              ({ state, count, accuracy }) =>
+                `${state} ${accuracy === 'exact' ? '' : 'at least '}${spokenCount(count)}`,
+            )
+            .join(', ') || 'nothing waits',
+    ]),
+  ).split('\n');
+  return lines.map((line, index): [string, string] => [index === 0 ? 'consumers' : '', line]);
 }
 
 function brokerLine({ broker }: Status): string {

@@ -36,9 +36,9 @@ export interface ParkedError {
 
 /** Most rows of one kind that are counted one by one. */
 const COUNTED_ROWS = 5_000;
-/** What all counts of one look may take together, and one of them at most. Dead rows can make also a short one long. */
-const BUDGET_MS = 30;
-const COUNT_LIMIT_MS = 10;
+/** What all counts of one look may take together, and one of them. Dead rows can make also a short one long. */
+export const BUDGET_MS = 30;
+const SHARE_OF_BUDGET = 1 / 3;
 const LEAST_LIMIT_MS = 2;
 /** Pages of the table that a sample reads. */
 const SAMPLED_PAGES = 300;
@@ -64,12 +64,12 @@ interface Counted {
 /**
  * The backlog by state. Exact for a short one; behind more than COUNTED_ROWS rows, held states are counted by their
  * partial indexes, and how many are ready is estimated from a sample of pages. No statement scans more than it counts,
- * and all together end within BUDGET_MS: what could not be counted by then is an estimate.
+ * and all together end within the budget (milliseconds): what could not be counted by then is an estimate.
  */
-export async function readBacklog(client: Client, schema: string): Promise<Backlog> {
+export async function readBacklog(client: Client, schema: string, budgetMs: number = BUDGET_MS): Promise<Backlog> {
   const sizes = await readSizes(client, schema);
   return {
-    states: await new Count(client, `${quoteSchema(schema)}.outbox`).states(sizes),
+    states: await new Count(client, `${quoteSchema(schema)}.outbox`, budgetMs).states(sizes),
     tableBytes: sizes.tableBytes,
     history: { rows: sizes.historyRows, bytes: sizes.historyBytes, partitions: sizes.partitions },
   };
@@ -84,7 +84,7 @@ export async function readParkedErrors(client: Client, schema: string): Promise<
      from (select last_error, id, type from ${quoteSchema(schema)}.outbox
            where state = 'parked' order by key, hold_no limit ${COUNTED_ROWS}) p
      group by 1 order by 2 desc, 1 limit 5`,
-    COUNT_LIMIT_MS,
+    BUDGET_MS * SHARE_OF_BUDGET,
   );
   return errors ?? [];
 }
@@ -113,9 +113,12 @@ async function readSizes(client: Client, schema: string): Promise<Sizes> {
 class Count {
   readonly #client: Client;
   readonly #outbox: string;
-  readonly #endMs = performance.now() + BUDGET_MS;
+  readonly #limitMs: number;
+  readonly #endMs: number;
 
-  constructor(client: Client, outbox: string) {
+  constructor(client: Client, outbox: string, budgetMs: number) {
+    this.#limitMs = budgetMs * SHARE_OF_BUDGET;
+    this.#endMs = performance.now() + budgetMs;
     this.#client = client;
     this.#outbox = outbox;
   }
@@ -171,7 +174,7 @@ class Count {
   }
 
   async #count(rows: string): Promise<Counted[] | undefined> {
-    const limitMs = Math.floor(Math.min(COUNT_LIMIT_MS, this.#endMs - performance.now()));
+    const limitMs = Math.min(this.#limitMs, this.#endMs - performance.now());
     if (limitMs < LEAST_LIMIT_MS) return undefined;
     return soon<Counted>(
       this.#client,
@@ -192,9 +195,9 @@ function ofState(counted: readonly Counted[] | undefined, state: string): Counte
 }
 
 /** The rows of a query, or undefined if it has not come to its end in `limitMs`. */
-async function soon<T extends object>(client: Client, sql: string, limitMs: number): Promise<T[] | undefined> {
+export async function soon<T extends object>(client: Client, sql: string, limitMs: number): Promise<T[] | undefined> {
   await client.query(
-    `begin read only; set local statement_timeout = ${limitMs}; set local enable_seqscan = off; set local jit = off`,
+    `begin read only; set local statement_timeout = ${Math.floor(limitMs)}; set local enable_seqscan = off; set local jit = off`,
   );
   try {
     return await select<T>(client, sql);

@@ -29,6 +29,7 @@ const HEALTHY: StatusFacts = {
     history: HISTORY,
   },
   parkedErrors: [],
+  consumers: [],
   live: null,
   broker: {
     error: null,
@@ -159,6 +160,37 @@ describe('the text', () => {
     expect(shown({ live: { ...LIVE, narrow: true } })).toContain('in flight 20 of 1, because RabbitMQ stalled');
     expect(shown({})).toContain('no answer at admin.listen');
     expect(shown({ activity: 'stopped' })).not.toContain('admin.listen');
+  });
+
+  it('shows consumers with what waits, and whose turn it is', () => {
+    const billing = { name: 'billing', owner: 'team-a', queue: 'billing', pausedAt: null, pausedReason: null };
+    const states = [
+      { state: 'dead', count: 1, accuracy: 'exact' as const, oldestAgeMs: 1 },
+      { state: 'pending', count: 5_000, accuracy: 'at-least' as const, oldestAgeMs: 1 },
+    ];
+    const paused = {
+      ...billing,
+      name: 'emails',
+      owner: null,
+      pausedAt: new Date(0),
+      pausedReason: 'a deployment',
+      states: [],
+    };
+    const text = shown({ consumers: [{ ...billing, states }, paused] });
+    expect(text).toContain('consumers    billing  team-a                        dead 1, pending at least 5,000');
+    expect(text).toContain('             emails           PAUSED: a deployment  nothing waits');
+    expect(problems({ consumers: [{ ...billing, states }, paused] })).toEqual([
+      {
+        id: 'dead',
+        problem: 'Consumer billing (team-a) has given up 1 message.',
+        next: 'waybill dead list --consumer billing',
+      },
+      {
+        id: 'consumer-paused',
+        problem: 'Consumer emails is paused: a deployment.',
+        next: 'waybill consumer resume emails',
+      },
+    ]);
   });
 
   it('says where it did not count to the end, or not at all', () => {
