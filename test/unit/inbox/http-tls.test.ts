@@ -3,14 +3,17 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { checkServerIdentity, type ConnectionOptions } from 'node:tls';
-import { afterAll, expect, test } from 'vitest';
+import { afterAll, beforeAll, expect, test } from 'vitest';
 import { HttpHandler } from '../../../src/inbox/http-handler.js';
 import { systemClock } from '../../../src/runtime/clock.js';
 import { WebServer } from '../../support/web-server.js';
 import { inboxMessage } from './inbox-message.js';
 
-const folder = mkdtempSync(join(tmpdir(), 'waybill-tls-'));
+let folder: string;
 
+beforeAll(() => {
+  folder = mkdtempSync(join(tmpdir(), 'waybill-tls-'));
+});
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
 /** A self-signed certificate for a name, made by openssl. */
