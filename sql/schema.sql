@@ -2681,12 +2681,12 @@ CREATE INDEX outbox_key_order ON waybill.outbox USING btree (key, hold_no) WHERE
 CREATE INDEX outbox_withdrawn ON waybill.outbox USING btree (seq) WHERE (state = ANY (ARRAY['cancelled'::text, 'discarded'::text]));
 
 create view waybill.inbox_backlog as
- SELECT b.consumer,
-    b.status,
+ SELECT consumer,
+    status,
     count(*) AS count,
-    min(b.since) AS oldest_at,
-    (clock_timestamp() - min(b.since)) AS oldest_age,
-    COALESCE(sum(b.size), (0)::bigint) AS bytes
+    min(since) AS oldest_at,
+    (clock_timestamp() - min(since)) AS oldest_age,
+    COALESCE(sum(size), (0)::bigint) AS bytes
    FROM ( SELECT consumer,
             status,
             received_at AS since,
@@ -2721,7 +2721,7 @@ create view waybill.inbox_backlog as
             octet_length(body) AS octet_length
            FROM waybill.inbox
           WHERE (status = 'dead'::text)) b
-  GROUP BY b.consumer, b.status;
+  GROUP BY consumer, status;
 
 create view waybill.outbox_backlog as
  SELECT state,

@@ -130,7 +130,7 @@ const INDEXES = `
 // Up to version 15 the definition repeats the table's name before each column.
 const VIEWS = `
   select pg_catalog.format(E'create view waybill.%I as\\n%s', c.relname, pg_catalog.rtrim(pg_catalog.regexp_replace(
-    pg_catalog.pg_get_viewdef(c.oid), '(^|[^.[:alnum:]_])(outbox|inbox)[.]', '\\1', 'g'), ';')) as sql
+    pg_catalog.pg_get_viewdef(c.oid), '(^|[^.[:alnum:]_])(outbox|inbox|b)[.]', '\\1', 'g'), ';')) as sql
   from (${RELATIONS}) c
   where c.relkind = 'v'
   order by c.relname collate "C"`;
