@@ -94,12 +94,12 @@ export function checkConsumers(
   for (const { name, queue } of registered.filter((one) => !known.has(one.name))) {
     const heir = consumers.find((one) => one.queue === queue);
     if (heir) {
-      const mend = `if it is the same one: select ${schema}.rename_consumer('${name}', '${heir.name}'); a new name forgets what was applied`;
+      const mend = `if it is the same one: waybill consumer rename ${name} ${heir.name}; a new name forgets what was applied`;
       findings.push(
         fail('consumer-renamed', `consumer ${heir.name} has the queue of ${name}, which is registered`, mend),
       );
     } else {
-      const mend = `if it is gone for good: select ${schema}.forget_consumer('${name}');`;
+      const mend = `if it is gone for good: waybill consumer forget ${name}`;
       findings.push(ok('consumers-elsewhere', `consumer ${name} is registered and not configured here (${mend})`));
     }
   }

@@ -5,12 +5,14 @@ import {
   callForConsumer,
   callForMessages,
   countRunning,
+  forgetConsumer,
   groupDead,
   listConsumerRows,
   listInboxRows,
   readContents,
   readStatuses,
   redactRows,
+  renameConsumer,
   takeInboxSnapshot,
   type ConsumerEntry,
   type DeadGroup,
@@ -193,6 +195,32 @@ export function switchConsumer(
   return work(database, `${act === 'pause' ? 'pausing' : 'resuming'} the consumer`, (client) =>
     callForConsumer(client, database.schema, act, consumer, reason),
   );
+}
+
+/** F128: gives a consumer another name, with its rows and grants, so that it still knows what it has applied. */
+export function renameConsumerTo(
+  database: Database,
+  names: { from: string; to: string },
+  reason: string | null,
+): Promise<number> {
+  const rename = (client: SqlClient): Promise<number> => renameConsumer(client, database.schema, names, reason);
+  return work(database, 'renaming the consumer', rename, LONGEST_MS);
+}
+
+/** Removes a consumer that is gone for good, with its rows; the answer: forgotten, unknown, unfinished rows: N. */
+export function forgetConsumerRows(
+  database: Database,
+  consumer: string,
+  reason: string | null,
+  force: boolean,
+): Promise<string> {
+  const all = async (client: SqlClient): Promise<string> => {
+    for (;;) {
+      const answer = await forgetConsumer(client, database.schema, consumer, reason, force);
+      if (answer !== 'more') return answer;
+    }
+  };
+  return work(database, 'forgetting the consumer', all, LONGEST_MS);
 }
 
 /**

@@ -1,16 +1,23 @@
 import type { Command } from 'commander';
-import { drainConsumer, listConsumers, switchConsumer } from '../app/inbox-admin.js';
+import {
+  drainConsumer,
+  forgetConsumerRows,
+  listConsumers,
+  renameConsumerTo,
+  switchConsumer,
+} from '../app/inbox-admin.js';
 import { createTextRedactor } from '../telemetry/redact.js';
 import { duration } from './arguments.js';
+import { confirm } from './confirm.js';
 import { EXIT } from './context.js';
 import { formatConsumers } from './inbox-text.js';
 import type { Cli } from './program.js';
-import { printable } from './text.js';
+import { printable, spokenCount } from './text.js';
 
 const DRAIN_MS = 60_000;
 
 export function registerConsumer(program: Command, cli: Cli): void {
-  const consumer = program.command('consumer').description('List, pause, resume or drain consumers.');
+  const consumer = program.command('consumer').description('List, pause, resume, drain, rename or forget consumers.');
   const say = (text: string): void => cli.context.out(`${printable(createTextRedactor()(text))}\n`);
   const answered = (name: string, answer: string, wanted: readonly string[]): void => {
     if (!wanted.includes(answer)) cli.exitCode = EXIT.failed;
@@ -72,5 +79,30 @@ export function registerConsumer(program: Command, cli: Cli): void {
           ? `Consumer ${name} is paused, and nothing of it is being handled.`
           : `Consumer ${name} is paused; ${left} messages are still being handled after ${timeout / 1000} s.`,
       );
+    });
+
+  consumer
+    .command('rename <old> <new>')
+    .description(
+      'Give a consumer another name: it still knows what it has applied. Stop the programs that run it first.',
+    )
+    .option('--reason <text>', 'why; kept in the action_log')
+    .option('--yes', 'do not ask')
+    .action(async (from: string, to: string, { reason, yes }: { reason?: string; yes?: boolean }) => {
+      await confirm(cli, printable(`Rename consumer ${from} to ${to}? Programs that run it must be stopped.`), yes);
+      const moved = await renameConsumerTo(cli.configuration.database(), { from, to }, reason ?? null);
+      say(`Consumer ${from} is ${to} now; ${spokenCount(moved)} messages went along.`);
+    });
+
+  consumer
+    .command('forget <name>')
+    .description('Remove a consumer that is gone for good, with its messages: it no longer knows what it has applied.')
+    .option('--reason <text>', 'why; kept in the action_log')
+    .option('--force', 'although messages are unfinished')
+    .option('--yes', 'do not ask')
+    .action(async (name: string, { reason, force, yes }: { reason?: string; force?: boolean; yes?: boolean }) => {
+      await confirm(cli, printable(`Forget consumer ${name} with all its messages? They cannot be brought back.`), yes);
+      const answer = await forgetConsumerRows(cli.configuration.database(), name, reason ?? null, force === true);
+      answered(name, answer, ['forgotten']);
     });
 }

@@ -241,6 +241,37 @@ export async function callForConsumer(
   return rows[0]?.answer ?? 'unknown';
 }
 
+/** Gives a consumer another name; resolves with the number of rows that went along. */
+export async function renameConsumer(
+  client: Client,
+  schema: string,
+  names: { from: string; to: string },
+  reason: string | null,
+): Promise<number> {
+  const rows = await select<{ moved: number }>(
+    client,
+    `select ${quoteSchema(schema)}.rename_consumer($1, $2, $3)::float8 as moved`,
+    [names.from, names.to, reason],
+  );
+  return rows[0]?.moved ?? 0;
+}
+
+/** Removes a part of a consumer that is gone for good; gives the function's answer, `more` while there is more. */
+export async function forgetConsumer(
+  client: Client,
+  schema: string,
+  consumer: string,
+  reason: string | null,
+  force: boolean,
+): Promise<string> {
+  const rows = await select<{ answer: string }>(
+    client,
+    `select ${quoteSchema(schema)}.forget_consumer($1, $2, $3) as answer`,
+    [consumer, reason, force],
+  );
+  return rows[0]?.answer ?? 'unknown';
+}
+
 /** How many rows of the consumer are being handled. */
 export async function countRunning(client: Client, schema: string, consumer: string): Promise<number> {
   const rows = await select<{ n: number }>(

@@ -136,7 +136,7 @@ const PLANTS: Plant[] = [
   {
     what: 'F128: a consumer that was renamed',
     finds: 'fail consumer-renamed',
-    text: /rename_consumer\('post', 'mail'\)/,
+    text: /waybill consumer rename post mail/,
     plant: `insert into waybill.consumer (name, queue) values ('post', 'mail')`,
     undo: 'delete from waybill.consumer',
   },

@@ -252,6 +252,32 @@ describe('waybill consumer', () => {
   });
 });
 
+test('F128: a renamed consumer still knows what it has applied; one that is gone for good is forgotten', async () => {
+  await database.query(`insert into waybill.consumer (name, queue) values ('post', 'post')`);
+  const id = await receive('post');
+  await applyAll('post');
+  expect((await waybill('consumer', 'rename', 'post', 'letters')).code).toBe(2);
+  expect(await waybill('consumer', 'rename', 'post', 'letters', '--yes', '--reason', 'clearer')).toMatchObject({
+    code: 0,
+    out: 'Consumer post is letters now; 1 messages went along.\n',
+  });
+  expect(await waybill('inbox', 'replay', '--consumer', 'letters', id)).toMatchObject({
+    out: `${id}  already applied\n`,
+  });
+  expect((await waybill('consumer', 'rename', 'nobody', 'x', '--yes')).code).toBe(1);
+  await receive('letters');
+  expect(await waybill('consumer', 'forget', 'letters', '--yes')).toMatchObject({
+    code: 1,
+    out: 'Consumer letters: unfinished rows: 1.\n',
+  });
+  expect(await waybill('consumer', 'forget', 'letters', '--force', '--yes')).toMatchObject({ code: 0 });
+  expect(await statuses()).toEqual({});
+  expect(await actions()).toMatchObject([
+    { action: 'consumer.rename', reason: 'clearer' },
+    { action: 'consumer.forget' },
+  ]);
+});
+
 test('redact counts first, then removes content everywhere; ids stay, so that a duplicate is still known', async () => {
   const id = await receive('billing', { key: 'customer-7' });
   await applyAll('billing');
