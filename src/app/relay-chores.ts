@@ -128,9 +128,10 @@ export class RelayChores {
       this.#check();
       await lanes.someQuestion(this.#ending);
       this.#check();
-      // As for due rows: what an earlier session has held may come again from the log.
-      if (pump?.isReplaying === true) await pause(this.#options.clock, PING_INTERVAL_MS, this.#ending);
-      else this.#askLater(lanes, await feed.release());
+      // As for due rows: what an earlier session has held may come again from the log. What this one has held may not.
+      const fresh = pump?.isReplaying === true;
+      this.#askLater(lanes, await feed.release(fresh));
+      if (fresh) await pause(this.#options.clock, PING_INTERVAL_MS, this.#ending);
     }
   }
 

@@ -25,6 +25,8 @@ interface Lane<T> {
   askedAt: number;
   /** The stamp when a row in flight was set aside last. */
   asideAt: number;
+  /** The table had rows of this key before the session began. */
+  loaded: boolean;
 }
 
 /** A question to the table: may rows of this key go on, from the first after `after`? */
@@ -67,7 +69,8 @@ export class KeyLanes<T extends LaneItem> {
   /** Keys that the table holds, before any row comes. */
   load(keys: Iterable<string>): void {
     for (const key of keys) {
-      this.#lane(key).inTable = true;
+      const lane = this.#lane(key);
+      lane.inTable = lane.loaded = true;
       this.#toLook.add(key);
     }
   }
@@ -140,15 +143,19 @@ export class KeyLanes<T extends LaneItem> {
     this.#rest(key, lane);
   }
 
-  /** At most `max` keys for which the table may have a row that can go. */
-  questions(max: number): LaneQuestion[] {
+  /**
+   * At most `max` keys for which the table may have a row that can go. `fresh` leaves out keys that the table held before
+   * the session: what an earlier one had held may come again from the log.
+   */
+  questions(max: number, fresh = false): LaneQuestion[] {
     const questions: LaneQuestion[] = [];
-    for (const keys of [this.#toAsk, this.#toLook]) {
+    for (const keys of fresh ? [this.#toAsk] : [this.#toAsk, this.#toLook]) {
       for (const key of keys) {
         if (questions.length >= max) return questions;
+        const lane = this.#lanes.get(key);
+        if (fresh && lane?.loaded === true) continue;
         this.#toAsk.delete(key);
         this.#toLook.delete(key);
-        const lane = this.#lanes.get(key);
         // Otherwise it is asked when the last of it has left memory.
         if (!lane || isBusy(lane)) continue;
         lane.askedAt = lane.stamp;
@@ -208,6 +215,7 @@ export class KeyLanes<T extends LaneItem> {
         stamp: 0,
         askedAt: 0,
         asideAt: 0,
+        loaded: false,
       };
       this.#lanes.set(key, lane);
     }

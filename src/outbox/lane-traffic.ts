@@ -60,8 +60,8 @@ export class LaneTraffic {
     this.#wakeForQuestions();
   }
 
-  questions(max: number): LaneQuestion[] {
-    return this.#lanes.questions(max);
+  questions(max: number, fresh: boolean): LaneQuestion[] {
+    return this.#lanes.questions(max, fresh);
   }
 
   /** The rows of an answer have been admitted. */

@@ -167,13 +167,13 @@ export class TableFeed {
 
   /**
    * `ordering: strict`: asks the table which held rows may go, and publishes them. Gives the keys that it got no answer
-   * for, because somebody has locked them.
+   * for, because somebody has locked them. `fresh`: only for keys that the table did not hold when the session began.
    */
-  release(): Promise<string[]> {
+  release(fresh = false): Promise<string[]> {
     const lanes = this.#lanes;
     if (!lanes) return Promise.resolve([]);
     return this.#turns.take(async () => {
-      const questions = lanes.questions(KEYS_AT_ONCE);
+      const questions = lanes.questions(KEYS_AT_ONCE, fresh);
       if (questions.length === 0) return [];
       const answers = await this.#table.release(questions, this.#rowsPerKey);
       const rows = [...answers.values()].flatMap((answer) => answer.rows).filter((each) => !this.#works.has(each.seq));

@@ -67,3 +67,16 @@ test('F120: a key that has something to ask does not wait behind all those that 
   expect(lanes.questions(9).map(({ key }) => key)).toEqual(['d', 'b', 'c', 'a']);
   expect(lanes.hasQuestions).toBe(false);
 });
+
+test('F120: while the log may bring again what an earlier session had held, only other keys are asked', () => {
+  const lanes = new KeyLanes<LaneItem>({ depth: 1, lastOrder: 7n });
+  lanes.load(['old']);
+  for (const key of ['old', 'new']) {
+    const row = item();
+    if (lanes.enter(key, row) === 'go') lanes.held(key, row);
+    lanes.stored(key, row);
+  }
+  expect(lanes.questions(9, true).map(({ key }) => key)).toEqual(['new']);
+  expect(lanes.questions(9, true)).toEqual([]);
+  expect(lanes.questions(9).map(({ key }) => key)).toEqual(['old']);
+});

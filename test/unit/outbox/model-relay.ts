@@ -227,9 +227,10 @@ export class ModelRelay {
   /** Due rows, released rows and the sweep, each beside the others, as the relay's timers start them. */
   feedFrom(what: 'due' | 'sweep'): void {
     if (what === 'sweep') this.#feed('sweep', () => this.#sweep());
-    else if (!this.pump.isReplaying) {
-      this.#feed('due', () => this.feed.due());
-      this.#feed('release', async () => this.lanes?.ask(await this.feed.release()));
+    else {
+      const { isReplaying } = this.pump;
+      if (!isReplaying) this.#feed('due', () => this.feed.due());
+      this.#feed('release', async () => this.lanes?.ask(await this.feed.release(isReplaying)));
     }
   }
 
