@@ -29,7 +29,7 @@ describe('what the relay gets from its machine', () => {
     await relay.waitForPhase('streaming');
   }
 
-  it('F114 O4: 400 MB of bodies go through a process that may grow by 200 MB only', async () => {
+  it('F114 O4: 400 bodies of half a MiB go through a process whose address space may grow by 200 MiB only', async () => {
     await start({ WAYBILL_RELAY_MAX_IN_FLIGHT_BYTES: '16MiB' });
     const address = Number(/VmSize:\s+(\d+) kB/.exec(readFileSync(`/proc/${relay.pid}/status`, 'utf8'))?.[1]);
     limit(relay.pid, `--as=${(address + 200 * 1024) * 1024}`);
