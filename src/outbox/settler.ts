@@ -336,8 +336,9 @@ export class Settler {
 
   async #resolveDoubtful(): Promise<void> {
     const { present, gone } = await this.#doubtful.resolve();
-    // In front: what was held after them waits for them, where order is strict.
-    this.#held.unshift(...present.filter((each): each is Holding => 'hold' in each));
+    const back = present.filter((each): each is Holding => 'hold' in each);
+    // In order: with strict order a statement holds the rows of a key up to the first that it does not find.
+    if (back.length > 0) this.#held = byPlace([...back, ...this.#held]);
     this.#confirmed.push(...present.filter((each): each is Settling => 'settlement' in each));
     // Why not among themselves: they are written back one after the other, in their order.
     const first = firstPlaces([...this.#doubtful.rows, ...this.#held]);

@@ -135,3 +135,20 @@ test('3.3, O3: a cancelled row behind an unsettled one stays in the table, so th
   await world.heal();
   world.checkEnd();
 });
+
+test('3.5: a locked row is held before the one behind it, although that one was looked for earlier', async () => {
+  const world = new World(noCounts(), 'strict');
+  await world.startRelay();
+  const plan = { bytes: 0, deleted: false, key: 2 };
+  await world.apply({ do: 'commit', rows: [{ ...plan, fate: 'unroutable' }], gap: 0, standby: false });
+  await world.apply({ do: 'lock', which: 0 });
+  await world.apply({ do: 'commit', rows: [{ ...plan, fate: 'ok' }], gap: 0, standby: true });
+  await world.apply({ do: 'run', count: 5 });
+  await world.apply({ do: 'standby answers' });
+  await world.apply({ do: 'run', count: 2 });
+  expect(world.database.rows.map(({ state }) => state)).toEqual(['ready', 'ready']);
+  await world.apply({ do: 'unlock' });
+  await world.apply({ do: 'restart', late: false });
+  await world.heal();
+  world.checkEnd();
+});
