@@ -103,9 +103,13 @@ function alone(
   consumers: ConsumerService,
   config: Config,
   log: Logger,
-  { clock, version }: Surroundings,
+  options: Surroundings,
   metrics: Metrics,
 ): Daemon {
+  const { clock, version } = options;
+  const ending = new AbortController();
+  const names = config.consumers.map((consumer) => consumer.name);
+  const collecting = collect(config, log, options, metrics, ending.signal, { relay: false, consumers: names });
   const eventLoop = watchEventLoop(clock);
   const eventLoopLag = (): number => eventLoop.lagSeconds();
   metrics.beforeShowing(() => showProcess(metrics, version, eventLoopLag()));
@@ -123,8 +127,10 @@ function alone(
     clock,
   );
   const end = async (): Promise<void> => {
+    ending.abort();
     eventLoop.stop();
     await admin.stop();
+    await within(clock, collecting, END_LIMIT_MS, undefined);
   };
   return { stopped: consumers.stopped.finally(end), stop: () => consumers.stop().finally(end) };
 }
@@ -161,15 +167,8 @@ async function startRelay(
   });
   const watching = new AbortController();
   const view = new DaemonView(config, { relay, consumers }, metrics, options, watching.signal);
-  const collecting = config.admin.listen
-    ? collectFromDatabase(
-        metrics,
-        () => ({ ...config, database: freshDatabase(config, reload) }),
-        log,
-        clock,
-        watching.signal,
-      )
-    : Promise.resolve();
+  const names = consumers ? config.consumers.map((consumer) => consumer.name) : [];
+  const collecting = collect(config, log, options, metrics, watching.signal, { relay: true, consumers: names });
   const admin = startAdminService(config.admin, view.sources, log, clock);
   // Readiness is false from the first moment of a stop on; the last word is served while the relay drains.
   const end = async (): Promise<void> => {
@@ -180,6 +179,19 @@ async function startRelay(
     if (tracing) await within(clock, tracing.flush(), END_LIMIT_MS, undefined);
   };
   return { stopped: relay.stopped.finally(end), stop: () => relay.stop().finally(end) };
+}
+
+function collect(
+  config: Config,
+  log: Logger,
+  { reload, clock }: Surroundings,
+  metrics: Metrics,
+  ending: AbortSignal,
+  parts: Parameters<typeof collectFromDatabase>[5],
+): Promise<void> {
+  if (!config.admin.listen) return Promise.resolve();
+  const fresh = (): Config => ({ ...config, database: freshDatabase(config, reload) });
+  return collectFromDatabase(metrics, fresh, log, clock, ending, parts);
 }
 
 /** F38: with the password of this moment; a configuration that went wrong leaves the old one, and the relay says so. */

@@ -12,11 +12,22 @@ import { withDatabase } from './session.js';
 /** Looking must neither wait long nor burden a database in trouble. */
 const LIMITS = { lockTimeoutMs: 500, statementTimeoutMs: 2_000, workTimeoutMs: 5_000 };
 
-interface Reading {
+/** What this process runs, and therefore shows. */
+interface ShownParts {
+  relay: boolean;
+  /** Those whose inbox is shown, by name. */
+  consumers: readonly string[];
+}
+
+interface OutboxReading {
   backlog: Backlog;
   record: RelayEntry | undefined;
   slot: SlotEntry | undefined;
+}
+
+interface Reading {
   consumers: ConsumerBacklog[];
+  outbox: OutboxReading | undefined;
 }
 
 /**
@@ -30,20 +41,16 @@ export async function collectFromDatabase(
   log: Logger,
   clock: Clock,
   ending: AbortSignal,
-  /** Those whose inbox is shown. */
-  consumers: readonly string[] = [],
+  parts: ShownParts,
 ): Promise<void> {
   let complaint: string | undefined;
   while (!ending.aborted) {
     const { database, relay, admin } = config();
     try {
-      const reading = await read(database, relay.name, consumers.length > 0);
-      show(metrics, relay.name, reading);
-      showInbox(metrics, consumers, reading);
+      show(metrics, relay.name, parts, await read(database, relay.name, parts));
       complaint = undefined;
     } catch (error) {
-      show(metrics, relay.name, undefined);
-      showInbox(metrics, consumers, undefined);
+      show(metrics, relay.name, parts, undefined);
       const code = isWaybillError(error) ? error.code : String(error);
       // Told once: while PostgreSQL is away, the relay says so at each attempt.
       if (code !== complaint) log.warn({ err: error }, 'the metrics by the database cannot be read; they are absent');
@@ -53,16 +60,22 @@ export async function collectFromDatabase(
   }
 }
 
-function read(database: Config['database'], relayName: string, withInbox: boolean): Promise<Reading> {
+function read(database: Config['database'], relayName: string, parts: ShownParts): Promise<Reading> {
   return withDatabase(database, LIMITS, async (client) => {
+    const consumers = parts.consumers.length > 0 ? await readConsumers(client, database.schema) : [];
+    if (!parts.relay) return { consumers, outbox: undefined };
     const record = (await readRelays(client, database.schema)).find(({ name }) => name === relayName);
     const slot = record?.slot == null ? undefined : await readSlot(client, record.slot);
-    const consumers = withInbox ? await readConsumers(client, database.schema) : [];
-    return { backlog: await readBacklog(client, database.schema), record, slot, consumers };
+    return { consumers, outbox: { backlog: await readBacklog(client, database.schema), record, slot } };
   });
 }
 
-function show(metrics: Metrics, relay: string, reading: Reading | undefined): void {
+function show(metrics: Metrics, relay: string, parts: ShownParts, reading: Reading | undefined): void {
+  if (parts.relay) showOutbox(metrics, relay, reading?.outbox);
+  showInbox(metrics, parts.consumers, reading?.consumers);
+}
+
+function showOutbox(metrics: Metrics, relay: string, reading: OutboxReading | undefined): void {
   const set = (name: RelayGaugeName, value: number | null | undefined): void =>
     metrics.set(name, { relay }, value ?? undefined);
   const states = reading?.backlog.states;
@@ -82,9 +95,9 @@ function show(metrics: Metrics, relay: string, reading: Reading | undefined): vo
   if (reading) set('waybill_collected_timestamp_seconds', Math.round(Date.now() / 1000));
 }
 
-function showInbox(metrics: Metrics, consumers: readonly string[], reading: Reading | undefined): void {
-  for (const consumer of consumers) {
-    const states = reading?.consumers.find(({ name }) => name === consumer)?.states ?? undefined;
+function showInbox(metrics: Metrics, names: readonly string[], read: ConsumerBacklog[] | undefined): void {
+  for (const consumer of names) {
+    const states = read?.find(({ name }) => name === consumer)?.states ?? undefined;
     for (const status of LABEL_VALUES.status) {
       const count = states && (states.find(({ state }) => state === status)?.count ?? 0);
       metrics.set('waybill_inbox_rows', { consumer, status }, count);

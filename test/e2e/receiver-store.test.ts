@@ -49,7 +49,7 @@ describe('what a consumer shows', () => {
 
   it('F120 counts and readiness over HTTP, also without a relay', async () => {
     const consumer = scene.start('emails: {}\nfaxes: { topology: check }', {
-      env: { WAYBILL_ADMIN_LISTEN: '127.0.0.1:0' },
+      env: { WAYBILL_ADMIN_LISTEN: '127.0.0.1:0', WAYBILL_ADMIN_COLLECT_INTERVAL: '1s' },
     });
     const { port } = await consumer.waitForLog(({ msg }) => msg === 'admin HTTP listens', 'the admin server');
     const get = (path: string) => fetch(`http://127.0.0.1:${String(port)}${path}`);
@@ -69,6 +69,19 @@ describe('what a consumer shows', () => {
     expect(shown).toContain('waybill_inbox_received_total{consumer="emails"} 3');
     expect(shown).toContain('waybill_consumer_paused{consumer="emails"} 0');
     expect(shown).not.toContain('waybill_outbox_published_total');
+    await until(
+      async () => {
+        const text = await (await get('/metrics')).text();
+        return (
+          text.includes('waybill_inbox_rows{consumer="emails",status="pending"} 2') &&
+          text.includes('waybill_inbox_rows{consumer="emails",status="dead"} 0') &&
+          /waybill_inbox_oldest_pending_seconds\{consumer="emails"\} 0\.\d*[1-9]|seconds\{consumer="emails"\} [1-9]/.test(
+            text,
+          )
+        );
+      },
+      { what: 'the inbox to be counted by the database' },
+    );
     expect(await consumer.stop()).toBe(0);
   });
 });
