@@ -68,6 +68,7 @@ export class ConfiguredConsumerBroker implements ConsumerBroker {
       await this.#publishing.get(),
       { consumer: name, delaysMs: [...new Set(retry.delaysMs)], kind: delay },
       closed,
+      this.#clock,
     );
     const channel = await ConsumeChannel.open(
       await this.#consuming.get(),
@@ -83,7 +84,10 @@ export class ConfiguredConsumerBroker implements ConsumerBroker {
         onClosed: closed,
       },
       this.#clock,
-    );
+    ).catch(async (error: unknown) => {
+      await exchange.close();
+      throw error;
+    });
     return {
       exchange,
       close: async () => {

@@ -300,10 +300,12 @@ export class RelayStore {
    * a held row. Nothing is in flight yet, and what an earlier session had let go is `blocked` again.
    */
   async heldKeys(): Promise<{ keys: string[]; lastOrder: bigint }> {
-    const back = await this.#run('putting released rows back', () =>
-      this.#client.query<{ fenced: boolean }>(reblockSql(this.#schema), [this.#relay, this.#epoch]),
-    );
-    this.#fenced(back.rows[0]);
+    if (await this.#placed('ready')) {
+      const back = await this.#run('putting released rows back', () =>
+        this.#client.query<{ fenced: boolean }>(reblockSql(this.#schema), [this.#relay, this.#epoch]),
+      );
+      this.#fenced(back.rows[0]);
+    }
     const result = await this.#run('reading the held keys', () =>
       this.#client.query<{ keys: string[]; last: string }>(heldKeysSql(this.#schema)),
     );
@@ -313,6 +315,7 @@ export class RelayStore {
   /** Frees rows that strict order held, when it is not in force any more. Gives how many. */
   async unblock(): Promise<number> {
     for (let rows = 0; ;) {
+      if (!(await this.#placed('ready', 'blocked'))) return rows;
       const result = await this.#run('freeing blocked rows', () =>
         this.#client.query<{ fenced: boolean; rows: number }>(unblockSql(this.#schema), [
           this.#relay,
@@ -324,6 +327,20 @@ export class RelayStore {
       rows += freed;
       if (freed < UNBLOCK_ROWS) return rows;
     }
+  }
+
+  /**
+   * Whether there is a row with a place in its key in one of these states. Why first: a statement under the epoch takes
+   * part in the log, and its commit waits for a synchronous standby that may be away (fact 53).
+   */
+  async #placed(...states: string[]): Promise<boolean> {
+    const result = await this.#run('looking for rows with a place', () =>
+      this.#client.query(
+        `select from only ${this.#schema}.outbox where hold_no is not null and state = any($1) limit 1`,
+        [states],
+      ),
+    );
+    return result.rows.length > 0;
   }
 
   /** Keeps the trace of published rows that their own application had deleted; their bodies are not known any more. */

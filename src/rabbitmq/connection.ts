@@ -174,7 +174,13 @@ export class BrokerConnection {
     const channel = await this.#model.createChannel();
     channel.on('error', () => undefined);
     const result = await use(channel);
-    await channel.close().catch(() => undefined);
+    // Why with a limit: the handshake never ends when the socket dies meanwhile (fact 34).
+    await within(
+      this.#clock,
+      channel.close().catch(() => undefined),
+      CLOSE_LIMIT_MS,
+      undefined,
+    );
     return result;
   }
 

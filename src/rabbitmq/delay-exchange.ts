@@ -1,4 +1,5 @@
 import type { Channel } from 'amqplib';
+import { within, type Clock } from '../runtime/clock.js';
 import { delayExchange, retryQueue } from '../core/topology.js';
 import type { BrokerConnection } from './connection.js';
 import { toBrokerError } from './errors.js';
@@ -12,6 +13,7 @@ interface Timer {
 }
 
 const PLUGIN_EXCHANGE = 'waybill.delay';
+const CLOSE_LIMIT_MS = 2_000;
 
 /**
  * Brings timers back after a delay. With TTL queues, one fanout exchange and queue for each delay, whose messages all
@@ -22,12 +24,14 @@ const PLUGIN_EXCHANGE = 'waybill.delay';
 export class DelayExchange {
   readonly #channel: Channel;
   readonly #usesPlugin: boolean;
+  readonly #clock: Clock;
   /** The delays that can be asked for; null: any. */
   readonly tiersMs: readonly number[] | null;
   #ended = false;
 
-  private constructor(channel: Channel, tiersMs: readonly number[] | null) {
+  private constructor(channel: Channel, tiersMs: readonly number[] | null, clock: Clock) {
     this.#channel = channel;
+    this.#clock = clock;
     this.tiersMs = tiersMs;
     this.#usesPlugin = tiersMs === null;
   }
@@ -37,6 +41,7 @@ export class DelayExchange {
     connection: BrokerConnection,
     options: { consumer: string; delaysMs: readonly number[]; kind: 'ttl-queues' | 'x-delayed-message' },
     onClosed: (error: Error) => void,
+    clock: Clock,
   ): Promise<DelayExchange> {
     const { consumer, delaysMs, kind } = options;
     try {
@@ -50,7 +55,7 @@ export class DelayExchange {
         });
       }
       const channel = await connection.plainChannel();
-      const exchange = new DelayExchange(channel, kind === 'x-delayed-message' ? null : delaysMs);
+      const exchange = new DelayExchange(channel, kind === 'x-delayed-message' ? null : delaysMs, clock);
       let lastError: Error | undefined;
       channel.on('error', (error: Error) => (lastError = error));
       channel.on('close', () => {
@@ -78,7 +83,13 @@ export class DelayExchange {
   async close(): Promise<void> {
     if (this.#ended) return;
     this.#ended = true;
-    await this.#channel.close().catch(() => undefined);
+    // Why with a limit: the handshake never ends when the socket dies meanwhile (fact 34).
+    await within(
+      this.#clock,
+      this.#channel.close().catch(() => undefined),
+      CLOSE_LIMIT_MS,
+      undefined,
+    );
   }
 }
 

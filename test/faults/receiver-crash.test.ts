@@ -104,6 +104,8 @@ describe('kill -9 of a consumer', () => {
     await killAtThePoint();
     const second = scene.start(CONSUMER);
     await expectOnce(MESSAGES.length);
+    // The first one may have done it all, and a process that has only just begun knows no signals yet.
+    await second.waitForLog(({ msg }) => msg === 'consuming', 'the second consumer');
     expect(await second.stop()).toBe(0);
     expect(second.noise).toEqual([]);
   });
