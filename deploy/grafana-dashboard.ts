@@ -134,9 +134,9 @@ const ROWS: readonly Row[] = [
         })),
       },
       {
-        title: 'Retried, deferred, abandoned, dead, in conflict a second',
+        title: 'Retried, deferred, dead, in conflict a second',
         unit: 'cps',
-        queries: ['retried', 'deferred', 'abandoned', 'dead', 'conflict'].map((what) => ({
+        queries: ['retried', 'deferred', 'dead', 'conflict'].map((what) => ({
           expr: rate(`waybill_inbox_${what}_total`, 'consumer'),
           legend: `{{consumer}} ${what}`,
         })),

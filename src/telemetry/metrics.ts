@@ -131,10 +131,6 @@ export const METRICS = {
   waybill_inbox_conflict_total: consumer('counter', 'Deliveries of a known message id with another body.'),
   waybill_inbox_retried_total: consumer('counter', 'Attempts that failed and are made again.'),
   waybill_inbox_deferred_total: consumer('counter', 'Attempts that found their data not there yet.'),
-  waybill_inbox_abandoned_total: consumer(
-    'counter',
-    'Attempts that were begun and never ended: a crash, or an expired lease.',
-  ),
   waybill_inbox_dead_total: consumer('counter', 'Messages given up, for a person to look at.'),
   waybill_inbox_handler_seconds: {
     type: 'histogram',
