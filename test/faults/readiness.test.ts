@@ -68,7 +68,7 @@ describe('F121 readiness cannot lie', () => {
   it('a settle that PostgreSQL never answers: unready while it hangs, though nothing failed', async () => {
     await start();
     await ready();
-    const stalled = postgres.at(statement('delete from "waybill".outbox'), 1, 'stall-before');
+    const stalled = postgres.at(statement('delete from only "waybill".outbox'), 1, 'stall-before');
     await scene.publish(5);
     await stalled;
     expect(await unready()).toContain('has not stored');
@@ -100,7 +100,7 @@ describe('F121 readiness cannot lie', () => {
   it('a pump that is dead: rows arrive and none is handled', async () => {
     await start();
     await ready();
-    const unsettled = postgres.at(statement('delete from "waybill".outbox'), 1, 'stall-before');
+    const unsettled = postgres.at(statement('delete from only "waybill".outbox'), 1, 'stall-before');
     await scene.publish(5);
     await unsettled;
     await relay.kill9();
@@ -142,7 +142,7 @@ describe('F121 readiness cannot lie', () => {
   it('source: table, and the table is not read any more', async () => {
     await start({ WAYBILL_RELAY_SOURCE: 'table' });
     await ready();
-    await postgres.at(statement("state = 'ready' and seq >"), 1, 'stall-before');
+    await postgres.at(statement("state = 'ready' and hold_no is null and seq >"), 1, 'stall-before');
     expect(await unready()).toMatch(/a read of the table|not polled/);
     postgres.resume();
     await ready();
