@@ -55,6 +55,7 @@ describe('servers that go away under a consumer', () => {
       withinMs: 60_000,
       what: 'more effects',
     });
+    await rabbit.flushDeclarations();
     await rabbit.kill9();
     await rabbit.start();
     await scene.send('billing', messages(2_000, 100));
