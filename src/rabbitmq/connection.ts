@@ -4,7 +4,8 @@ import { connect, credentials, type Channel, type ChannelModel } from 'amqplib';
 import { WaybillError } from '../core/errors.js';
 import type { Fault } from '../core/fault.js';
 import { firstUsable, type Unusable } from '../core/usable-host.js';
-import { within, type Clock } from '../runtime/clock.js';
+import type { Clock } from '../runtime/clock.js';
+import { handshake } from './closing.js';
 import { replyCode, toBrokerError } from './errors.js';
 import { PublishChannel, type PublishChannelEvents } from './publish-channel.js';
 
@@ -30,8 +31,6 @@ export interface BrokerConnectionEvents {
 
 export const AMQP_PORT = 5672;
 export const AMQPS_PORT = 5671;
-
-const CLOSE_LIMIT_MS = 2_000;
 
 /**
  * One connection to RabbitMQ. The client's own recovery stays off: it restores neither channels nor unconfirmed
@@ -174,13 +173,7 @@ export class BrokerConnection {
     const channel = await this.#model.createChannel();
     channel.on('error', () => undefined);
     const result = await use(channel);
-    // Why with a limit: the handshake never ends when the socket dies meanwhile (fact 34).
-    await within(
-      this.#clock,
-      channel.close().catch(() => undefined),
-      CLOSE_LIMIT_MS,
-      undefined,
-    );
+    await handshake(channel.close(), this.#clock);
     return result;
   }
 
@@ -195,12 +188,7 @@ export class BrokerConnection {
   async close(): Promise<void> {
     if (!this.#ended) {
       this.#ended = true;
-      await within(
-        this.#clock,
-        this.#model.close().catch(() => undefined),
-        CLOSE_LIMIT_MS,
-        undefined,
-      );
+      await handshake(this.#model.close(), this.#clock);
     }
     this.abort();
   }

@@ -1,7 +1,8 @@
 import type { Channel, ConsumeMessage } from 'amqplib';
 import { WaybillError } from '../core/errors.js';
 import type { Delivery } from '../core/delivery.js';
-import { within, type Clock } from '../runtime/clock.js';
+import type { Clock } from '../runtime/clock.js';
+import { handshake } from './closing.js';
 import type { BrokerConnection } from './connection.js';
 import { toBrokerError } from './errors.js';
 
@@ -10,8 +11,6 @@ export interface ConsumeChannelEvents {
   /** Once, when the channel has ended for any reason but `close`, or the broker has cancelled the consumer. */
   onClosed(error: WaybillError): void;
 }
-
-const CLOSE_LIMIT_MS = 2_000;
 
 /**
  * A channel that consumes one queue. Delivery tags are its own: an acknowledgement after its end is dropped here, because
@@ -83,24 +82,14 @@ export class ConsumeChannel {
 
   async cancel(): Promise<void> {
     if (this.#ended) return;
-    await within(
-      this.#clock,
-      this.#channel.cancel(this.#consumerTag).catch(() => undefined),
-      CLOSE_LIMIT_MS,
-      undefined,
-    );
+    await handshake(this.#channel.cancel(this.#consumerTag), this.#clock);
   }
 
   /** What was not acknowledged goes back to the queue. */
   async close(): Promise<void> {
     if (this.#ended) return;
     this.#ended = true;
-    await within(
-      this.#clock,
-      this.#channel.close().catch(() => undefined),
-      CLOSE_LIMIT_MS,
-      undefined,
-    );
+    await handshake(this.#channel.close(), this.#clock);
   }
 }
 

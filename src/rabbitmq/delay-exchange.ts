@@ -1,6 +1,7 @@
 import type { Channel } from 'amqplib';
-import { within, type Clock } from '../runtime/clock.js';
+import type { Clock } from '../runtime/clock.js';
 import { delayExchange, retryQueue } from '../core/topology.js';
+import { handshake } from './closing.js';
 import type { BrokerConnection } from './connection.js';
 import { toBrokerError } from './errors.js';
 
@@ -13,7 +14,6 @@ interface Timer {
 }
 
 const PLUGIN_EXCHANGE = 'waybill.delay';
-const CLOSE_LIMIT_MS = 2_000;
 
 /**
  * Brings timers back after a delay. With TTL queues, one fanout exchange and queue for each delay, whose messages all
@@ -83,13 +83,7 @@ export class DelayExchange {
   async close(): Promise<void> {
     if (this.#ended) return;
     this.#ended = true;
-    // Why with a limit: the handshake never ends when the socket dies meanwhile (fact 34).
-    await within(
-      this.#clock,
-      this.#channel.close().catch(() => undefined),
-      CLOSE_LIMIT_MS,
-      undefined,
-    );
+    await handshake(this.#channel.close(), this.#clock);
   }
 }
 

@@ -1,6 +1,7 @@
 import type { Channel, ChannelModel, ConfirmChannel, Options } from 'amqplib';
 import type { Message } from '../core/message.js';
-import { within, type Clock } from '../runtime/clock.js';
+import type { Clock } from '../runtime/clock.js';
+import { handshake } from './closing.js';
 
 export interface PublishChannelEvents {
   onAck(deliveryTag: number, multiple: boolean): void;
@@ -9,8 +10,6 @@ export interface PublishChannelEvents {
   /** Once, when the channel has ended for any reason but `close`; nothing else is called afterwards. */
   onClosed(error: Error): void;
 }
-
-const CLOSE_LIMIT_MS = 2_000;
 
 /** A channel in confirm mode: mandatory, persistent publishes; acks, nacks and returns as they come. */
 export class PublishChannel {
@@ -101,11 +100,6 @@ export class PublishChannel {
   async close(): Promise<void> {
     if (this.#ended) return;
     this.#ended = true;
-    await within(
-      this.#clock,
-      this.#channel.close().catch(() => undefined),
-      CLOSE_LIMIT_MS,
-      undefined,
-    );
+    await handshake(this.#channel.close(), this.#clock);
   }
 }
