@@ -2,13 +2,14 @@ import { execFile } from 'node:child_process';
 import { readFile, writeFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import pg from 'pg';
+import type pg from 'pg';
 import { rolesSql } from '../../src/postgres/roles.js';
 import { Daemon } from '../../test/support/servers/daemon.js';
 import type { PostgresServer } from '../../test/support/servers/postgres-server.js';
 import type { RabbitServer } from '../../test/support/servers/rabbit-server.js';
 import { Scratch } from '../../test/support/servers/scratch.js';
 import { until } from '../../test/support/waiting.js';
+import { asAdmin } from './as-admin.js';
 
 const run = promisify(execFile);
 const MAIN = fileURLToPath(new URL('../../dist/main.js', import.meta.url));
@@ -183,14 +184,7 @@ export class Billing {
     };
   }
 
-  async #asAdmin<T>(work: (client: pg.Client) => Promise<T>): Promise<T> {
-    const client = new pg.Client({ connectionString: this.postgres.url(DATABASE) });
-    client.on('error', () => undefined);
-    await client.connect();
-    try {
-      return await work(client);
-    } finally {
-      await client.end();
-    }
+  #asAdmin<T>(work: (client: pg.Client) => Promise<T>): Promise<T> {
+    return asAdmin(this.postgres.url(DATABASE), work);
   }
 }

@@ -11,6 +11,7 @@ import type { RabbitServer } from '../../test/support/servers/rabbit-server.js';
 import { startRabbit } from '../../test/support/servers/rabbit.js';
 import { Scratch } from '../../test/support/servers/scratch.js';
 import { until } from '../../test/support/waiting.js';
+import { asAdmin } from './as-admin.js';
 
 const run = promisify(execFile);
 const MAIN = fileURLToPath(new URL('../../dist/main.js', import.meta.url));
@@ -150,14 +151,7 @@ export class Stage {
     };
   }
 
-  async #asAdmin<T>(work: (client: pg.Client) => Promise<T>): Promise<T> {
-    const client = new pg.Client({ connectionString: this.postgres.url(DATABASE) });
-    client.on('error', () => undefined);
-    await client.connect();
-    try {
-      return await work(client);
-    } finally {
-      await client.end();
-    }
+  #asAdmin<T>(work: (client: pg.Client) => Promise<T>): Promise<T> {
+    return asAdmin(this.postgres.url(DATABASE), work);
   }
 }
