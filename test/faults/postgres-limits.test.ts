@@ -121,25 +121,49 @@ describe('a PostgreSQL at its limits', () => {
     expect(await second.stop()).toBe(0);
     await proxy.close();
   });
+});
 
-  it('F64: a network that swallows everything is noticed without a word from anybody, and nothing is lost', async () => {
-    scene.probe.clear();
-    const proxy = await startFaultProxy({ targetPort: server.port, targetHost: server.host });
-    const relay = scene.start({ databaseUrl: proxy.url(scene.database.url) });
-    await relay.waitForPhase('streaming');
-    proxy.stall();
-    const ids = await scene.publish(20);
-    const line = await relay.waitForLog((each) => each.msg.includes('session ended'), 'the session to end', 110_000);
-    expect(JSON.stringify(line)).toMatch(/no word from the server|timeout/i);
-    proxy.cut();
-    proxy.resume();
-    await relay.waitForPhase('streaming', 60_000);
-    await scene.probe.waitForDistinct(20, 30_000);
-    await scene.settled();
-    scene.expectIds(ids, { copies: 20 });
-    expect(await relay.stop()).toBe(0);
-    await proxy.close();
-  }, 240_000);
+describe('F64: a network that swallows everything, and no word from anybody', () => {
+  // Both run at the same time.
+  afterAll(killRelays);
+
+  // Each connection has a watch of its own; here the other one is sound, so that it cannot stand in.
+  it.concurrent.each([
+    { connection: 'the stream', variable: 'WAYBILL_DATABASE_REPLICATION_URL', notices: /no word from the server/ },
+    { connection: 'SQL', variable: 'WAYBILL_DATABASE_URL', notices: /settling.*timeout/i },
+  ])(
+    'on the connection for $connection it is noticed, and nothing is lost',
+    async ({ variable, notices }) => {
+      const scene = await relayScene();
+      const { server, name } = scene.database;
+      // The watch of the stream is never shorter than a minute, nor than this.
+      await scene.database.query(`alter database ${name} set wal_sender_timeout = '15s'`);
+      const proxy = await startFaultProxy({ targetPort: server.port, targetHost: server.host });
+      const relay = scene.start({
+        env: {
+          WAYBILL_DATABASE_REPLICATION_URL: scene.database.url,
+          [variable]: proxy.url(scene.database.url),
+        },
+      });
+      await relay.waitForPhase('streaming');
+      await scene.publish(1);
+      await scene.settled();
+      proxy.stall();
+      const ids = await scene.publish(20);
+      const line = await relay.waitForLog((each) => each.msg.includes('session ended'), 'the session to end', 110_000);
+      expect(JSON.stringify(line)).toMatch(notices);
+      proxy.cut();
+      proxy.resume();
+      await relay.waitForPhase('streaming', 60_000);
+      await scene.probe.waitForDistinct(21, 30_000);
+      await scene.settled();
+      expect(scene.probe.firstIds().slice(1)).toEqual(ids);
+      expect(await relay.stop()).toBe(0);
+      await proxy.close();
+      await scene.drop();
+    },
+    240_000,
+  );
 });
 
 describe('a PostgreSQL without logical decoding', () => {

@@ -121,7 +121,7 @@ describe('the end of a session', () => {
   });
 });
 
-describe('F33: a publication dropped under a running relay, on PostgreSQL 18, which tells its reader nothing', () => {
+describe('F33, F34: a publication dropped under a running relay, on PostgreSQL 18, which tells its reader nothing', () => {
   let server: PostgresServer;
   let scene: RelayScene;
 
@@ -147,6 +147,11 @@ describe('F33: a publication dropped under a running relay, on PostgreSQL 18, wh
     const later = await scene.publish(5);
     await scene.probe.waitForDistinct(15);
     scene.expectIds([...before, ...after, ...later]);
+    // F34: the same for a publication from which only the table is gone; no version tells its reader of that.
+    await scene.database.query('alter publication waybill_outbox drop table waybill.outbox');
+    const unseen = await scene.publish(5);
+    await scene.probe.waitForDistinct(20, 60_000);
+    scene.expectIds([...before, ...after, ...later, ...unseen]);
     expect(await relay.stop()).toBe(0);
-  });
+  }, 180_000);
 });

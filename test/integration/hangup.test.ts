@@ -38,6 +38,18 @@ it('F113 SIGHUP takes up the log level and new secrets, and keeps the old config
   const refused = await hangUp(1);
   expect(refused).toMatchObject({ level: 'error', err: { code: 'WAYBILL_CONFIG_INVALID' } });
   expect(JSON.stringify(refused)).toContain('log.level');
+  // Also for what connects later: the old URLs are good.
+  const cutAt = relay.log.length;
+  await scene.database.query(
+    `select pg_terminate_backend(pid) from pg_stat_activity
+     where application_name like 'waybill default%' and datname = current_database()`,
+  );
+  const since = () => relay.log.slice(cutAt);
+  await until(() => since().some((line) => line['phase'] === 'streaming'), {
+    withinMs: 30_000,
+    what: 'a new session under the old configuration',
+  });
+  expect(since().filter(({ msg }) => msg.startsWith('the configuration cannot be read again'))).toHaveLength(1);
 
   await configure('info', 'relay: { maxInFlight: 7 }\n');
   expect(await hangUp(2)).toMatchObject({ level: 'info', logLevel: 'info', needsRestart: ['relay'] });
