@@ -89,16 +89,24 @@ describe('the first start and the table pass', () => {
     expect(await relay.stop()).toBe(0);
   });
 
-  it('waits for transactions that are open, says for which, and misses none of their rows (F10, F132, facts 25, 28)', async () => {
+  /** A transaction that stays open, under a name by which it can be recognised. */
+  async function openTransaction(name: string) {
+    const client = await scene.database.connect();
+    await client.query(`set application_name = '${name}'`);
+    await client.query('begin');
+    return client;
+  }
+
+  it('waits for transactions that are open, says for which, and misses none of their rows (F8, F132, facts 25, 28)', async () => {
     await scene.slotReleased();
     await scene.database.query('select pg_drop_replication_slot($1)', [(await scene.slot())?.name]);
-    const open = await scene.database.connect();
-    await open.query("set application_name = 'a forgetful batch'");
-    await open.query('begin');
+    const open = await openTransaction('a forgetful batch');
     const late = await scene.publish(2, { client: open });
     const relay = scene.start();
-    const line = await relay.waitForLog((each) => each.msg.includes('waits for transactions'), 'word of the wait');
+    const line = await relay.waitForLog((each) => each.msg.startsWith('the table pass waits'), 'word of the wait');
     expect(line['waitingFor']).toContain('a forgetful batch');
+    // What it has drawn is before the slot, which is not even begun.
+    expect(await scene.slot()).toBeUndefined();
     const early = await scene.publish(2);
     await open.query('commit');
     await scene.probe.waitFor(4);
@@ -118,6 +126,59 @@ describe('the first start and the table pass', () => {
     await scene.settled();
     scene.expectIds([...late, ...early]);
     expect(await relay.stop()).toBe(0);
+  });
+
+  it('waits again behind its slot: what was drawn until then is in the table for all to see, and goes out once (F8)', async () => {
+    await scene.slotReleased();
+    await scene.database.query('select pg_drop_replication_slot($1)', [(await scene.slot())?.name]);
+    const ids = await scene.publish(5);
+    const { server, name } = scene.database;
+    const proxy = await startFaultProxy({ targetPort: server.port, targetHost: server.host });
+    const made = proxy.at(
+      ({ names, bytes }) => names.includes('pg.server.data_row') && bytes.includes(`${name}_`) && bytes.includes('/'),
+      1,
+      'stall-before',
+    );
+    const relay = scene.start({ databaseUrl: proxy.url(scene.database.url) });
+    await made;
+    const open = await openTransaction('an order in between');
+    const between = await scene.publish(1, { client: open });
+    proxy.resume();
+    const line = await relay.waitForLog((each) => each.msg.startsWith('the table pass waits'), 'word of the wait');
+    expect(line['waitingFor']).toContain('an order in between');
+    expect(scene.probe.messages).toEqual([]);
+    await open.query('commit');
+    await relay.waitForPhase('streaming');
+    await scene.probe.waitFor(6);
+    await scene.settled();
+    expect(scene.probe.ids()).toEqual([...ids, ...between]);
+    expect(await relay.stop()).toBe(0);
+    await proxy.close();
+  });
+
+  it('killed while its slot is being made, which an old transaction holds up: the next one makes it (F10, F132)', async () => {
+    await scene.slotReleased();
+    await scene.database.query('select pg_drop_replication_slot($1)', [(await scene.slot())?.name]);
+    const ids = await scene.publish(5);
+    const old = await openTransaction('a report');
+    // It writes nothing to the outbox, so that only the slot waits for it.
+    await old.query('select pg_current_xact_id()');
+    const relays = [scene.start(), scene.start()];
+    const waits = (line: LogLine): boolean =>
+      line.msg.startsWith('making the replication slot waits') && String(line['waitingFor']).includes('a report');
+    const first = await until(() => relays.find(({ log }) => log.some(waits)), {
+      withinMs: 20_000,
+      what: 'word of the wait',
+    });
+    await first.kill9();
+    const next = relays.find((relay) => relay !== first);
+    await next?.waitForLog(waits, 'word of the wait of the next', 40_000);
+    await old.query('commit');
+    await next?.waitForPhase('streaming');
+    await scene.probe.waitFor(5);
+    await scene.settled();
+    expect(scene.probe.ids()).toEqual(ids);
+    expect(await next?.stop()).toBe(0);
   });
 
   it('a second relay during the pass stands by and takes over when the first is killed (fact 52, O8)', async () => {

@@ -232,6 +232,8 @@ describe('transactions and the relay', () => {
     // Nothing is confirmed for now: at most one window may go out, however long the transaction is.
     const before = proxy.count('amqp.client.basic.publish');
     const stall = proxy.at('amqp.server.basic.ack', 1, 'stall-before');
+    // Time enough to send more, before the first word of the broker arrives.
+    proxy.delay(1_000);
     const ids = await scene.publish(100_000);
     await stall;
     expect(proxy.count('amqp.client.basic.publish') - before).toBeLessThanOrEqual(500);
