@@ -77,9 +77,19 @@ export class RelayChores {
     if (lanes) {
       always.push(
         this.#releasing(flow, lanes),
-        this.every(sweepIntervalMs, () => lanes.askAll()),
+        this.every(sweepIntervalMs, () => {
+          lanes.askAll();
+          feed.pollFromStart();
+        }),
       );
-    } else always.push(this.every(sweepIntervalMs, unblock));
+    } else {
+      always.push(
+        this.every(sweepIntervalMs, async () => {
+          await unblock();
+          feed.pollFromStart();
+        }),
+      );
+    }
     if (!pump) return always;
     return [
       ...always,

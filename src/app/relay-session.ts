@@ -200,10 +200,11 @@ class Pipeline {
       for (const chore of this.#chores.always()) start(chore);
       const intake = await this.#startIntake();
       this.#options.onPhase('streaming');
-      start(intake());
+      const feed = this.#feed();
+      start(intake(feed));
       const flow = {
         pump: this.#pump,
-        feed: this.#feed(),
+        feed,
         settler: this.#settler,
         lanes: this.#lanes,
         unblock: () => this.#unblock(),
@@ -352,9 +353,9 @@ class Pipeline {
   }
 
   /** Brings the session to where rows flow; what is returned makes them flow until the session ends. */
-  async #startIntake(): Promise<() => Promise<never>> {
+  async #startIntake(): Promise<(feed: TableFeed) => Promise<never>> {
     const { slot, slotState } = this.#acquired;
-    if (!slot) return () => this.#chores.polling(this.#feed());
+    if (!slot) return (feed) => this.#chores.polling(feed);
     const point = await findStartingPoint(this.#options, this.#acquired, slot, slotState, {
       store: this.#store,
       table: this.#table,

@@ -89,6 +89,10 @@ export interface Store {
 /** Reads the outbox itself. */
 export interface Table {
   highestSeq(): Promise<bigint>;
+  /** `drawn`: the last one that the sequence gave. `highest`: also covers one given explicitly. */
+  seqs(): Promise<{ drawn: bigint; highest: bigint }>;
+  /** The transactions that may have drawn a seq and not ended yet. */
+  writers(): Promise<ReadonlySet<string>>;
   fence(log: (waitingFor: string) => void, signal: AbortSignal): Promise<TableFence>;
   /** A position past everything that is visible now, flushed. */
   position(): Promise<Lsn>;

@@ -13,6 +13,8 @@ const LIST_ROWS = 500;
 const READ_BYTES = 4 * 1024 * 1024;
 /** Keys asked about in one statement, and rows of each that it may give back. */
 const KEYS_AT_ONCE = 50;
+/** The poll asks who writes only when it would walk over so many seqs. */
+const SPARED_ROWS = 1_000n;
 /** Ids of a table pass that are remembered; beyond it a row may go out twice, under the same id. */
 const MAX_REMEMBERED_IDS = 200_000;
 
@@ -31,6 +33,11 @@ export class TableFeed {
   readonly #check: () => void;
   readonly #lanes: LaneTraffic | undefined;
   readonly #rowsPerKey: number;
+  /** `source: table`: the poll has nothing more to find up to this seq. */
+  #polledSeq = 0n;
+  #pollStarts = 0;
+  /** Where the poll may start next, once these transactions have ended. */
+  #ahead: { seq: bigint; writers: readonly string[] } | undefined;
 
   constructor(options: {
     table: Table;
@@ -140,21 +147,52 @@ export class TableFeed {
     }
   }
 
-  /** `source: table`: publishes every ready row that is not in flight, in seq order. Gives how many there were. */
+  /**
+   * `source: table`: publishes the ready rows that are not in flight, in seq order. Gives how many there were. Starts
+   * where nothing can come any more, because held rows may be many, and each poll would walk over all of them.
+   */
   async poll(): Promise<number> {
-    const uptoSeq = await this.#table.highestSeq();
+    const { drawn, highest } = await this.#table.seqs();
+    // F57: a sequence that was set back gives seqs that are behind us.
+    if (drawn < this.#polledSeq) this.pollFromStart();
+    const starts = this.#pollStarts;
+    const complete = await this.#completeSeq(drawn);
     let published = 0;
-    for (let from = 0n; ;) {
+    for (let from = this.#polledSeq; ;) {
       this.#check();
-      const batch = await this.#table.readyRows(from, uptoSeq, LIST_ROWS);
+      const batch = await this.#table.readyRows(from, highest, LIST_ROWS);
       const last = batch.at(-1);
-      if (!last) return published;
+      if (!last) break;
       from = BigInt(last.seq);
-      published += await this.#publish(
-        batch.filter((each) => !this.#works.has(each.seq)),
-        'poll',
-      );
+      const rows = batch.filter((each) => !this.#works.has(each.seq));
+      if (rows.length === 0) continue;
+      // F59: what a crash of the server could still take back must not be published.
+      await this.#table.position();
+      published += await this.#publish(rows, 'poll');
     }
+    if (complete !== undefined && starts === this.#pollStarts) this.#polledSeq = complete;
+    return published;
+  }
+
+  /** The next poll looks at every row: some may be ready again that were held, or have a seq that somebody gave them. */
+  pollFromStart(): void {
+    this.#pollStarts += 1;
+    this.#polledSeq = 0n;
+    this.#ahead = undefined;
+  }
+
+  /**
+   * A seq up to which the poll that begins now sees every row that there will be: all who wrote when it was the last one
+   * have ended (design 3.4, the fence). Undefined when there is none, or when it would spare too little.
+   */
+  async #completeSeq(drawn: bigint): Promise<bigint | undefined> {
+    if (drawn - this.#polledSeq < SPARED_ROWS) return undefined;
+    const writers = await this.#table.writers();
+    this.#ahead ??= { seq: drawn, writers: [...writers] };
+    const still = this.#ahead.writers.filter((each) => writers.has(each));
+    const { seq } = this.#ahead;
+    this.#ahead = still.length > 0 ? { seq, writers: still } : undefined;
+    return this.#ahead ? undefined : seq;
   }
 
   /** Publishes rows whose time has come. Gives how many there were. */

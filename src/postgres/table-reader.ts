@@ -46,13 +46,23 @@ export class TableReader {
 
   /** The highest seq that anybody has drawn or written. Also covers a seq given explicitly by COPY. */
   async highestSeq(): Promise<bigint> {
-    const result = await this.#query<{ highest: string | null }>(
+    return (await this.seqs()).highest;
+  }
+
+  /** The last seq that the sequence gave, and the highest that anybody has drawn or written. */
+  async seqs(): Promise<{ drawn: bigint; highest: bigint }> {
+    const result = await this.#query<{ drawn: string | null; highest: string | null }>(
       'reading the highest seq',
-      `select greatest(pg_sequence_last_value(pg_get_serial_sequence($1, 'seq')::regclass),
-         (select max(seq) from only ${this.#table}))::text as highest`,
+      `select drawn::text, greatest(drawn, (select max(seq) from only ${this.#table}))::text as highest
+       from pg_sequence_last_value(pg_get_serial_sequence($1, 'seq')::regclass) as drawn`,
       [this.#table],
     );
-    return BigInt(result[0]?.highest ?? 0);
+    return { drawn: BigInt(result[0]?.drawn ?? 0), highest: BigInt(result[0]?.highest ?? 0) };
+  }
+
+  /** Transactions that may have drawn a seq and not ended yet, under names that are never used twice. */
+  async writers(): Promise<ReadonlySet<string>> {
+    return new Set((await this.#writers()).map(({ transaction }) => transaction));
   }
 
   /**

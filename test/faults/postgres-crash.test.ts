@@ -136,6 +136,26 @@ describe.each(['installed', 'embedded'] as const)('PostgreSQL (%s) crashes, stop
     expect(await relay.stop()).toBe(0);
   });
 
+  it('killed while source: table reads what committed asynchronously: what was published had been flushed before (F59)', async () => {
+    const relay = await streaming({ env: { WAYBILL_RELAY_SOURCE: 'table' } });
+    const client = await scene.database.connect();
+    await client.query('set synchronous_commit = off');
+    const ids = await scene.publish(3, { client });
+    await scene.probe.waitFor(3);
+    await server.kill9();
+    await server.start();
+    expect(
+      await scene.database.query(
+        'select id from waybill.outbox where id = any($1) union select id from waybill.outbox_history where id = any($1)',
+        [ids],
+      ),
+    ).toHaveLength(3);
+    await relay.waitForPhase('streaming', 60_000);
+    await scene.settled();
+    scene.expectIds(ids, { copies: 3 });
+    expect(await relay.stop()).toBe(0);
+  });
+
   it('stopped fast beside an idle relay, and beside one whose broker answers nothing: it stops (F21, F22, facts 19, 58)', async () => {
     const proxy = await startFaultProxy({ targetPort: Number(new URL(scene.vhost.url).port) });
     const relay = await streaming({ brokerUrl: proxy.url(scene.vhost.url) });

@@ -202,6 +202,8 @@ export class ModelDatabase {
       makeDue: () => fenced(() => this.#makeDue()),
       release: (keys, rowsPerKey) => fenced(() => this.#release(keys, rowsPerKey)),
       highestSeq: () => read(() => BigInt(this.#nextSeq - 1)),
+      seqs: () => Promise.reject(new Error('no polling here')),
+      writers: () => Promise.reject(new Error('no polling here')),
       position: () => read(() => this.#position()),
       readyRows: (after, upto) => read(() => this.#readyRows(after, upto)),
       readRows: (seqs) => read(() => this.#readRows(seqs)),

@@ -1,10 +1,10 @@
-import { expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import type { Admission } from '../../../src/outbox/admission.js';
 import type { LaneTraffic } from '../../../src/outbox/lane-traffic.js';
 import type { Table } from '../../../src/outbox/ports.js';
 import type { Settler } from '../../../src/outbox/settler.js';
 import { TableFeed } from '../../../src/outbox/table-feed.js';
-import { tableWork, Works } from '../../../src/outbox/work.js';
+import { tableWork, Works, type Work } from '../../../src/outbox/work.js';
 import { Turns } from '../../../src/runtime/turns.js';
 import { outboxRow } from '../../support/outbox-rows.js';
 import { noCounts } from './model-relay.js';
@@ -79,4 +79,108 @@ test('3.5: the key of a row that was discarded is asked, also while the row itse
   const settler = { hasPassed: () => false } as unknown as Settler;
   await feed.removeWithdrawn(settler, () => Promise.resolve());
   expect(asked).toEqual(['k']);
+});
+
+describe('source: table, whose polls start where nothing more can come', () => {
+  /** A table of ready rows by seq, with a sequence, open writers and a note of where each poll began to read. */
+  function polled() {
+    const state = {
+      drawn: 0n,
+      writers: new Set<string>(),
+      ready: new Set<bigint>(),
+      readFrom: [] as bigint[],
+      whileReading: (): unknown => undefined,
+      log: [] as string[],
+    };
+    const works = new Works();
+    const table = {
+      seqs: () => Promise.resolve({ drawn: state.drawn, highest: state.drawn }),
+      writers: () => Promise.resolve(new Set(state.writers)),
+      position: () => {
+        state.log.push('flush');
+        return Promise.resolve(0n);
+      },
+      readyRows: (after: bigint, upto: bigint) => {
+        state.readFrom.push(after);
+        state.whileReading();
+        const seqs = [...state.ready].filter((seq) => seq > after && seq <= upto);
+        return Promise.resolve(seqs.map((seq) => ({ seq: String(seq), bytes: 1 })));
+      },
+      readRows: (seqs: readonly string[]) =>
+        Promise.resolve(seqs.map((seq) => ({ row: outboxRow({ seq, id: `id-${seq}` }), holdNo: null }))),
+    } as unknown as Table;
+    const admission = {
+      admit(work: Work) {
+        // Published and settled at once.
+        state.log.push(work.row.seq);
+        state.ready.delete(BigInt(work.row.seq));
+        works.remove(work);
+        return undefined;
+      },
+    } as unknown as Admission;
+    const feed = new TableFeed({
+      table,
+      works,
+      admission,
+      counters: noCounts(),
+      log: silent,
+      turns: new Turns(),
+      check: () => undefined,
+      lanes: undefined,
+      rowsPerKey: 1,
+    });
+    const poll = async (): Promise<bigint | undefined> => {
+      state.readFrom.length = 0;
+      await feed.poll();
+      return state.readFrom[0];
+    };
+    return { state, feed, poll };
+  }
+
+  test('past rows that are held, however many, once nobody who wrote then is still at it', async () => {
+    const { state, poll } = polled();
+    state.drawn = 400_000n;
+    state.writers = new Set(['3/1', '3/2']);
+    expect(await poll()).toBe(0n);
+    // Who comes later has later seqs.
+    state.writers = new Set(['3/2', '4/1']);
+    expect(await poll()).toBe(0n);
+    state.writers = new Set(['4/1']);
+    state.drawn = 400_010n;
+    state.ready.add(17n);
+    // This one sees the row of 3/2, and the next needs not look there any more.
+    expect(await poll()).toBe(0n);
+    expect(state.log).toEqual(['flush', '17']);
+    expect(await poll()).toBe(400_000n);
+  });
+
+  test('again from the start when asked to, also while a poll is under way', async () => {
+    const { state, feed, poll } = polled();
+    state.drawn = 5_000n;
+    await poll();
+    expect(await poll()).toBe(5_000n);
+    state.drawn = 10_000n;
+    state.whileReading = () => feed.pollFromStart();
+    await poll();
+    state.whileReading = () => undefined;
+    expect(await poll()).toBe(0n);
+  });
+
+  test('F57: again from the start when the sequence was set back', async () => {
+    const { state, poll } = polled();
+    state.drawn = 5_000n;
+    await poll();
+    state.drawn = 3n;
+    state.ready = new Set([1n, 2n, 3n]);
+    expect(await poll()).toBe(0n);
+    expect(state.log).toEqual(['flush', '1', '2', '3']);
+  });
+
+  test('F59: nothing is published that is not on the disk of the server', async () => {
+    const { state, poll } = polled();
+    state.drawn = 2n;
+    state.ready = new Set([1n, 2n]);
+    await poll();
+    expect(state.log).toEqual(['flush', '1', '2']);
+  });
 });
