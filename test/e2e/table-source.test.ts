@@ -1,4 +1,5 @@
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { runProgram } from '../integration/built-program.js';
 import { startBrokerProbe, type BrokerProbe } from '../support/broker-probe.js';
 import { freshVhost, type FreshVhost } from '../support/broker.js';
 import type { FreshDatabase } from '../support/database.js';
@@ -82,6 +83,20 @@ describe('source: table, and switching', () => {
     await slow.query('commit');
     await probe.waitForDistinct(21);
     expect(probe.ids()).toEqual([...others, first?.id]);
+    expect(await relay.stop()).toBe(0);
+  });
+
+  it('is seen at work by its lock queue alone, and is neither adopted nor dropped then (3.7)', async () => {
+    const relay = await start('table');
+    expect(await slots()).toEqual([]);
+    const environment = { WAYBILL_DATABASE_URL: database.url, WAYBILL_BROKER_URL: vhost.url };
+    for (const command of ['relay adopt --yes', 'relay drop default --yes']) {
+      const { code, err } = await runProgram(command.split(' '), environment);
+      expect({ command, code }).toEqual({ command, code: 1 });
+      expect(err).toContain('WAYBILL_LOCK_TAKEN');
+    }
+    const [id] = await publish(1);
+    await until(() => probe.ids().includes(id), { what: 'the relay at work, as before' });
     expect(await relay.stop()).toBe(0);
   });
 
