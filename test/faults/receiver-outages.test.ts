@@ -63,6 +63,52 @@ describe('consumers in trouble', () => {
     expect(await started.stop()).toBe(0);
   });
 
+  it('F37 F120 a role that may not write to the inbox: its messages stay in the queue, and the relay beside it goes on', async () => {
+    const { database } = scene;
+    const role = `${database.name}_both`;
+    const { password } = database.server;
+    await database.query(
+      `create role ${role} login replication password '${password.replaceAll("'", "''")}';
+       grant create on database ${database.name} to ${role};
+       grant usage on schema waybill to ${role};
+       grant all on all tables in schema waybill to ${role};
+       grant all on all sequences in schema waybill to ${role};
+       grant execute on all functions in schema waybill to ${role};
+       revoke insert on waybill.inbox from ${role}`,
+    );
+    try {
+      const both = scene.start('emails: {}', {
+        databaseUrl: database.server.url(database.name, role, password),
+        relay: true,
+      });
+      await both.waitForLog(({ msg }) => msg === 'consuming', 'the consumer');
+      await both.waitForPhase('streaming');
+      const streaming = both.log.length;
+      await scene.broker(async (channel) => {
+        await channel.assertQueue('published');
+        await channel.bindQueue('published', 'waybill.events', '#');
+      });
+      await scene.send('emails', [{ messageId: 'm-1' }, { messageId: 'm-2' }]);
+      const line = await both.waitForLog(
+        ({ err }) => (err as { code?: string } | undefined)?.code === 'WAYBILL_DATABASE_REFUSED',
+        'word of the grant',
+      );
+      expect(line).toMatchObject({ level: 'error', consumer: 'emails' });
+      expect(JSON.stringify(line)).toContain('sql/roles.sql');
+      await database.query(`insert into waybill.outbox (type) values ('order.paid')`);
+      await until(async () => (await scene.depth('published')) === 1, { what: 'the row of the outbox' });
+      expect(await scene.rows()).toEqual([]);
+      await database.query(`grant insert on waybill.inbox to ${role}`);
+      await scene.waitForRows(2, "status = 'pending'", 40_000);
+      expect(both.log.slice(streaming).some((each) => each.msg.includes('session ended'))).toBe(false);
+      expect(await both.stop()).toBe(0);
+    } finally {
+      await killRelays();
+      await database.query(`drop owned by ${role}`);
+      await database.query(`drop role ${role}`);
+    }
+  });
+
   it('F128 a renamed consumer is refused, because it would forget what was applied', async () => {
     const first = scene.start('billing: { queue: q }');
     await first.waitForLog(({ msg }) => msg === 'consuming', 'the consumer');
