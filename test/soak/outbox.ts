@@ -53,6 +53,7 @@ try {
       env: { WAYBILL_LOG_LEVEL: 'info', WAYBILL_BROKER_HEARTBEAT: '2s', WAYBILL_RELAY_ORDERING: ORDERING },
     });
   let relay = start();
+  await relay.waitForLog((line) => line.msg === 'streaming', 'the relay to stream');
   const arrived = new Map<string, number>();
   const committed: Committed[] = [];
   let written = false;

@@ -1,4 +1,5 @@
 import { spawn, type ChildProcess } from 'node:child_process';
+import { existsSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { until } from './waiting.js';
@@ -42,6 +43,7 @@ const running = new Set<ChildProcess>();
 
 /** Starts the built program's `run` as a child process, as an operator would, with settings by environment. */
 export function startRelay({ databaseUrl, brokerUrl, env = {} }: RelayProcessOptions): RelayProcess {
+  if (!existsSync(MAIN)) throw new Error('the program is not built: npm run build');
   const child = spawn(process.execPath, [MAIN, 'run'], {
     env: {
       PATH: process.env['PATH'],
