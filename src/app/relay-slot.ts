@@ -91,8 +91,11 @@ export async function usableSlot(
 }
 
 function whyUnusable(state: SlotState, facts: SlotFacts, insertLsn: Lsn): string | undefined {
+  // Newer versions tell why it is lost; older ones know of one reason only.
+  if (state.invalidationReason !== null && state.invalidationReason !== 'wal_removed') {
+    return `PostgreSQL invalidated it: ${state.invalidationReason}`;
+  }
   if (state.walStatus === 'lost') return 'PostgreSQL removed WAL that it needs (max_slot_wal_keep_size)';
-  if (state.invalidationReason !== null) return `PostgreSQL invalidated it: ${state.invalidationReason}`;
   if (facts.replace !== undefined) return facts.replace;
   if (facts.publicationMade) return 'its publication was missing, so it cannot decode what came before';
   if (state.confirmedFlushLsn !== null && state.confirmedFlushLsn > insertLsn) {

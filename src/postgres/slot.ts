@@ -84,7 +84,7 @@ export class Slot {
 
   /**
    * Creates the slot, which waits for every transaction that runs now. It does so on a connection of its own without a
-   * lock timeout, while this one says what it waits for. An abort cancels the wait. A slot that exists already is left.
+   * lock timeout, while this one says what it waits for. An abort cancels the wait.
    */
   async create(
     endpoint: DatabaseEndpoint,
@@ -103,7 +103,6 @@ export class Slot {
         .finally(() => done.abort());
       await Promise.all([creating, this.#watch(pid, options, done.signal)]);
     } catch (error) {
-      if (sqlState(error) === '42710') return;
       throw toDatabaseError(error, `creating replication slot ${this.name}`);
     } finally {
       closeQuietly(creator);

@@ -226,3 +226,39 @@ describe('settings of the server that make trouble', () => {
     expect(await relay.stop()).toBe(0);
   });
 });
+
+describe('F27: PostgreSQL 18 and a slot that nobody read for too long', () => {
+  it('says why the slot is lost, makes a new one and reads the table', async () => {
+    const server = await startPostgres({ version: 'embedded', own: true });
+    try {
+      const scene = await relayScene({ server });
+      const first = scene.start();
+      await first.waitForPhase('streaming');
+      expect(await first.stop()).toBe(0);
+      await scene.slotReleased();
+      const ids = await scene.publish(10);
+      await scene.database.query(`alter system set idle_replication_slot_timeout = '1s'`);
+      await scene.database.query('select pg_reload_conf()');
+      await until(
+        async () => {
+          await scene.database.query('checkpoint');
+          return (await scene.slot())?.status === 'lost';
+        },
+        { withinMs: 30_000, everyMs: 200, what: 'the slot to be lost' },
+      );
+      await scene.database.query('alter system reset all');
+      await scene.database.query('select pg_reload_conf()');
+      const relay = scene.start();
+      const line = await relay.waitForLog((each) => each.level === 'error', 'word of the slot');
+      expect(line['reason']).toBe('PostgreSQL invalidated it: idle_timeout');
+      await scene.probe.waitFor(10);
+      await relay.waitForPhase('streaming');
+      scene.expectIds(ids);
+      expect(await relay.stop()).toBe(0);
+      await scene.drop();
+    } finally {
+      await killRelays();
+      await server.close();
+    }
+  });
+});
