@@ -95,6 +95,33 @@ describe('a PostgreSQL at its limits', () => {
     expect(await relay.stop()).toBe(0);
   });
 
+  it('killed while its slot is being made, which an old transaction holds up: the next one makes it (F10, F132)', async () => {
+    await scene.slotReleased();
+    await scene.database.query('select pg_drop_replication_slot($1)', [(await scene.slot())?.name]);
+    const ids = await scene.publish(5);
+    scene.probe.clear();
+    const old = await scene.database.connect();
+    await old.query(`set application_name = 'a report'`);
+    // It writes nothing to the outbox, so that only the slot waits for it.
+    await old.query('begin; select pg_current_xact_id()');
+    const relays = [scene.start(), scene.start()];
+    const waits = (line: LogLine): boolean =>
+      line.msg.startsWith('making the replication slot waits') && String(line['waitingFor']).includes('a report');
+    const first = await until(() => relays.find(({ log }) => log.some(waits)), {
+      withinMs: 20_000,
+      what: 'word of the wait',
+    });
+    await first.kill9();
+    const next = relays.find((relay) => relay !== first);
+    await next?.waitForLog(waits, 'word of the wait of the next', 40_000);
+    await old.query('commit');
+    await next?.waitForPhase('streaming');
+    await scene.probe.waitFor(5);
+    await scene.settled();
+    expect(scene.probe.ids()).toEqual(ids);
+    expect(await next?.stop()).toBe(0);
+  });
+
   it('F30: a slot that a half-open client holds is waited for, with its holder named, until wal_sender_timeout', async () => {
     scene.probe.clear();
     const proxy = await startFaultProxy({ targetPort: server.port, targetHost: server.host });
