@@ -3,6 +3,7 @@ import { runProgram } from '../integration/built-program.js';
 import { freshDatabase } from '../support/database.js';
 import { freshVhost, type FreshVhost } from '../support/broker.js';
 import { outboxStage, type OutboxStage } from '../support/outbox-stage.js';
+import { startFaultProxy } from '../support/fault-proxy.js';
 import { startBrokerProbe } from '../support/broker-probe.js';
 import { killRelays, startRelay } from '../support/relay.js';
 
@@ -47,6 +48,35 @@ describe('the servers that a relay works with', () => {
     expect(probe.ids()).toEqual([row?.id]);
     await probe.close();
     expect(await again.stop()).toBe(0);
+  });
+
+  it('F40 a pooler that does not take replication is told as that, by relay and doctor; replicationUrl goes past it', async () => {
+    const { server } = stage.database;
+    const pooler = await startFaultProxy({ targetHost: server.host, targetPort: server.port });
+    // What PgBouncer before 1.23 answers to such a start.
+    const fields = Buffer.from('SFATAL\0C08P01\0Munsupported startup parameter: replication\0\0', 'latin1');
+    const head = Buffer.from([0x45, 0, 0, 0, 0]);
+    head.writeUInt32BE(4 + fields.length, 1);
+    pooler.every(({ names, body }) => names.includes('pg.client.startup') && body.includes('replication\0'), {
+      answer: Buffer.concat([head, fields]),
+    });
+    const databaseUrl = pooler.url(stage.database.url);
+    const environment = { WAYBILL_DATABASE_URL: databaseUrl, WAYBILL_BROKER_URL: stage.vhost.url };
+    expect((await runProgram(['doctor'], environment)).out).toMatch(/replication protocol[^]*replicationUrl/);
+    const refused = startRelay({ databaseUrl, brokerUrl: stage.vhost.url });
+    const { err } = await refused.waitForLog((each) => each.level === 'error', 'the reason');
+    expect(err).toMatchObject({
+      code: 'WAYBILL_DATABASE_UNSUITABLE',
+      hint: expect.stringContaining('set database.replicationUrl to the server itself') as unknown,
+    });
+    expect(await refused.stop()).toBe(0);
+    const env = { WAYBILL_DATABASE_REPLICATION_URL: stage.database.url };
+    const relay = startRelay({ databaseUrl, brokerUrl: stage.vhost.url, env });
+    await relay.waitForPhase('streaming');
+    await stage.write(3);
+    await stage.emptied();
+    expect(await relay.stop()).toBe(0);
+    await pooler.close();
   });
 
   it('3.8 a replicationUrl that leads to another database: nothing is made there, and doctor says it beforehand', async () => {

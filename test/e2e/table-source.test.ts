@@ -72,17 +72,23 @@ describe('source: table, and switching', () => {
     expect(await streaming.stop()).toBe(0);
   });
 
-  it('publishes a row of a transaction that commits late with a low seq', async () => {
+  it('publishes a row of a transaction that commits late with a low seq, and rows of a sequence that begins anew (F57)', async () => {
     probe.clear();
     const relay = await start('table');
     const slow = await database.connect();
     await slow.query('begin');
     const [first] = (await slow.query<{ id: string }>("select waybill.publish('slow') as id")).rows;
-    const others = await publish(20);
-    await probe.waitForDistinct(20);
+    // So many that the polls would go on behind them.
+    const others = await publish(1_500);
+    await probe.waitForDistinct(1_500);
+    await emptied();
     await slow.query('commit');
-    await probe.waitForDistinct(21);
-    expect(probe.ids()).toEqual([...others, first?.id]);
+    await probe.waitForDistinct(1_501);
+    await emptied();
+    await database.query('truncate waybill.outbox restart identity');
+    const anew = await publish(5);
+    await probe.waitForDistinct(1_506);
+    expect(probe.ids()).toEqual([...others, first?.id, ...anew]);
     expect(await relay.stop()).toBe(0);
   });
 

@@ -74,7 +74,7 @@ const column = async (name: string): Promise<unknown[]> =>
   );
 
 describe('one batch in one transaction', () => {
-  test('F104: each row by itself: its verdict, and the effects of those that are done', async () => {
+  test('F62, F104: each row by itself: its verdict, and the effects of those that are done', async () => {
     const verdicts: [todo: string, verdict: string, status: string, error: RegExp | null][] = [
       ['done', 'done', 'done', null],
       ['boom', 'retry', 'waiting', /^P0001: boom$/],
