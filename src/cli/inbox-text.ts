@@ -115,6 +115,20 @@ export function formatGroups(groups: readonly DeadGroup[], by: 'error' | 'type' 
     .join('\n');
 }
 
+/** `1,000+`: there are more, which were not counted; `?`: nothing could be counted in time. */
+function countText({ states }: ConsumerEntry, status: string): string {
+  if (states === null) return '?';
+  const found = states.find(({ state }) => state === status);
+  return `${spokenCount(found?.count ?? 0)}${found && found.accuracy !== 'exact' ? '+' : ''}`;
+}
+
+/** Of what is not dead. */
+function oldestText({ states }: ConsumerEntry): string {
+  if (states === null) return '?';
+  const ages = states.flatMap(({ state, oldestAgeMs }) => (state === 'dead' ? [] : [oldestAgeMs ?? 0]));
+  return ages.length === 0 ? '-' : spoken(Math.max(...ages));
+}
+
 /** The consumers with their backlog. */
 export function formatConsumers(consumers: readonly ConsumerEntry[]): string {
   if (consumers.length === 0) return 'No consumer is registered; `waybill run` registers those of its configuration.';
@@ -123,8 +137,8 @@ export function formatConsumers(consumers: readonly ConsumerEntry[]): string {
     ...consumers.map((one) => [
       cell(one.name, 18),
       one.handler,
-      ...[one.pending, one.running, one.waiting, one.blocked, one.dead].map(spokenCount),
-      one.oldestAgeMs === null ? '-' : spoken(one.oldestAgeMs),
+      ...['pending', 'running', 'waiting', 'blocked', 'dead'].map((status) => countText(one, status)),
+      oldestText(one),
     ]),
   ]).split('\n');
   const lines = consumers.flatMap((one, n) => {

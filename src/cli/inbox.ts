@@ -59,7 +59,11 @@ export function registerList(
   instead: (options: InboxFilterOptions & { json?: boolean }) => Promise<boolean> = () => Promise.resolve(false),
 ): Command {
   const command = withInboxFilters(parent.command('list'), status === undefined ? STATUSES : undefined)
-    .description(status === undefined ? 'Show inbound messages in the order in which they came.' : 'Show what is dead.')
+    .description(
+      status === undefined
+        ? 'Show inbound messages in the order in which they came, of one status by consumer as it is their turn.'
+        : 'Show what is dead.',
+    )
     .option('--json', 'as JSON');
   return command.action(async (options: InboxFilterOptions & { json?: boolean }) => {
     if (await instead(options)) return;

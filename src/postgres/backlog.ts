@@ -82,7 +82,7 @@ export async function readParkedErrors(client: Client, schema: string): Promise<
     `select coalesce(left(last_error, 300), 'no error is recorded') as error, count(*)::int as count,
        min(id::text) as "exampleId", min(type) as "exampleType"
      from (select last_error, id, type from ${quoteSchema(schema)}.outbox
-           where state = 'parked' order by key, hold_no limit ${COUNTED_ROWS}) p
+           where state = 'parked' and hold_no is not null order by key, hold_no limit ${COUNTED_ROWS}) p
      group by 1 order by 2 desc, 1 limit 5`,
     BUDGET_MS * SHARE_OF_BUDGET,
   );
@@ -150,10 +150,12 @@ class Count {
 
   /** By the partial index that has the rows of this state in this order, so that others are not even looked at. */
   async #held(state: (typeof HELD_STATES)[number]): Promise<StateCount | undefined> {
-    const order =
-      state === 'scheduled' ? 'next_attempt_at' : state === 'parked' || state === 'blocked' ? 'key, hold_no' : 'seq';
+    const isKept = state === 'parked' || state === 'blocked';
+    const order = isKept ? 'key, hold_no' : state === 'scheduled' ? 'next_attempt_at' : 'seq';
+    // Why both: an index on some of the rows is used only where its own condition stands in the query.
+    const condition = `state = '${state}'${isKept ? ' and hold_no is not null' : ''}`;
     const counted = await this.#count(
-      `select state, created_at from ${this.#outbox} where state = '${state}' order by ${order} limit ${COUNTED_ROWS + 1}`,
+      `select state, created_at from ${this.#outbox} where ${condition} order by ${order} limit ${COUNTED_ROWS + 1}`,
     );
     if (!counted) return undefined;
     const [found = { state, count: 0, oldestAgeMs: null }] = counted;
@@ -194,10 +196,14 @@ function ofState(counted: readonly Counted[] | undefined, state: string): Counte
   return counted?.find((each) => each.state === state);
 }
 
-/** The rows of a query, or undefined if it has not come to its end in `limitMs`. */
+/**
+ * The rows of a query, or undefined if it has not come to its end in `limitMs`. Indexes are read as far as is needed, where
+ * a bitmap would be made of all their rows first.
+ */
 export async function soon<T extends object>(client: Client, sql: string, limitMs: number): Promise<T[] | undefined> {
   await client.query(
-    `begin read only; set local statement_timeout = ${Math.floor(limitMs)}; set local enable_seqscan = off; set local jit = off`,
+    `begin read only; set local statement_timeout = ${Math.floor(limitMs)}; set local jit = off;
+     set local enable_seqscan = off; set local enable_bitmapscan = off`,
   );
   try {
     return await select<T>(client, sql);

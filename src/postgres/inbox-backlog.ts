@@ -14,8 +14,10 @@ export interface ConsumerBacklog {
   states: StateCount[] | null;
 }
 
-/** Most rows of one status and consumer that are counted. */
-const COUNTED_ROWS = 5_000;
+/** Most rows of one status and consumer that are counted, and how many if that takes too long. */
+const COUNTED_ROWS: readonly number[] = [1_000, 100];
+const SHARE_OF_BUDGET = 2 / 3;
+const LEAST_LIMIT_MS = 2;
 const STATUSES = ['pending', 'running', 'waiting', 'blocked', 'dead'] as const;
 
 /**
@@ -26,6 +28,7 @@ export async function readConsumers(
   client: Client,
   schema: string,
   budgetMs: number = BUDGET_MS,
+  bounds: readonly number[] = COUNTED_ROWS,
 ): Promise<ConsumerBacklog[]> {
   const prefix = quoteSchema(schema);
   const consumers = await select<Omit<ConsumerBacklog, 'states'>>(
@@ -34,29 +37,46 @@ export async function readConsumers(
      from ${prefix}.consumer order by name`,
   );
   if (consumers.length === 0) return [];
-  // Why a text for each status: an index on some of the rows is found by the text of its condition.
-  const each = STATUSES.map(
-    (status) =>
-      `select '${status}' as state, count(*)::int as count, min(received_at) as oldest
-       from (select received_at from ${prefix}.inbox i
-             where i.consumer = c.name and i.status = '${status}' limit ${COUNTED_ROWS + 1}) ${status}_rows`,
-  );
-  const counts = await soon<{ name: string; state: string; count: number; oldestAgeMs: number }>(
-    client,
-    `select c.name, n.state, n.count, (extract(epoch from clock_timestamp() - n.oldest) * 1000)::float8 as "oldestAgeMs"
-     from ${prefix}.consumer c, lateral (${each.join(' union all ')}) n where n.count > 0`,
-    budgetMs,
-  );
+  const counts = await countStatuses(client, prefix, performance.now() + budgetMs, bounds);
   return consumers.map((consumer) => ({
     ...consumer,
     states:
       counts
         ?.filter(({ name }) => name === consumer.name)
-        .map(({ state, count, oldestAgeMs }) => ({
-          state,
-          count: Math.min(count, COUNTED_ROWS),
-          accuracy: count > COUNTED_ROWS ? 'at-least' : 'exact',
-          oldestAgeMs,
-        })) ?? null,
+        .map(({ state, count, accuracy, oldestAgeMs }) => ({ state, count, accuracy, oldestAgeMs })) ?? null,
   }));
+}
+
+/** With the first of the bounds that can be kept until `endMs`; undefined: with none of them. */
+async function countStatuses(
+  client: Client,
+  prefix: string,
+  endMs: number,
+  bounds: readonly number[],
+): Promise<(StateCount & { name: string })[] | undefined> {
+  for (const [n, bound] of bounds.entries()) {
+    const limitMs = (endMs - performance.now()) * (n + 1 < bounds.length ? SHARE_OF_BUDGET : 1);
+    if (limitMs < LEAST_LIMIT_MS) return undefined;
+    // Why a text for each status: an index on some of the rows is found by the text of its condition.
+    const each = STATUSES.map(
+      (status) =>
+        `select '${status}' as state, count(*)::int as count, min(received_at) as oldest
+         from (select received_at from ${prefix}.inbox i
+               where i.consumer = c.name and i.status = '${status}' limit ${bound + 1}) ${status}_rows`,
+    );
+    const counts = await soon<{ name: string; state: string; count: number; oldestAgeMs: number }>(
+      client,
+      `select c.name, n.state, n.count, (extract(epoch from clock_timestamp() - n.oldest) * 1000)::float8 as "oldestAgeMs"
+       from ${prefix}.consumer c, lateral (${each.join(' union all ')}) n where n.count > 0`,
+      limitMs,
+    );
+    if (counts) {
+      return counts.map((row) => ({
+        ...row,
+        count: Math.min(row.count, bound),
+        accuracy: row.count > bound ? 'at-least' : 'exact',
+      }));
+    }
+  }
+  return undefined;
 }

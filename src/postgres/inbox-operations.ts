@@ -1,4 +1,6 @@
 import type { Client } from 'pg';
+import type { StateCount } from './backlog.js';
+import { readConsumers } from './inbox-backlog.js';
 import { INBOX_COLUMNS, type InboxRow } from './inbox-rows.js';
 import { select } from './inspect.js';
 import type { Answer, RowSnapshot } from './operator-rows.js';
@@ -31,12 +33,8 @@ export interface ConsumerEntry {
   pausedBy: string | null;
   pausedReason: string | null;
   registeredAt: Date;
-  pending: number;
-  running: number;
-  waiting: number;
-  blocked: number;
-  dead: number;
-  oldestAgeMs: number | null;
+  /** By status, without those that are done; null: counting took too long. */
+  states: StateCount[] | null;
 }
 
 /** Rows of one place that a redaction changed. */
@@ -56,15 +54,31 @@ const DIED: FilterColumns = { ...RECEIVED, time: 'o.processed_at' };
 /** Most rows that are grouped, the latest. */
 const GROUPED_ROWS = 100_000;
 
-/** Rows of the inbox that are meant, in the order in which they came; dead ones alone in the order of their deaths. */
+/** Of rows in one status alone, by consumer: the order of the index on them, which is the order of their turn. */
+const ORDERS: Readonly<Record<string, string>> = {
+  pending: 'o.consumer, (o.seq + 0)',
+  running: 'o.consumer, o.lease_until, o.seq',
+  waiting: 'o.consumer, o.next_attempt_at, o.seq',
+  blocked: 'o.consumer, o.key, (o.seq + 0)',
+  dead: 'o.consumer, o.processed_at, o.seq',
+};
+
+/**
+ * Rows of the inbox that are meant, in the order in which they came; those of one status by consumer, in the order in
+ * which it is their turn, the dead in that of their deaths.
+ */
 export function listInboxRows(client: Client, schema: string, filter: RowFilter, limit: number): Promise<InboxRow[]> {
-  const dead = isDead(filter);
-  const { sql, values } = conditionOf(filter, dead ? DIED : RECEIVED);
+  const { sql, values } = conditionOf(filter, isDead(filter) ? DIED : RECEIVED);
+  const own = quoteSchema(schema);
+  const [status, ...others] = filter.states ?? [];
+  const order = (status !== undefined && others.length === 0 && ORDERS[status]) || 'o.seq';
+  // Why: ids are looked up by consumer and id together.
+  const everywhere = filter.ids && filter.consumer === undefined;
+  const known = everywhere ? ` and o.consumer in (select c.name from ${own}.consumer c)` : '';
   return select<InboxRow>(
     client,
     `select ${INBOX_COLUMNS} from (
-       select * from ${quoteSchema(schema)}.inbox o where ${sql}
-       order by ${dead ? 'o.consumer, o.processed_at, o.seq' : 'o.seq'} limit ${limit}) i`,
+       select * from ${own}.inbox o where ${sql}${known} order by ${order} limit ${limit}) i`,
     values,
   );
 }
@@ -209,20 +223,23 @@ export function readContents(
   );
 }
 
+/** An operator waits for one list: more is counted than for what is shown all the time. */
+const LIST_BUDGET_MS = 1_000;
+const LIST_BOUNDS = [10_000, 1_000, 100];
+
 /** Every registered consumer with what is unfinished. */
-export function listConsumerRows(client: Client, schema: string): Promise<ConsumerEntry[]> {
-  const own = quoteSchema(schema);
-  const count = (status: string): string =>
-    `coalesce(sum(b.count) filter (where b.status = '${status}'), 0)::int as ${status}`;
-  return select<ConsumerEntry>(
+export async function listConsumerRows(client: Client, schema: string): Promise<ConsumerEntry[]> {
+  const consumers = await select<Omit<ConsumerEntry, 'states'>>(
     client,
     `select c.name, c.owner, c.queue, c.handler, c.ordering, c.paused_at as "pausedAt", c.paused_by as "pausedBy",
-       c.paused_reason as "pausedReason", c.registered_at as "registeredAt",
-       ${['pending', 'running', 'waiting', 'blocked', 'dead'].map(count).join(', ')},
-       (extract(epoch from max(b.oldest_age) filter (where b.status <> 'dead')) * 1000)::float8 as "oldestAgeMs"
-     from ${own}.consumer c left join ${own}.inbox_backlog b on b.consumer = c.name
-     group by c.name order by c.name`,
+       c.paused_reason as "pausedReason", c.registered_at as "registeredAt"
+     from ${quoteSchema(schema)}.consumer c order by c.name`,
   );
+  const counted = await readConsumers(client, schema, LIST_BUDGET_MS, LIST_BOUNDS);
+  return consumers.map((consumer) => ({
+    ...consumer,
+    states: counted.find(({ name }) => name === consumer.name)?.states ?? null,
+  }));
 }
 
 /** Pauses or resumes a consumer; gives the function's answer. */

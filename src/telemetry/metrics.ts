@@ -139,7 +139,11 @@ export const METRICS = {
     help: 'How long one call of the handler took.',
     of: 'consumers',
   },
-  waybill_inbox_rows: consumer('gauge', 'Messages by status, by the database; 5000 means that many or more.', 'status'),
+  waybill_inbox_rows: consumer(
+    'gauge',
+    'Messages by status, by the database; 1000 (100 on a busy database) means that many or more.',
+    'status',
+  ),
   waybill_inbox_oldest_pending_seconds: consumer(
     'gauge',
     'Age of the oldest message that is not done, dead or discarded, by the database.',

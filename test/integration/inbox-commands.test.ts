@@ -81,6 +81,23 @@ describe('waybill inbox', () => {
     }
   });
 
+  test('list of one status: by consumer, in the order of their turn', async () => {
+    const [late, soon] = [await receive('billing', { failed: 'x' }), await receive('billing', { failed: 'x' })];
+    await database.query(
+      `update waybill.inbox set next_attempt_at = clock_timestamp() + case message_id when $1 then interval '1 h' else interval '1 min' end`,
+      [late],
+    );
+    const other = await receive('mail');
+    const first = await receive('billing');
+    const list = async (status: string) => {
+      const { out } = await waybill('inbox', 'list', '--json', '--status', status);
+      return (JSON.parse(out) as { rows: InboxRow[] }).rows.map(({ messageId }) => messageId);
+    };
+    expect(await list('waiting')).toEqual([soon, late]);
+    expect(await list('pending')).toEqual([first, other]);
+    expect((await waybill('inbox', 'list', '--id', late, '--json')).out).toContain(late);
+  });
+
   test('show tells all, bodies only when asked for; the body is as it was received', async () => {
     const id = await dead('billing', { headers: { h: 1 } });
     const plain = await waybill('inbox', 'show', id);
