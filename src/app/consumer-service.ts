@@ -10,12 +10,14 @@ import { Receiver, type HandlerPart } from '../inbox/receiver.js';
 import { InboxStore } from '../postgres/inbox-store.js';
 import { pause, type Clock } from '../runtime/clock.js';
 import type { Logger } from '../telemetry/log.js';
+import type { Tracing } from '../telemetry/tracing.js';
 import { BrokerLink } from './broker-link.js';
 import { ConfiguredConsumerBroker } from './consumer-broker.js';
 import { ConsumerDatabase } from './consumer-database.js';
 import { registerConsumers } from './consumer-registration.js';
 import { httpHandler } from './http-handler.js';
 import { cleanNowAndThen } from './inbox-cleaning.js';
+import { consumerSpans } from './trace-consumed.js';
 
 /** The running consumers of a process. */
 export interface ConsumerService {
@@ -42,6 +44,8 @@ export interface ConsumerServiceOptions {
   clock: Clock;
   /** Told how long each call of a handler over HTTP took. */
   onHandled?: (consumer: string, seconds: number) => void;
+  /** Undefined: nobody traces. */
+  tracing?: Tracing | undefined;
 }
 
 const OPERATOR_RETRY_MS = 15_000;
@@ -63,16 +67,18 @@ class Consumers implements ConsumerService {
   readonly #clock: Clock;
   readonly #reload: () => Config;
   readonly #onHandled: (consumer: string, seconds: number) => void;
+  readonly #tracing: Tracing | undefined;
   readonly #stopping = new AbortController();
   readonly #end: Promise<'drained' | 'incomplete'>;
   readonly #looks = new Map<string, () => ConsumerLook>();
 
-  constructor(config: Config, log: Logger, { reload, clock, onHandled }: ConsumerServiceOptions) {
+  constructor(config: Config, log: Logger, { reload, clock, onHandled, tracing }: ConsumerServiceOptions) {
     this.#config = config;
     this.#log = log;
     this.#clock = clock;
     this.#reload = reload;
     this.#onHandled = onHandled ?? (() => undefined);
+    this.#tracing = tracing;
     this.#end = this.#run();
     this.stopped = this.#end.then(() => undefined);
     this.stopped.catch(() => undefined);
@@ -186,6 +192,7 @@ class Consumers implements ConsumerService {
       counters,
       clock: this.#clock,
       log,
+      spans: this.#tracing && consumerSpans(this.#tracing, name, consumer.queue),
       onHandled: (seconds) => this.#onHandled(name, seconds),
     });
     this.#looks.set(name, () => ({

@@ -5,7 +5,7 @@ import { pause, systemClock, within, type Clock } from '../runtime/clock.js';
 import { watchEventLoop } from '../runtime/event-loop.js';
 import type { Logger } from '../telemetry/log.js';
 import { Metrics } from '../telemetry/metrics-registry.js';
-import { loadTracing } from '../telemetry/tracing.js';
+import { loadTracing, type Tracing } from '../telemetry/tracing.js';
 import { startAdminService } from './admin-service.js';
 import { readAdminToken } from './admin-token.js';
 import { consumerHealth, showConsumers } from './consumer-metrics.js';
@@ -71,12 +71,20 @@ async function start(config: Config, log: Logger, options: Surroundings, only: D
       'process',
     ] as const),
   );
-  const consumers = withConsumers ? watchedConsumers(config, log, options, metrics, names) : undefined;
-  if (withRelay) {
-    const relay = await startRelay(config, log, options, { metrics, consumers });
-    return consumers ? together([relay, consumers]) : relay;
-  }
-  return consumers ? alone(consumers, config, log, options, metrics) : together([]);
+  const tracing = await loadTracing(options.version);
+  const consumers = withConsumers ? watchedConsumers(config, log, options, metrics, tracing) : undefined;
+  const parts: Daemon[] = [];
+  if (withRelay) parts.push(startRelay(config, log, options, { metrics, consumers, tracing }));
+  if (consumers) parts.push(withRelay ? consumers : alone(consumers, config, log, options, metrics));
+  const [first, ...others] = parts;
+  const running = first && others.length === 0 ? first : together(parts);
+  return tracing ? flushing(running, tracing, options.clock) : running;
+}
+
+/** The last spans are those of the drain. */
+function flushing(daemon: Daemon, tracing: Tracing, clock: Clock): Daemon {
+  const flush = () => within(clock, tracing.flush(), END_LIMIT_MS, undefined);
+  return { stopped: daemon.stopped.finally(flush), stop: () => daemon.stop().finally(flush) };
 }
 
 function watchedConsumers(
@@ -84,14 +92,18 @@ function watchedConsumers(
   log: Logger,
   { reload, clock }: Surroundings,
   metrics: Metrics,
-  names: readonly string[],
+  tracing: Tracing | undefined,
 ): ConsumerService {
   const seconds = new Map(
-    names.map((consumer) => [consumer, metrics.observer('waybill_inbox_handler_seconds', { consumer })]),
+    config.consumers.map(({ name: consumer }) => [
+      consumer,
+      metrics.observer('waybill_inbox_handler_seconds', { consumer }),
+    ]),
   );
   const consumers = startConsumers(config, log, {
     reload,
     clock,
+    tracing,
     onHandled: (consumer, took) => seconds.get(consumer)?.(took),
   });
   metrics.beforeShowing(() => showConsumers(metrics, consumers.look()));
@@ -146,16 +158,19 @@ function together(parts: readonly Daemon[]): Daemon {
   return { stopped, stop };
 }
 
-async function startRelay(
+function startRelay(
   config: Config,
   log: Logger,
   options: Surroundings,
-  { metrics, consumers }: { metrics: Metrics; consumers: ConsumerService | undefined },
-): Promise<Daemon> {
-  const { reload, clock, version } = options;
+  {
+    metrics,
+    consumers,
+    tracing,
+  }: { metrics: Metrics; consumers: ConsumerService | undefined; tracing: Tracing | undefined },
+): Daemon {
+  const { reload, clock } = options;
   const name = config.relay.name;
   const toConfirm = metrics.observer('waybill_outbox_commit_to_confirm_seconds', { relay: name });
-  const tracing = await loadTracing(version);
   const relay = startRelayService(config, log, {
     reload,
     clock,
@@ -176,7 +191,6 @@ async function startRelay(
     await admin.stop();
     // Its statement may hang with the database; nothing waits for that.
     await within(clock, collecting, END_LIMIT_MS, undefined);
-    if (tracing) await within(clock, tracing.flush(), END_LIMIT_MS, undefined);
   };
   return { stopped: relay.stopped.finally(end), stop: () => relay.stop().finally(end) };
 }

@@ -5,7 +5,8 @@ import { backoffMs, type Backoff } from '../core/schedule.js';
 import { pause, type Clock } from '../runtime/clock.js';
 import type { Gate } from './gate.js';
 import type { Outcomes } from './outcomes.js';
-import type { Claim, ConsumerLog, InboxMessage, InboxStore, MessageHandler, Settlement } from './ports.js';
+import type { Claim, ConsumerLog, InboxMessage, InboxStore, MessageHandler, Outcome, Settlement } from './ports.js';
+import { spanEnd, type MessageSpans, type SpanEnd } from './spans.js';
 import type { Processor } from './worker.js';
 
 const MARGIN_MS = 60_000;
@@ -18,6 +19,7 @@ export interface HttpProcessorOptions {
   outcomes: Outcomes;
   clock: Clock;
   log: ConsumerLog;
+  spans?: MessageSpans | undefined;
   /** Aborts when nothing may be waited for any longer. */
   giveUp: AbortSignal;
   /** There is room again. */
@@ -61,7 +63,20 @@ export class HttpProcessor implements Processor {
   }
 
   async #handle(message: InboxMessage, token: string, ticket: Ticket | undefined): Promise<void> {
-    const { handler, gate, outcomes, clock, giveUp, onHandled } = this.#options;
+    const span = this.#options.spans?.begin('process', message, message.attempt, 0);
+    let end: SpanEnd = { result: 'unknown', error: { type: 'unknown', text: 'the answer could not be written down' } };
+    try {
+      const outcome = await this.#attempt({ ...message, ...span?.context }, token, ticket);
+      if (!outcome) return;
+      end = spanEnd(outcome);
+      this.#options.outcomes.note(message, outcome, message.attempt);
+    } finally {
+      span?.end(end);
+    }
+  }
+
+  async #attempt(message: InboxMessage, token: string, ticket: Ticket | undefined): Promise<Outcome | undefined> {
+    const { handler, gate, clock, giveUp, onHandled } = this.#options;
     const beganMs = clock.now();
     let verdict: Settlement;
     try {
@@ -78,7 +93,7 @@ export class HttpProcessor implements Processor {
       verdict = { kind: 'release', error: 'the service stopped before there was an answer' };
     }
     const [outcome] = await this.#settle(token, message.seq, verdict);
-    if (outcome) outcomes.note(message, outcome, message.attempt);
+    return outcome;
   }
 
   /** The effect is there; the word on it must not be lost because the database is away for a moment. */

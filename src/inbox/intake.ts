@@ -9,6 +9,7 @@ import { Wakeup } from '../runtime/signal.js';
 import type { Gate } from './gate.js';
 import type { Outcomes } from './outcomes.js';
 import type { Persisting } from './persisting.js';
+import { spanEnd, type MessageSpans } from './spans.js';
 import type {
   Arrival,
   ConsumeChannel,
@@ -29,6 +30,7 @@ export interface IntakeOptions {
   counters: ConsumerCounters;
   log: ConsumerLog;
   clock: Clock;
+  spans?: MessageSpans | undefined;
   /** Most bytes of bodies that may be here unacknowledged. */
   mostHeldBytes: number;
   /** Rows are in the table that somebody has to handle. */
@@ -146,6 +148,7 @@ export class Intake {
 
   async #take(channel: ConsumeChannel, stopping: AbortSignal): Promise<'away' | undefined> {
     const deliveries = this.#gathering.take();
+    const beganMs = this.#options.clock.now();
     const arrivals = deliveries.map((delivery) => this.#toArrival(delivery));
     const rows = await this.#write(arrivals, stopping);
     if (!rows) return 'away';
@@ -155,6 +158,7 @@ export class Intake {
     this.#held -= deliveries.length;
     for (const { body } of deliveries) this.#heldBytes -= body.length;
     this.#follow(arrivals, rows);
+    this.#trace(arrivals, rows, this.#options.clock.now() - beganMs);
     return undefined;
   }
 
@@ -225,6 +229,20 @@ export class Intake {
     });
     if (pending > 0) this.#options.onPending();
     if (suspects.length > 0) this.#options.onSuspects(suspects);
+  }
+
+  /** The span of a message that was handled in the transaction that wrote it is that of its first attempt. */
+  #trace(arrivals: readonly Arrival[], rows: readonly ReceivedRow[], agoMs: number): void {
+    const { spans } = this.#options;
+    if (!spans) return;
+    rows.forEach((row, index) => {
+      const arrival = arrivals[index];
+      if (!arrival) return;
+      const wasHandled = row.outcome === 'inserted' && row.verdict !== null;
+      const span = spans.begin(wasHandled ? 'process' : 'receive', arrival.row, 1, agoMs);
+      const error = row.error ?? arrival.row.dead?.text ?? null;
+      span?.end(row.outcome === 'duplicate' ? { result: 'duplicate', error: undefined } : spanEnd({ ...row, error }));
+    });
   }
 }
 

@@ -24,6 +24,9 @@ export interface InboxMessage {
   occurredAt: Date | null;
   traceparent: string | null;
   tracestate: string | null;
+  /** By which it came; null where that is not known. */
+  exchange: string | null;
+  routingKey: string | null;
   /** From 1. */
   attempt: number;
 }

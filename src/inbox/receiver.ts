@@ -13,6 +13,7 @@ import { Outcomes } from './outcomes.js';
 import { Persisting } from './persisting.js';
 import type { ConsumerBroker, ConsumerCounters, ConsumerLog, InboxStore, MessageHandler } from './ports.js';
 import { RetryTimers, type DueRow } from './retry-timers.js';
+import type { MessageSpans } from './spans.js';
 import { MOST_SUBTRANSACTIONS, SqlProcessor } from './sql-processor.js';
 import { Worker, type Processor } from './worker.js';
 
@@ -35,6 +36,8 @@ export interface ReceiverOptions {
   counters: ConsumerCounters;
   clock: Clock;
   log: ConsumerLog;
+  /** Undefined: nobody traces. */
+  spans?: MessageSpans | undefined;
   onHandled?: (seconds: number) => void;
 }
 
@@ -114,8 +117,8 @@ export class Receiver {
   }
 
   #processor(tooSlow: string): Processor | undefined {
-    const { handler, store, clock, counters, log, onHandled } = this.#options;
-    const shared = { store, gate: this.gate, outcomes: this.#outcomes, clock };
+    const { handler, store, clock, counters, log, spans, onHandled } = this.#options;
+    const shared = { store, gate: this.gate, outcomes: this.#outcomes, clock, spans };
     if (handler.kind === 'sql') return new SqlProcessor({ ...shared, counters, timeoutMs: handler.timeoutMs, tooSlow });
     if (handler.kind === 'store') return undefined;
     return new HttpProcessor({
@@ -202,7 +205,7 @@ export class Receiver {
     part: Pick<IntakeOptions, 'rules' | 'limits' | 'applies' | 'toArrival'>,
     stopping: AbortSignal,
   ): Promise<void> {
-    const { store, broker, counters, log, clock } = this.#options;
+    const { store, broker, counters, log, clock, spans } = this.#options;
     await this.#gateClosed(stopping);
     if (stopping.aborted) return;
     // F109: nothing is taken from the queue before the database answers.
@@ -216,6 +219,7 @@ export class Receiver {
       counters,
       log,
       clock,
+      spans,
       mostHeldBytes: MOST_HELD_BYTES,
       onPending: () => this.#pending(),
       onSuspects: (rows) => this.#worker?.alone(rows),

@@ -4,6 +4,7 @@ import { pause, type Clock } from '../runtime/clock.js';
 import type { Gate } from './gate.js';
 import type { Outcomes } from './outcomes.js';
 import type { Claim, ConsumerCounters, InboxMessage, InboxStore, Outcome } from './ports.js';
+import { spanEnd, type MessageSpans } from './spans.js';
 import type { Processor } from './worker.js';
 
 /** Why: more subtransactions than 64 in one transaction slow every snapshot of the server (fact 28). */
@@ -18,6 +19,7 @@ export interface SqlProcessorOptions {
   outcomes: Outcomes;
   counters: ConsumerCounters;
   clock: Clock;
+  spans?: MessageSpans | undefined;
   /** statement_timeout of the connection. */
   timeoutMs: number;
   tooSlow: string;
@@ -45,7 +47,10 @@ export class SqlProcessor implements Processor {
   }
 
   async process(claim: Claim, tickets: Ticket[]): Promise<void> {
-    const { gate, outcomes, store } = this.#options;
+    const { gate, outcomes, store, spans, clock } = this.#options;
+    const beganMs = clock.now();
+    const trace = (message: InboxMessage, outcome: Omit<Outcome, 'seq'>): void =>
+      spans?.begin('process', message, message.attempt, clock.now() - beganMs)?.end(spanEnd(outcome));
     try {
       const rows = await this.#apply(claim.messages, claim.token);
       const bySeq = new Map(claim.messages.map((message) => [message.seq, message]));
@@ -53,12 +58,14 @@ export class SqlProcessor implements Processor {
         const message = bySeq.get(row.seq);
         if (!message) continue;
         outcomes.note(message, row, message.attempt);
+        trace(message, row);
         const ticket = tickets.shift();
         if (ticket) gate.settleRow(ticket, row);
       }
     } catch (error) {
       if (!isWaybillError(error, 'WAYBILL_HANDLER_BROKEN')) throw error;
       gate.trip(error.message, tickets[0]);
+      for (const message of claim.messages) trace(message, brokenOutcome(error.message));
       // They go back as they were: nothing of them was tried.
       const verdict = { kind: 'release', error: error.message } as const;
       await store.settle(
@@ -93,4 +100,10 @@ export class SqlProcessor implements Processor {
       }
     }
   }
+}
+
+/** Of a message whose handler is broken for all of them. */
+function brokenOutcome(error: string): Omit<Outcome, 'seq'> {
+  const nothing = { attempt: null, dueInMs: null, deadReason: null, hasReleased: false };
+  return { ...nothing, status: 'running', verdict: 'broken', error };
 }

@@ -156,8 +156,8 @@ export class InboxStore {
     );
     return rows.map((row) => ({
       message: toMessage(row),
-      exchange: row.exchange,
-      routingKey: row.routing_key,
+      exchange: row.exchange ?? '',
+      routingKey: row.routing_key ?? '',
       originalId: row.original_id,
       deadReason: row.dead_reason ?? 'unknown',
       error: row.last_error,
@@ -279,8 +279,8 @@ interface MessageRow {
   content_type: string | null;
   content_encoding: string | null;
   headers: Record<string, unknown>;
-  exchange: string;
-  routing_key: string;
+  exchange: string | null;
+  routing_key: string | null;
   correlation_id: string | null;
   causation_id: string | null;
   reply_to: string | null;
@@ -316,6 +316,8 @@ function toMessage(row: MessageRow) {
     occurredAt: row.occurred_at,
     traceparent: row.traceparent,
     tracestate: row.tracestate,
+    exchange: row.exchange,
+    routingKey: row.routing_key,
     attempt: row.attempt,
   };
 }

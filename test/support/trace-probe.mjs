@@ -13,10 +13,14 @@ const exporter = {
         kind: span.kind,
         traceId,
         spanId,
+        spanId,
         parentSpanId: span.parentSpanContext?.spanId,
         startMs: span.startTime[0] * 1e3 + span.startTime[1] / 1e6,
         endMs: span.endTime[0] * 1e3 + span.endTime[1] / 1e6,
         attributes: span.attributes,
+        links: span.links.map(({ context }) => context.spanId),
+        status: span.status,
+        tracestate: span.spanContext().traceState?.serialize(),
         scope: span.instrumentationScope.name,
       };
       appendFileSync(process.env.WAYBILL_TEST_SPANS, `${JSON.stringify(line)}\n`);

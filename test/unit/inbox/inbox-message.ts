@@ -20,6 +20,8 @@ export function inboxMessage(given: Partial<InboxMessage> = {}): InboxMessage {
     occurredAt: new Date('2026-01-02T03:04:05.678Z'),
     traceparent: '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01',
     tracestate: 'vendor=1',
+    exchange: 'events',
+    routingKey: 'order.paid',
     attempt: 3,
     ...given,
   };
