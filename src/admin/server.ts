@@ -2,7 +2,7 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import type { AddressInfo } from 'node:net';
 import { within, type Clock } from '../runtime/clock.js';
 import type { Logger } from '../telemetry/log.js';
-import { createTextRedactor } from '../telemetry/redact.js';
+import { createJsonRedactor } from '../telemetry/redact.js';
 import { carriesToken, refusalOf } from './guard.js';
 import { readinessOf, type PartHealth } from './health.js';
 
@@ -179,10 +179,10 @@ export class AdminServer {
   }
 }
 
-const redact = createTextRedactor();
+const redact = createJsonRedactor();
 
 function json(status: number, value: object): Answer {
-  return { status, body: `${redact(JSON.stringify(value, null, 2))}\n` };
+  return { status, body: `${redact(value, 2)}\n` };
 }
 
 function refused(status: number, error: string): Answer {

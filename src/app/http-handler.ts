@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs';
 import type { HttpHandlerConfig } from '../config/http-handler.js';
 import { WaybillError } from '../core/errors.js';
 import { HttpHandler } from '../inbox/http-handler.js';
+import { knownSecrets } from '../telemetry/redact.js';
 import { unixMs, type Clock } from '../runtime/clock.js';
 import { tlsOptions } from './endpoints.js';
 
@@ -19,7 +20,10 @@ export function httpHandler(config: HttpHandlerConfig, clock: Clock): HttpHandle
 
 function readSecrets(path: string): string {
   try {
-    return readFileSync(path, 'utf8');
+    const text = readFileSync(path, 'utf8');
+    // Also what the signature is made with, and a file that holds something else than it should.
+    knownSecrets.add(text.split(/\r?\n/).flatMap((line) => [line.trim(), line.trim().replace(/^whsec_/, '')]));
+    return text;
   } catch (error) {
     const code = (error as NodeJS.ErrnoException).code ?? 'unreadable';
     throw new WaybillError('WAYBILL_CONFIG_INVALID', `The secret file ${path} cannot be read (${code}).`, {

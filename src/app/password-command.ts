@@ -1,4 +1,5 @@
 import { execFile, type ExecFileException } from 'node:child_process';
+import { formsOf } from '../config/urls.js';
 import { WaybillError } from '../core/errors.js';
 import { knownSecrets } from '../telemetry/redact.js';
 
@@ -39,7 +40,7 @@ export function passwordFrom(
         else if (password === '') reject(failed('printed nothing'));
         else if (/[\0\r\n]/.test(password)) reject(failed('printed more than one line'));
         else {
-          knownSecrets.add([password, encodeURIComponent(password)]);
+          knownSecrets.add(formsOf(password));
           resolve(password);
         }
       };

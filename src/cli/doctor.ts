@@ -1,7 +1,7 @@
 import type { Command } from 'commander';
 import type { Finding } from '../app/doctor-findings.js';
 import { examine } from '../app/doctor.js';
-import { createTextRedactor } from '../telemetry/redact.js';
+import { createJsonRedactor, createTextRedactor } from '../telemetry/redact.js';
 import { EXIT } from './context.js';
 import type { Cli } from './program.js';
 import { printable } from './text.js';
@@ -16,10 +16,9 @@ export function registerDoctor(program: Command, cli: Cli): void {
       const findings = await examine(cli.configuration.whole());
       const counts = countBySeverity(findings);
       const passed = counts.fail === 0 && (!strict || counts.warn === 0);
-      const redact = createTextRedactor();
       const text = json
-        ? redact(JSON.stringify({ passed, counts, findings }, null, 2))
-        : printable(redact(formatFindings(findings)));
+        ? createJsonRedactor()({ passed, counts, findings }, 2)
+        : printable(createTextRedactor()(formatFindings(findings)));
       cli.context.out(`${text}\n`);
       if (!passed) cli.exitCode = EXIT.check;
     });

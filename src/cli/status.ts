@@ -1,7 +1,7 @@
 import { Option, type Command } from 'commander';
 import { collectStatus, type Activity, type Status } from '../app/status.js';
 import { systemClock } from '../runtime/clock.js';
-import { createTextRedactor } from '../telemetry/redact.js';
+import { createJsonRedactor, createTextRedactor } from '../telemetry/redact.js';
 import { interval } from './arguments.js';
 import { EXIT } from './context.js';
 import type { Cli } from './program.js';
@@ -31,8 +31,7 @@ export function registerStatus(program: Command, cli: Cli): void {
 
 async function once(cli: Cli, { json, check }: StatusOptions): Promise<void> {
   const status = await collectStatus(cli.configuration.whole());
-  const redact = createTextRedactor();
-  const text = json ? redact(JSON.stringify(status, null, 2)) : printable(redact(formatStatus(status)));
+  const text = json ? createJsonRedactor()(status, 2) : printable(createTextRedactor()(formatStatus(status)));
   cli.context.out(`${text}\n`);
   if (check && status.problems.length > 0) cli.exitCode = EXIT.check;
 }
@@ -46,7 +45,7 @@ function watch(cli: Cli, { json, interval: intervalMs }: StatusOptions): Promise
     const status = await collectStatus(cli.configuration.whole(), { broker: broker?.known });
     // One that could not be reached is asked again at once.
     if (!status.broker.error) broker ??= { known: status.broker, atMs: nowMs };
-    if (json) return redact(JSON.stringify(status));
+    if (json) return createJsonRedactor()(status);
     const head = `waybill status at ${status.at.slice(11, 19)} UTC, every ${intervalMs / 1000} s; Ctrl-C ends it`;
     return printable(redact(`${head}\n\n${formatStatus(status)}\n`));
   });

@@ -54,11 +54,19 @@ export function passwordsIn(urlText: string): string[] {
   if (!URL.canParse(first)) return [];
   const parsed = new URL(first);
   const written = [parsed.password, parsed.searchParams.get('password') ?? ''];
-  const raw = /^[^:]+:\/\/[^:@/]*:([^@]*)@/.exec(urlText)?.[1];
-  if (raw !== undefined) written.push(raw);
-  const forms = new Set(written.flatMap((form) => [form, decoded(form), encodeURIComponent(decoded(form))]));
-  forms.delete('');
-  return [...forms];
+  const raw = [/^[^:]+:\/\/[^:@/]*:([^@]*)@/.exec(urlText)?.[1], /[?&]password=([^&#]*)/.exec(urlText)?.[1]];
+  const known = [...written, ...raw.filter((form) => form !== undefined)];
+  return [...new Set(known.flatMap((form) => [form, ...formsOf(decoded(form))]))].filter((form) => form !== '');
+}
+
+/** A password as it stands, and as it stands in URLs, which do not encode the same characters everywhere. */
+export function formsOf(password: string): string[] {
+  const url = new URL('postgres://user@host/');
+  url.password = password;
+  const inUserPart = url.password;
+  url.password = encodeURIComponent(password);
+  const query = new URLSearchParams({ password }).toString().slice('password='.length);
+  return [password, encodeURIComponent(password), inUserPart, url.password, query];
 }
 
 /** Checks the URL of every host and gives the first. */

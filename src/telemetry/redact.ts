@@ -7,6 +7,12 @@ export const SHORTEST_SECRET = 4;
 /** The word "password" stands in our own examples. */
 const PASSWORD_IN_URL = /([a-z][a-z0-9+.-]*:\/\/[^\s:@/?#"]*:)(?!password@)[^\s@/"]+@/gi;
 
+/** Such as of a file that was named in the wrong place; cut off, it is still one. */
+const PRIVATE_KEY = /-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)/g;
+
+/** Of Standard Webhooks. */
+const WEBHOOK_SECRET = /whsec_[A-Za-z0-9+/=_-]{8,}/g;
+
 /** More than a configuration holds, with room for the newest passwords of commands. */
 const MOST_SECRETS = 100;
 
@@ -49,13 +55,22 @@ export const knownSecrets = new Secrets();
 /** Takes secrets out of one line of JSON, wherever they stand in its names and values; the line stays valid JSON. */
 export type Redact = (line: string) => string;
 
+/** Also what is one by its look, known or not: passwords inside of any URL, private keys, webhook secrets. */
+function cleaner(secrets: Secrets): (text: string) => string {
+  return (text) =>
+    secrets
+      .takenOutOf(text)
+      .replaceAll(PASSWORD_IN_URL, `$1${REDACTED}@`)
+      .replaceAll(PRIVATE_KEY, REDACTED)
+      .replaceAll(WEBHOOK_SECRET, REDACTED);
+}
+
 /**
  * A redactor for these secrets and those learned later. A secret is taken out by its value, so it does not matter by
- * which way it came into a line: a message, a field, the text of a foreign error, a URL. Passwords inside of any URL go
- * as well.
+ * which way it came into a line: a message, a field, the text of a foreign error, a URL.
  */
 export function createRedactor(secrets: Secrets = knownSecrets): Redact {
-  const clean = (text: string) => secrets.takenOutOf(text).replaceAll(PASSWORD_IN_URL, `$1${REDACTED}@`);
+  const clean = cleaner(secrets);
   return (line) => {
     const end = line.endsWith('\n') ? '\n' : '';
     let parsed: unknown;
@@ -72,6 +87,15 @@ export function createRedactor(secrets: Secrets = knownSecrets): Redact {
 export function createTextRedactor(secrets: Secrets = knownSecrets): (text: string) => string {
   const redact = createRedactor(secrets);
   return (text) => JSON.parse(redact(JSON.stringify(text))) as string;
+}
+
+/**
+ * Writes a value as JSON without secrets. Why not a text redactor over JSON: there a secret with a quote or a backslash is
+ * written in another way.
+ */
+export function createJsonRedactor(secrets: Secrets = knownSecrets): (value: object, indent?: number) => string {
+  const clean = cleaner(secrets);
+  return (value, indent) => JSON.stringify(cleanDeeply(JSON.parse(JSON.stringify(value)), clean), null, indent);
 }
 
 function cleanDeeply(value: unknown, clean: (text: string) => string): unknown {
