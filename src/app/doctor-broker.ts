@@ -2,13 +2,14 @@ import type { Config } from '../config/load.js';
 import { staysLocal } from '../config/hosts.js';
 import type { RelayEntry } from '../postgres/inspect.js';
 import type { BrokerFacts } from '../rabbitmq/inspect.js';
-import { fail, ok, warn, type Finding } from './doctor-findings.js';
+import { fail, note, ok, warn, type Finding } from './doctor-findings.js';
 
 const OLDEST_VERSION: readonly [number, number] = [3, 10];
 
 /** Every check of the broker; pure. `record` is what the relay remembers of it. */
 export function checkBroker(facts: BrokerFacts, record: RelayEntry | undefined, config: Config): Finding[] {
-  return [version(facts), exchange(facts, config), identity(facts, record), lock(facts)].flat();
+  if (!config.relay.enabled) return [version(facts), ...unseen(facts, config)];
+  return [version(facts), exchange(facts, config), identity(facts, record), lock(facts), unseen(facts, config)].flat();
 }
 
 function version({ version: text, cluster, vhost }: BrokerFacts): Finding {
@@ -67,6 +68,25 @@ function identity({ cluster, vhost }: BrokerFacts, record: RelayEntry | undefine
 function lock({ lock: state }: BrokerFacts): Finding[] {
   if (state === 'unknown') return [];
   return [ok('lock', state === 'held' ? 'a relay holds the lock queue' : 'the lock queue is free')];
+}
+
+/** What decides over messages and is not told over AMQP: policies win over what a queue was declared with. */
+function unseen({ vhost }: BrokerFacts, { consumers }: Config): Finding[] {
+  const at = vhost === '/' ? '' : ` -p '${vhost}'`;
+  const queues = consumers.length === 0 ? 'queues that your exchanges lead to' : 'queues of your consumers';
+  const policies = `policies that apply to ${queues} cannot be seen over AMQP`;
+  const wrong =
+    'expires, message-ttl and overflow: drop-head lose messages, a small delivery-limit gives up what a crash gave back';
+  const how = `rabbitmqctl list_policies${at}; rabbitmqctl list_operator_policies${at}`;
+  const limits = 'max_message_size, consumer_timeout and alarms of RabbitMQ cannot be seen over AMQP';
+  return [
+    note('broker-policies', policies, `${how} (${wrong})`),
+    note(
+      'broker-limits',
+      limits,
+      'rabbitmqctl environment; rabbitmqctl status (max_message_size above relay.maxBodyBytes, consumer_timeout 5 min or more)',
+    ),
+  ];
 }
 
 /** Whether anything travels readable over a network; looks at the configuration alone. */

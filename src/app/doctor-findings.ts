@@ -1,7 +1,8 @@
-/** One thing that doctor looked at. `mend` is what to do, null when all is well. */
+/** One thing that doctor looked at. `mend` is what to do, null when there is nothing to be done. */
 export interface Finding {
   /** Stable, for scripts. */
   id: string;
+  /** `ok` with a mend: not checked; the mend says how to look by hand. */
   severity: 'ok' | 'warn' | 'fail';
   finding: string;
   mend: string | null;
@@ -9,6 +10,11 @@ export interface Finding {
 
 export function ok(id: string, finding: string): Finding {
   return { id, severity: 'ok', finding, mend: null };
+}
+
+/** It cannot be looked at from here; `mend` is how to look by hand. Nothing is wrong as far as is known. */
+export function note(id: string, finding: string, mend: string): Finding {
+  return { id, severity: 'ok', finding, mend };
 }
 
 /** It works, and something about it will hurt some day. */

@@ -20,6 +20,9 @@ const MEGABYTE = 2 ** 20;
 
 /** Every check of the PostgreSQL server; pure. */
 export function checkServer(evidence: ServerEvidence, config: Config): Finding[] {
+  const always = [version, primary, oldSessions, clock];
+  // Of one that only consumes, the WAL is somebody else's business.
+  if (!config.relay.enabled) return always.flatMap((check) => check(evidence));
   const checks = [version, primary, walLevel, slotBudget, senderBudget, keepSize, senderTimeout, role];
   const more = [outputPlugins, slot, failover, prepared, oldSessions, standby, clock];
   return [...checks, ...more].flatMap((check) => check(evidence, config));

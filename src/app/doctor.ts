@@ -55,7 +55,7 @@ export async function examine(config: Config): Promise<Finding[]> {
     };
     await withDatabase(config.database, LIMITS, examined, (host) => findings.push(passedOver('database-hosts', host)));
   });
-  if (config.relay.source === 'wal') {
+  if (config.relay.enabled && config.relay.source === 'wal') {
     await gather(findings, 'replication-connection', async () => {
       const servers = replicationEndpoints(config.database, remembered.server);
       const { identity } = await identifyPrimary(servers, 'waybill inspection');

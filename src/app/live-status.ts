@@ -36,6 +36,7 @@ const NO_SESSION: SessionLive = {
   inFlightBytes: 0,
   narrow: false,
   unsettled: 0,
+  unusableExchanges: [],
 };
 
 /** The relay at this moment. */

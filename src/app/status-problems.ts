@@ -17,16 +17,18 @@ const LITTLE_SAFE_WAL_BYTES = 512 * 2 ** 20;
 
 /** What is wrong, most urgent first; empty when all is well. Pure. */
 export function findProblems(facts: StatusFacts, config: Config): StatusProblem[] {
+  // F121: a configuration that only consumes does not miss a relay, which is somebody else's.
+  const { enabled } = config.relay;
   return [
-    ...reachability(facts),
-    ...identity(facts),
-    ...(facts.database.error === null ? [...activity(facts, config), ...slot(facts, config)] : []),
+    ...reachability(facts, enabled),
+    ...(enabled ? identity(facts) : []),
+    ...(enabled && facts.database.error === null ? [...activity(facts, config), ...slot(facts, config)] : []),
     ...backlog(facts, config),
     ...consumers(facts),
   ];
 }
 
-function reachability({ database, broker }: StatusFacts): StatusProblem[] {
+function reachability({ database, broker }: StatusFacts, runsRelay: boolean): StatusProblem[] {
   const problems: StatusProblem[] = [];
   if (database.error) {
     const schemaIsWrong = database.error.code.startsWith('WAYBILL_SCHEMA_');
@@ -45,7 +47,7 @@ function reachability({ database, broker }: StatusFacts): StatusProblem[] {
     problems.push({ id: 'broker', problem: withHint(broker.error.message, broker.error.hint), next: 'waybill doctor' });
   }
   const state = broker.facts?.exchange;
-  if (state === 'differs' || state === 'refused') {
+  if (runsRelay && (state === 'differs' || state === 'refused')) {
     const why = state === 'differs' ? 'exists with another type or other arguments' : 'may not be used by this user';
     problems.push({ id: 'exchange', problem: `Exchange ${broker.exchange} ${why}.`, next: 'waybill doctor' });
   }

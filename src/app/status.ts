@@ -32,6 +32,8 @@ export type Activity = 'active' | 'starting' | 'stopped' | 'unknown';
 export interface Status {
   at: string;
   relay: string;
+  /** Whether this configuration runs it; one that only consumes does not (`relay: false`). */
+  relayEnabled: boolean;
   schema: string;
   activity: Activity;
   database: {
@@ -78,6 +80,7 @@ async function collectFacts(config: Config, known: KnownStatus): Promise<StatusF
   const facts: StatusFacts = {
     at: new Date().toISOString(),
     relay: config.relay.name,
+    relayEnabled: config.relay.enabled,
     schema: config.database.schema,
     activity: 'unknown',
     database: {

@@ -1,4 +1,4 @@
-import type { Command } from 'commander';
+import { Option, type Command } from 'commander';
 import {
   drainConsumer,
   forgetConsumerRows,
@@ -62,7 +62,7 @@ export function registerConsumer(program: Command, cli: Cli): void {
       'Pause the consumer and wait until nothing of it is being handled; exit code 1 if that takes too long.',
     )
     .requiredOption('--reason <text>', 'why; shown to everybody, and kept in the action_log')
-    .option('--timeout <duration>', 'how long to wait', duration, DRAIN_MS)
+    .addOption(new Option('--timeout <duration>', 'how long to wait').argParser(duration).default(DRAIN_MS, '1m'))
     .action(async (name: string, { reason, timeout }: { reason: string; timeout: number }) => {
       const database = cli.configuration.database();
       const answer = await switchConsumer(database, 'pause', name, reason);

@@ -41,8 +41,9 @@ export function formatFindings(findings: readonly Finding[]): string {
     findings
       .filter((finding) => finding.severity === severity)
       .map(({ id, finding, mend }) => {
-        const line = `${LABELS[severity]}  ${id}: ${finding}`;
-        return mend === null ? line : `${line}\n      mend: ${mend}`;
+        const isSeen = severity !== 'ok' || mend === null;
+        const line = `${isSeen ? LABELS[severity] : 'note'}  ${id}: ${finding}`;
+        return mend === null ? line : `${line}\n      ${isSeen ? 'mend' : 'look'}: ${mend}`;
       }),
   );
   const { fail, warn } = countBySeverity(findings);

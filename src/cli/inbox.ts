@@ -97,7 +97,9 @@ export function registerShow(parent: Command, cli: Cli): void {
 
 /** An act of `inbox`, or with `status` one on messages in that status alone. */
 export function registerInboxAct(parent: Command, cli: Cli, act: InboxAct, status: 'dead' | undefined): void {
-  const states = act === 'replay' ? 'applied ones' : 'dead ones';
+  const states = { replay: 'applied ones', defer: 'those that are not dead', retry: 'dead ones', discard: 'dead ones' }[
+    act
+  ];
   const command = withInboxFilters(parent.command(act), status === undefined ? INBOX_ACTS_ON[act] : undefined)
     .argument('[ids...]', 'the ids of messages')
     .description(ACTS[act])

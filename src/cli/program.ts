@@ -42,7 +42,7 @@ export async function runCli(args: readonly string[], version: string, context: 
     logger: undefined,
   };
   program
-    .description('Transactional outbox relay for PostgreSQL and RabbitMQ.')
+    .description('Transactional outbox and inbox for PostgreSQL and RabbitMQ.')
     .version(version)
     .option('-c, --config <file>', 'configuration file, YAML or JSON (or WAYBILL_CONFIG)')
     .option('--verbose', 'show where an error comes from')

@@ -25,7 +25,7 @@ export function registerStatus(program: Command, cli: Cli): void {
     .option('--json', 'as JSON, in a stable shape')
     .addOption(new Option('--check', 'exit code 4 if there is any problem').conflicts('watch'))
     .option('--watch', 'again and again until Ctrl-C; in place on a terminal, with --json one line each')
-    .option('--interval <duration>', 'how often with --watch', interval, 2_000)
+    .addOption(new Option('--interval <duration>', 'how often with --watch').argParser(interval).default(2_000, '2s'))
     .action((options: StatusOptions) => (options.watch ? watch(cli, options) : once(cli, options)));
 }
 
@@ -51,6 +51,8 @@ function watch(cli: Cli, { json, interval: intervalMs }: StatusOptions): Promise
   });
 }
 
+const SHOWN_EXCHANGES = 3;
+
 const ACTIVITY: Readonly<Record<Activity, string>> = {
   active: 'active',
   starting: 'starting (holds the lock or the slot, not both yet)',
@@ -61,7 +63,7 @@ const ACTIVITY: Readonly<Record<Activity, string>> = {
 /** The status as a person reads it: facts in aligned lines, then the problems. */
 export function formatStatus(status: Status): string {
   const rows: [string, string][] = [
-    ['relay', `${status.relay} of schema ${status.schema}: ${ACTIVITY[status.activity]}`],
+    ['relay', relayLine(status)],
     ...liveRows(status),
     ...recordRows(status),
     ...slotRows(status),
@@ -75,6 +77,12 @@ export function formatStatus(status: Status): string {
   return `${aligned(rows)}\n\n${verdict}`;
 }
 
+function relayLine({ relay, relayEnabled, schema, activity }: Status): string {
+  if (relayEnabled) return `${relay} of schema ${schema}: ${ACTIVITY[activity]}`;
+  const elsewhere = activity === 'active' || activity === 'starting' ? '; another process runs one' : '';
+  return `none in this configuration (relay: false)${elsewhere}`;
+}
+
 /** What the running process says of itself. */
 function liveRows({ live, activity: now }: Status): [string, string][] {
   if (!live) {
@@ -82,6 +90,7 @@ function liveRows({ live, activity: now }: Status): [string, string][] {
     return isElsewhere ? [['live', 'no answer at admin.listen (off, or on another machine)']] : [];
   }
   const { throughput, phase, phaseForSeconds, inFlight, maxInFlight, unsettled, counters, narrow } = live;
+  const routes = live.unusableExchanges.slice(0, SHOWN_EXCHANGES);
   const each = (rate: number | null) => (rate === null ? '-' : spokenCount(Math.round(rate)));
   const window = narrow ? '1, because RabbitMQ stalled' : spokenCount(maxInFlight);
   return [
@@ -89,6 +98,10 @@ function liveRows({ live, activity: now }: Status): [string, string][] {
     ['', `${each(throughput.over10s)} messages/s over 10 s, ${each(throughput.over60s)} over 1 min`],
     ['', `in flight ${spokenCount(inFlight)} of ${window}, unsettled ${spokenCount(unsettled)}`],
     ['', `since its start: published ${spokenCount(counters.published)}, resent ${spokenCount(counters.resent)}`],
+    ...routes.map(({ reason, askedSecondsAgo }, index): [string, string] => [
+      index === 0 ? 'routes' : '',
+      `${reason} (seen ${spoken(askedSecondsAgo * 1000)} ago)`,
+    ]),
   ];
 }
 
@@ -105,8 +118,8 @@ function recordRows({ record, at }: Status): [string, string][] {
   ];
 }
 
-function slotRows({ slot, slotName, record }: Status): [string, string][] {
-  if (slotName === null || record?.source === 'table') return [];
+function slotRows({ slot, slotName, record, relayEnabled }: Status): [string, string][] {
+  if (slotName === null || record?.source === 'table' || (!relayEnabled && !slot)) return [];
   if (!slot) return [['slot', `${slotName}: does not exist`]];
   const reader = slot.active ? `read by server process ${slot.activePid ?? '?'}` : 'nobody reads it';
   const limit = slot.safeWalBytes === null ? '' : `, ${spokenBytes(slot.safeWalBytes)} more before it is lost`;

@@ -6,8 +6,8 @@ import { postgresAccount } from './find-postgres.js';
 /** Files of a certificate authority and of servers that it has signed. */
 export interface Authority {
   readonly caFile: string;
-  /** Signs a certificate for a DNS name; `expired` makes one whose time was over long ago. */
-  sign(name: string, options?: { expired?: boolean }): { certFile: string; keyFile: string };
+  /** Signs a certificate for a DNS name, for 2 days unless told; `expired` makes one whose time was over long ago. */
+  sign(name: string, options?: { expired?: boolean; days?: number }): { certFile: string; keyFile: string };
 }
 
 /** Makes an authority in the folder by openssl. The private keys belong to the account that PostgreSQL runs as. */
@@ -23,7 +23,7 @@ export async function certificateAuthority(folder: string): Promise<Authority> {
   const newKey = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes'];
   const caFile = join(folder, 'ca.crt');
   const caKey = join(folder, 'ca.key');
-  openssl('req', '-x509', ...newKey, '-days', '2', '-subj', '/CN=test authority', '-keyout', caKey, '-out', caFile);
+  openssl('req', '-x509', ...newKey, '-days', '120', '-subj', '/CN=test authority', '-keyout', caKey, '-out', caFile);
   writeFileSync(join(folder, 'index.txt'), '');
   writeFileSync(
     join(folder, 'ca.cnf'),
@@ -33,12 +33,12 @@ export async function certificateAuthority(folder: string): Promise<Authority> {
   let count = 0;
   return {
     caFile,
-    sign(name, { expired = false } = {}) {
+    sign(name, { expired = false, days = 2 } = {}) {
       const base = join(folder, `server-${(count += 1)}`);
       const [certFile, keyFile, request] = [`${base}.crt`, `${base}.key`, `${base}.csr`];
       const subject = ['-subj', `/CN=${name}`, '-addext', `subjectAltName=DNS:${name}`];
       openssl('req', '-new', ...newKey, ...subject, '-keyout', keyFile, '-out', request);
-      const time = expired ? ['-startdate', '20200101000000Z', '-enddate', '20200102000000Z'] : ['-days', '2'];
+      const time = expired ? ['-startdate', '20200101000000Z', '-enddate', '20200102000000Z'] : ['-days', String(days)];
       const ca = ['-config', 'ca.cnf', '-cert', caFile, '-keyfile', caKey];
       openssl('ca', '-batch', '-notext', ...ca, ...time, '-in', request, '-out', certFile);
       own(keyFile);

@@ -76,6 +76,13 @@ function notWell(findings: Finding[]): Finding[] {
   return findings.filter(({ severity }) => severity !== 'ok');
 }
 
+it('a configuration that only consumes is not asked for what a relay needs', () => {
+  const unfit = { walLevel: 'replica', mayReplicate: false, maxSlotWalKeepMb: -1, usedWalSenders: 99 };
+  expect(server({ server: unfit }).map(({ id }) => id)).toContain('wal-level');
+  expect(server({ server: unfit }, 'relay: false')).toEqual([]);
+  expect(broker({ exchange: 'missing', cluster: 'other' }, 'relay: false')).toEqual([]);
+});
+
 describe('a healthy installation', () => {
   it('gives no warning', () => {
     expect([...server({}), ...schema({}), ...broker({}), ...notWell(checkEncryption(configured()))]).toEqual([]);

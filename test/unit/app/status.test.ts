@@ -16,6 +16,7 @@ const HISTORY = { rows: 9_000_000, bytes: 2e9, partitions: 8 };
 const HEALTHY: StatusFacts = {
   at: '2026-01-01T03:00:00.000Z',
   relay: 'default',
+  relayEnabled: true,
   schema: 'waybill',
   activity: 'active',
   database: { error: null, name: 'shop', schemaVersion: 1, neededSchemaVersion: 1, systemIdentifier: '7000' },
@@ -65,6 +66,7 @@ const LIVE: LiveStatus = {
   inFlightBytes: 2_000,
   narrow: false,
   unsettled: 30,
+  unusableExchanges: [],
   maxInFlight: 2_000,
   maxInFlightBytes: 67_108_864,
   eventLoopLagSeconds: 0,
@@ -119,6 +121,15 @@ describe('problems', () => {
     const found = problems(change);
     expect(found.map((problem) => problem.id)).toEqual([id]);
     expect(found[0]?.next).toContain(next);
+  });
+
+  it('a configuration that only consumes does not miss a relay', () => {
+    const consuming = { ...config, relay: { ...config.relay, enabled: false } };
+    const nothingRuns = { relayEnabled: false, activity: 'stopped' as const, slot: null, otherRelays: ['two'] };
+    const facts = { ...HEALTHY, ...nothingRuns, broker: { ...HEALTHY.broker, facts: null, error: refused } };
+    expect(findProblems(facts, consuming).map(({ id }) => id)).toEqual(['broker']);
+    expect(findProblems(facts, config).map(({ id }) => id)).toEqual(['broker', 'second-relay', 'stopped', 'slot']);
+    expect(formatStatus({ ...facts, problems: [] })).toMatch(/^relay +none in this configuration \(relay: false\)\n/);
   });
 
   it('a first start is no problem but that nothing runs', () => {
