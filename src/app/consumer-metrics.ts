@@ -39,10 +39,20 @@ export function consumerHealth(looks: readonly ConsumerLook[], decides: boolean)
     ready,
     reason: ready ? null : 'no consumer takes messages',
     detail: Object.fromEntries(
-      looks.map(({ name, breaker, isConsuming }) => [
-        name,
-        { state: isConsuming ? 'consuming' : breaker === 'closed' ? 'not consuming' : 'paused', breaker },
-      ]),
+      looks.map((look) => [look.name, { state: stateOf(look), breaker: look.breaker, reason: reasonOf(look) }]),
     ),
   };
+}
+
+function stateOf({ isConsuming, breaker }: ConsumerLook): string {
+  if (breaker !== 'closed') return 'paused';
+  return isConsuming ? 'consuming' : 'not consuming';
+}
+
+/** Why a consumer does not work as it should; null when it does. What keeps it from its queue comes first. */
+function reasonOf({ isConsuming, breaker, troubles }: ConsumerLook): string | null {
+  if (breaker !== 'closed') return 'its handler fails for every message; one at a time is tried';
+  const [worst] = [...troubles].sort((a, b) => Number(b.part === 'the queue') - Number(a.part === 'the queue'));
+  if (worst) return `${worst.part}: ${worst.meaning}`;
+  return isConsuming ? null : 'it has not begun yet';
 }

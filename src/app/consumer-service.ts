@@ -1,7 +1,7 @@
 import type { ConsumerConfig, HandlerConfig } from '../config/consumers.js';
 import type { Config } from '../config/load.js';
 import { consequenceOf } from '../core/error-policy.js';
-import { isWaybillError, WaybillError } from '../core/errors.js';
+import { ERROR_CODES, isWaybillError, WaybillError } from '../core/errors.js';
 import { backoffMs, RECONNECT_BACKOFF } from '../core/schedule.js';
 import { DEAD_LETTER_EXCHANGE } from '../core/topology.js';
 import type { ConsumerCounters } from '../inbox/ports.js';
@@ -29,11 +29,20 @@ export interface ConsumerService {
   look(): readonly ConsumerLook[];
 }
 
+/** A part of a consumer that does not work, and why as the manual says it: the error itself may name addresses. */
+export interface Trouble {
+  part: string;
+  code: string | null;
+  meaning: string;
+}
+
 export interface ConsumerLook {
   name: string;
   counters: Readonly<ConsumerCounters>;
   breaker: 'closed' | 'open' | 'half-open';
   isConsuming: boolean;
+  /** What does not work at this moment. */
+  troubles: readonly Trouble[];
   /** Messages in the queue that were not delivered; undefined while that is unknown. */
   lag: number | undefined;
 }
@@ -70,6 +79,8 @@ class Consumers implements ConsumerService {
   readonly #tracing: Tracing | undefined;
   readonly #stopping = new AbortController();
   readonly #end: Promise<'drained' | 'incomplete'>;
+  /** Why the consumers could not be registered yet. */
+  #unregistered: unknown;
   readonly #looks = new Map<string, () => ConsumerLook>();
 
   constructor(config: Config, log: Logger, { reload, clock, onHandled, tracing }: ConsumerServiceOptions) {
@@ -90,7 +101,12 @@ class Consumers implements ConsumerService {
   }
 
   look(): readonly ConsumerLook[] {
-    return [...this.#looks.values()].map((look) => look());
+    return this.#config.consumers.map(({ name }) => this.#looks.get(name)?.() ?? this.#notBegun(name));
+  }
+
+  #notBegun(name: string): ConsumerLook {
+    const troubles = this.#unregistered === undefined ? [] : [troubleOf('the registration', this.#unregistered)];
+    return { name, counters: newCounters(), breaker: 'closed', isConsuming: false, troubles, lag: undefined };
   }
 
   /** F38, F83: a rotated password is seen at the next connection; a configuration that went wrong leaves the old one. */
@@ -150,6 +166,7 @@ class Consumers implements ConsumerService {
         ) {
           throw error;
         }
+        this.#unregistered = error;
         const passes = error instanceof WaybillError && consequenceOf(error.code) === 'again';
         const delayMs = passes ? backoffMs(RECONNECT_BACKOFF, attempt, this.#clock.random()) : OPERATOR_RETRY_MS;
         const fields = { err: error, retryInMs: delayMs };
@@ -200,6 +217,7 @@ class Consumers implements ConsumerService {
       counters,
       breaker: receiver.gate.state,
       isConsuming: receiver.isConsuming,
+      troubles: receiver.troubles.map(({ part, error }) => troubleOf(part, error)),
       lag: receiver.lag,
     }));
     try {
@@ -214,6 +232,12 @@ class Consumers implements ConsumerService {
 function handlerPart(handler: HandlerConfig, http: HttpHandler | undefined): HandlerPart {
   if (http) return { kind: 'http', handler: http };
   return handler.kind === 'sql' ? { kind: 'sql', timeoutMs: handler.timeoutMs } : { kind: 'store' };
+}
+
+function troubleOf(part: string, error: unknown): Trouble {
+  return isWaybillError(error)
+    ? { part, code: error.code, meaning: ERROR_CODES[error.code] }
+    : { part, code: null, meaning: 'an unexpected error, which the log tells' };
 }
 
 /** Every line says whose it is. */

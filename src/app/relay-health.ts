@@ -56,6 +56,8 @@ export class RelayHealth {
         forSeconds: Math.round((nowMs - look.phaseSinceMs) / 1000),
         connections: live?.connections ?? { database: false, replication: false, broker: false },
         brokerBlocked: live?.brokerBlocked ?? false,
+        // Detail alone: rows for them are set aside, and the others go on.
+        unusableExchanges: live?.unusableExchanges ?? [],
         error: isWaybillError(lastError) ? lastError.code : lastError ? 'unexpected' : null,
       },
     };

@@ -177,6 +177,7 @@ class Pipeline {
       settler: this.#settler,
       chores: this.#chores,
       table: this.#table,
+      exchanges: this.#exchanges,
       pump: this.#pump,
       stream: this.#stream,
     };

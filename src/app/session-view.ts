@@ -1,5 +1,6 @@
 import type { Step } from '../core/progress.js';
 import type { Window } from '../core/window.js';
+import type { ExchangeChecks, UnusableExchange } from '../outbox/exchange-checks.js';
 import type { RelayCounters } from '../outbox/ports.js';
 import type { Publishing } from '../outbox/publishing.js';
 import type { Pump } from '../outbox/pump.js';
@@ -18,10 +19,14 @@ export interface SessionParts {
   settler: Settler;
   chores: RelayChores;
   table: TableReader;
+  exchanges: ExchangeChecks;
   /** Undefined before the stream, and with `source: table`. */
   pump: Pump | undefined;
   stream: ReplicationStream | undefined;
 }
+
+/** As many as anybody reads. */
+const MOST_EXCHANGES = 20;
 
 /** A session at one moment. Sizes in bytes. */
 export interface SessionLive {
@@ -34,6 +39,8 @@ export interface SessionLive {
   narrow: boolean;
   /** Rows taken up and not settled, those in flight among them. */
   unsettled: number;
+  /** Exchanges that rows name and that cannot be published to; some of them, if there are many. */
+  unusableExchanges: readonly UnusableExchange[];
 }
 
 /** Looks at a session from outside, at any moment of its life; costs nothing until it is asked. */
@@ -62,6 +69,7 @@ export class SessionView {
       inFlightBytes: parts?.window.bytes ?? 0,
       narrow: parts?.window.isNarrow ?? false,
       unsettled: parts?.works.size ?? 0,
+      unusableExchanges: parts?.exchanges.unusable(MOST_EXCHANGES) ?? [],
     };
   }
 

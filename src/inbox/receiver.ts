@@ -41,6 +41,9 @@ export interface ReceiverOptions {
   onHandled?: (seconds: number) => void;
 }
 
+/** The loops that need the broker, as the log calls them. */
+type Part = 'the queue' | 'the queue of dead letters' | 'the delay exchange' | 'copies of dead messages';
+
 /** How often rows are looked for whose timers were lost, orphans, and deaths without a copy. */
 const SWEEP_INTERVAL_MS = 30_000;
 /** How often rows are looked for that nobody told of: an operator's retry, a lost timer. One statement by an index. */
@@ -81,6 +84,8 @@ export class Receiver {
   #wakeCancel: (() => void) | undefined;
   #isConsuming = false;
   #lag: number | undefined;
+  /** Why a loop is not at work, by its name: written by its failure, taken away when it works again. */
+  readonly #troubles = new Map<Part, unknown>();
   /** Smaller than configured once the bodies were found to be large. */
   #prefetch: number | undefined;
 
@@ -109,6 +114,11 @@ export class Receiver {
   /** Whether messages are taken from the queue at this moment. */
   get isConsuming(): boolean {
     return this.#isConsuming;
+  }
+
+  /** What does not work at this moment, with the error that said so. */
+  get troubles(): readonly { part: Part; error: unknown }[] {
+    return [...this.#troubles].map(([part, error]) => ({ part, error }));
   }
 
   /** Messages in the queue that were not delivered, as they were last seen; undefined while that is unknown. */
@@ -179,7 +189,7 @@ export class Receiver {
   }
 
   /** Until the stop: again after each end, with growing pauses after errors. */
-  async #keepGoing(what: string, stopping: AbortSignal, work: () => Promise<void>): Promise<void> {
+  async #keepGoing(what: Part, stopping: AbortSignal, work: () => Promise<void>): Promise<void> {
     const { clock, log } = this.#options;
     let failures = 0;
     const isOver = (): boolean => stopping.aborted;
@@ -190,6 +200,7 @@ export class Receiver {
         failures = 0;
       } catch (error) {
         if (isOver()) return;
+        this.#troubles.set(what, error);
         failures = clock.now() - beganMs > OPERATOR_RETRY_MS ? 1 : failures + 1;
         const passes = error instanceof WaybillError && consequenceOf(error.code) === 'again';
         const delayMs = passes ? backoffMs(RECONNECT_BACKOFF, failures, clock.random()) : OPERATOR_RETRY_MS;
@@ -228,6 +239,7 @@ export class Receiver {
       const end = await intake.run(async (events) => {
         const channel = await broker.consume(events, this.#prefetch);
         this.#isConsuming = true;
+        this.#troubles.delete('the queue');
         log.info({}, 'consuming');
         return channel;
       }, stopping);
@@ -259,7 +271,9 @@ export class Receiver {
   async #takeDeaths(stopping: AbortSignal): Promise<void> {
     const { store, broker, counters, log, clock, rules, limits } = this.#options;
     await store.ping();
-    if (!(await broker.hasDeaths())) {
+    const hasDeaths = await broker.hasDeaths();
+    this.#troubles.delete('the queue of dead letters');
+    if (!hasDeaths) {
       await pause(clock, SWEEP_INTERVAL_MS, stopping);
       return;
     }
@@ -299,6 +313,7 @@ export class Receiver {
     const stop = (): void => over.wake();
     stopping.addEventListener('abort', stop, { once: true });
     this.#timers.attach(opened.exchange);
+    this.#troubles.delete('the delay exchange');
     try {
       if (!stopping.aborted) await over.wait();
     } finally {
@@ -313,6 +328,7 @@ export class Receiver {
     const { store, broker, counters, deadLetterExchange } = this.#options;
     while (!stopping.aborted) {
       await copyDeaths(store, broker.copies, deadLetterExchange, counters);
+      this.#troubles.delete('copies of dead messages');
       await this.#deathSeen.wait();
     }
   }

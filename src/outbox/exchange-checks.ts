@@ -2,6 +2,13 @@ import type { Fault } from '../core/fault.js';
 import type { Clock } from '../runtime/clock.js';
 import type { PublishConnection } from './ports.js';
 
+/** An exchange of rows that are set aside for its sake. */
+export interface UnusableExchange {
+  exchange: string;
+  reason: string;
+  askedSecondsAgo: number;
+}
+
 /** How long a "missing" is believed before the broker is asked again. */
 const MISSING_FOR_MS = 5_000;
 /** As many names as are remembered; rows could name any number. */
@@ -14,7 +21,7 @@ const MAX_NAMES = 10_000;
 export class ExchangeChecks {
   readonly #connection: PublishConnection;
   readonly #clock: Clock;
-  readonly #known = new Map<string, { fault: Fault | undefined; untilMs: number }>();
+  readonly #known = new Map<string, { fault: Fault | undefined; askedMs: number; untilMs: number }>();
   readonly #asking = new Map<string, Promise<Fault | undefined>>();
 
   constructor(connection: PublishConnection, clock: Clock) {
@@ -26,6 +33,17 @@ export class ExchangeChecks {
   isThere(name: string): boolean {
     const known = this.#known.get(name);
     return known !== undefined && known.fault === undefined;
+  }
+
+  /** Those that cannot be published to, as far as is known: nobody asks again before a row wants them. At most `limit`. */
+  unusable(limit: number): UnusableExchange[] {
+    const found: UnusableExchange[] = [];
+    const nowMs = this.#clock.now();
+    for (const [exchange, { fault, askedMs }] of this.#known) {
+      if (found.length === limit) break;
+      if (fault) found.push({ exchange, reason: fault.text, askedSecondsAgo: Math.round((nowMs - askedMs) / 1000) });
+    }
+    return found;
   }
 
   /** The fault of publishing to this exchange, or undefined. Rejects when the connection dies. */
@@ -41,7 +59,8 @@ export class ExchangeChecks {
 
   /** Publishing to it was refused, which looking cannot tell: believed as long as a missing one. */
   refuse(name: string, fault: Fault): void {
-    this.#known.set(name, { fault, untilMs: this.#clock.now() + MISSING_FOR_MS });
+    const askedMs = this.#clock.now();
+    this.#known.set(name, { fault, askedMs, untilMs: askedMs + MISSING_FOR_MS });
   }
 
   /** Forgets what is missing or forbidden: somebody has asked for another try, so it may have been mended. */
@@ -57,7 +76,8 @@ export class ExchangeChecks {
   async #ask(name: string): Promise<Fault | undefined> {
     const fault = await this.#connection.checkExchange(name);
     if (this.#known.size >= MAX_NAMES) this.#known.clear();
-    this.#known.set(name, { fault, untilMs: fault ? this.#clock.now() + MISSING_FOR_MS : Infinity });
+    const askedMs = this.#clock.now();
+    this.#known.set(name, { fault, askedMs, untilMs: fault ? askedMs + MISSING_FOR_MS : Infinity });
     return fault;
   }
 }

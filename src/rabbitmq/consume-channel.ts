@@ -4,7 +4,7 @@ import type { Delivery } from '../core/delivery.js';
 import type { Clock } from '../runtime/clock.js';
 import { handshake } from './closing.js';
 import type { BrokerConnection } from './connection.js';
-import { toBrokerError } from './errors.js';
+import { replyCode, toBrokerError } from './errors.js';
 
 export interface ConsumeChannelEvents {
   onDelivery(delivery: Delivery): void;
@@ -49,6 +49,12 @@ export class ConsumeChannel {
       consuming.#consumerTag = consumerTag;
       return consuming;
     } catch (error) {
+      if (replyCode(error) === 404) {
+        throw new WaybillError('WAYBILL_TOPOLOGY_MISMATCH', `consuming ${queue}: the queue does not exist`, {
+          hint: 'Declare it, or set topology: assert and let the start do that.',
+          cause: error,
+        });
+      }
       throw toBrokerError(error, `consuming ${queue}`);
     }
   }
