@@ -13,7 +13,7 @@ interface ConsumerDetail {
   reason: string | null;
 }
 
-describe('readiness in detail: which exchange or consumer, and why', () => {
+describe('F121 readiness in detail: which exchange or consumer, and why', () => {
   let scene: ReceiverScene;
   let server: Server;
   let url: string;
