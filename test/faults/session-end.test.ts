@@ -151,7 +151,8 @@ describe('F33, F34: a publication dropped under a running relay, on PostgreSQL 1
     await scene.database.query('alter publication waybill_outbox drop table waybill.outbox');
     const unseen = await scene.publish(5);
     await scene.probe.waitForDistinct(20, 60_000);
-    scene.expectIds([...before, ...after, ...later, ...unseen]);
+    // The sweep of a session that ends over it may have sent them already.
+    scene.expectIds([...before, ...after, ...later, ...unseen], { copies: unseen.length });
     expect(await relay.stop()).toBe(0);
   }, 180_000);
 });
