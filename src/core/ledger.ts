@@ -12,7 +12,8 @@ import { LSN_ZERO, type Lsn } from './lsn.js';
  *   settledLsn  what may be reported to the server.
  *
  * O1: settledLsn never passes a transaction with an unsettled row. O2: neither position decreases.
- * O4: a transaction without rows adds nothing; memory is one object a transaction with unsettled rows.
+ * O4: a transaction without rows adds nothing; memory is one object a transaction with unsettled rows, and now and then
+ * those that are settled behind one that is not become part of it.
  *
  * Pure: no I/O, no clock. One ledger lives as long as one replication session.
  */
@@ -28,8 +29,12 @@ export class Ledger {
   #settledHead: LedgerTransaction | undefined;
   #last: LedgerTransaction | undefined;
   #unsettledRows = 0;
+  #madeSinceMerge = 0;
+  readonly #mergeEvery: number;
 
-  constructor(startLsn: Lsn = LSN_ZERO) {
+  /** `mergeEvery`: after so many transactions settled ones are looked for. */
+  constructor(startLsn: Lsn = LSN_ZERO, mergeEvery = 1024) {
+    this.#mergeEvery = mergeEvery;
     this.#tailLsn = this.#decidedLsn = this.#settledLsn = this.#decidedRowsLsn = startLsn;
   }
 
@@ -44,6 +49,7 @@ export class Ledger {
   row(): LedgerEntry {
     if (!this.#inTransaction) throw new Error('ledger: row outside a transaction');
     if (!this.#open) {
+      if ((this.#madeSinceMerge += 1) >= this.#mergeEvery) this.#merge();
       const transaction = new LedgerTransaction(this.#tailLsn);
       if (this.#last) this.#last.next = transaction;
       this.#last = this.#open = transaction;
@@ -121,6 +127,26 @@ export class Ledger {
 
   get unsettledRows(): number {
     return this.#unsettledRows;
+  }
+
+  /** Transactions in memory. */
+  get keptTransactions(): number {
+    let kept = 0;
+    for (let each = this.#settledHead; each; each = each.next) kept += 1;
+    return kept;
+  }
+
+  /** Why: one row that somebody keeps locked would keep every transaction after it in memory. */
+  #merge(): void {
+    this.#madeSinceMerge = 0;
+    for (let each = this.#settledHead; each; each = each.next) {
+      for (let next = each.next; next?.endLsn !== undefined && next.unsettled === 0; next = each.next) {
+        each.endLsn = next.endLsn;
+        each.rowsEndLsn = next.rowsEndLsn;
+        each.next = next.next;
+        if (this.#last === next) this.#last = each;
+      }
+    }
   }
 
   #advance(): void {

@@ -22,7 +22,7 @@ const steps: fc.Arbitrary<Step[]> = fc.array(
 /** Ledger and model side by side. Steps that make no sense at the moment are left out. */
 class Pair {
   readonly #startLsn = 1000n;
-  readonly ledger = new Ledger(this.#startLsn);
+  readonly ledger = new Ledger(this.#startLsn, 2);
   readonly model = new LedgerModel(this.#startLsn);
   readonly rows: { entry: LedgerEntry; place: [number, number] }[] = [];
   #open = false;
@@ -69,6 +69,8 @@ class Pair {
   compare(): void {
     expect(this.ledger.settledLsn).toBe(this.model.prefixEnd('settled'));
     expect(this.ledger.decidedLsn).toBe(this.model.prefixEnd('decided', 'settled'));
+    const rowsEnd = this.model.rowsEnd('decided', 'settled');
+    expect(this.ledger.decidedRowsLsn).toBe(rowsEnd ?? this.#startLsn);
     expect(this.ledger.isIdle).toBe(this.model.isIdle);
     expect(this.ledger.inTransaction).toBe(this.#open);
     expect(this.ledger.unsettledRows).toBe(this.model.unsettledRows);
@@ -147,4 +149,22 @@ test('a row is decided once and settled once', () => {
   ledger.settle(entry);
   expect(() => ledger.settle(entry)).toThrow('twice');
   expect(() => ledger.decide(entry)).toThrow('decide');
+});
+
+test('O4: behind a row that somebody keeps locked, settled transactions do not fill memory', () => {
+  const ledger = new Ledger(10n);
+  const commit = (endLsn: bigint): LedgerEntry => {
+    ledger.begin();
+    const entry = ledger.row();
+    ledger.commit(endLsn);
+    return entry;
+  };
+  const locked = commit(20n);
+  for (let n = 1n; n <= 10_000n; n += 1n) ledger.settle(commit(20n + n));
+  expect(ledger.keptTransactions).toBeLessThan(2_000);
+  expect([ledger.settledLsn, ledger.decidedLsn]).toEqual([10n, 10n]);
+  ledger.decide(locked);
+  expect([ledger.settledLsn, ledger.decidedLsn, ledger.decidedRowsLsn]).toEqual([10n, 10_020n, 10_020n]);
+  ledger.settle(locked);
+  expect([ledger.settledLsn, ledger.keptTransactions, ledger.isIdle]).toEqual([10_020n, 0, true]);
 });
