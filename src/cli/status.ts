@@ -5,7 +5,7 @@ import { createJsonRedactor, createTextRedactor } from '../telemetry/redact.js';
 import { interval } from './arguments.js';
 import { EXIT } from './context.js';
 import type { Cli } from './program.js';
-import { aligned, columns, printable, spoken, spokenBytes, spokenCount } from './text.js';
+import { aligned, columns, printable, spoken, spokenBytes, spokenCount, wrapped } from './text.js';
 import { repeat } from './watch.js';
 
 /** While watching, the broker is asked this seldom: each time is a connection in its log. */
@@ -51,6 +51,7 @@ function watch(cli: Cli, { json, interval: intervalMs }: StatusOptions): Promise
   });
 }
 
+const WIDTH = 80;
 const SHOWN_EXCHANGES = 3;
 
 const ACTIVITY: Readonly<Record<Activity, string>> = {
@@ -72,9 +73,20 @@ export function formatStatus(status: Status): string {
     ['broker', brokerLine(status)],
     ['schema', schemaLine(status)],
   ];
-  const problems = status.problems.map(({ problem, next }) => `  - ${problem}\n    next: ${next}`);
+  // Why the next command is not broken: it is to be copied.
+  const problems = status.problems.map(
+    ({ problem, next }) => `  - ${wrapped(problem, WIDTH - 4).join('\n    ')}\n    next: ${next}`,
+  );
   const verdict = problems.length === 0 ? 'No problems.' : `PROBLEMS\n${problems.join('\n')}`;
-  return `${aligned(rows)}\n\n${verdict}`;
+  return `${aligned(fitted(rows))}\n\n${verdict}`;
+}
+
+/** Values that are too wide go on in the next line. */
+function fitted(rows: readonly (readonly [string, string])[]): [string, string][] {
+  const width = WIDTH - 2 - Math.max(...rows.map(([label]) => label.length));
+  return rows.flatMap(([label, value]) =>
+    wrapped(value, width).map((line, index): [string, string] => [index === 0 ? label : '', line]),
+  );
 }
 
 function relayLine({ relay, relayEnabled, schema, activity }: Status): string {
@@ -164,10 +176,9 @@ function backlogRows({ backlog, parkedErrors }: Status): [string, string][] {
 function consumerRows({ consumers }: Status): [string, string][] {
   if (!consumers || consumers.length === 0) return [];
   const lines = columns(
-    consumers.map(({ name, owner, pausedAt, pausedReason, states }) => [
+    consumers.map(({ name, owner, states }) => [
       name,
       owner ?? '',
-      pausedAt ? `PAUSED${pausedReason === null ? '' : `: ${pausedReason}`}` : '',
       states === null
         ? 'too many to count in time'
         : states
@@ -178,7 +189,11 @@ function consumerRows({ consumers }: Status): [string, string][] {
             .join(', ') || 'nothing waits',
     ]),
   ).split('\n');
-  return lines.map((line, index): [string, string] => [index === 0 ? 'consumers' : '', line]);
+  const all = consumers.flatMap(({ name, pausedAt, pausedReason }, index) => {
+    const line = lines[index] ?? '';
+    return pausedAt === null ? [line] : [line, `${name} is PAUSED${pausedReason === null ? '' : `: ${pausedReason}`}`];
+  });
+  return all.map((line, index): [string, string] => [index === 0 ? 'consumers' : '', line]);
 }
 
 function brokerLine({ broker }: Status): string {

@@ -152,7 +152,8 @@ describe('the text', () => {
         'backlog      ready  3  oldest 400 ms',
         '             (table 64.0 KiB)',
         'history      about 9,000,000 rows, 1.9 GiB in 8 partitions',
-        'broker       RabbitMQ 3.10.8, rabbit@a, virtual host /; exchange waybill.events is there',
+        'broker       RabbitMQ 3.10.8, rabbit@a, virtual host /; exchange waybill.events',
+        '             is there',
         'schema       version 1, this program needs 1 (database shop)',
         '',
         'No problems.',
@@ -173,6 +174,18 @@ describe('the text', () => {
     expect(shown({ activity: 'stopped' })).not.toContain('admin.listen');
   });
 
+  it('fits 80 columns, but for commands that are to be copied', () => {
+    const parked = { error: `no exchange ${'of that name '.repeat(20)}`, count: 7, exampleId: 'id', exampleType: 't' };
+    const text = shown({
+      otherRelays: ['two'],
+      slot: slotEntry({ walStatus: 'unreserved', safeWalBytes: 1 }),
+      record: relayEntry({ systemIdentifier: '1', holder: `a-host.${'long.'.repeat(9)}example:4242` }),
+      parkedErrors: [parked],
+    });
+    expect(text.split('\n').filter((line) => line.length > 80 && !line.startsWith('    next: '))).toEqual([]);
+    expect(text).toContain('PROBLEMS');
+  });
+
   it('shows consumers with what waits, and whose turn it is', () => {
     const billing = { name: 'billing', owner: 'team-a', queue: 'billing', pausedAt: null, pausedReason: null };
     const states = [
@@ -188,8 +201,10 @@ describe('the text', () => {
       states: [],
     };
     const text = shown({ consumers: [{ ...billing, states }, paused] });
-    expect(text).toContain('consumers    billing  team-a                        dead 1, pending at least 5,000');
-    expect(text).toContain('             emails           PAUSED: a deployment  nothing waits');
+    expect(text).toContain('consumers    billing  team-a  dead 1, pending at least 5,000\n');
+    expect(text).toContain(
+      '             emails           nothing waits\n             emails is PAUSED: a deployment\n',
+    );
     expect(problems({ consumers: [{ ...billing, states }, paused] })).toEqual([
       {
         id: 'dead',
