@@ -1,7 +1,7 @@
 import * as amqp from 'amqplib';
 import { execFile, spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtemp, readdir, rm } from 'node:fs/promises';
+import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
 import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -13,11 +13,13 @@ import { afterAll, beforeAll, describe, expect, inject, test, vi } from 'vitest'
 import { freshVhost } from '../support/broker.js';
 import { startBrokerProbe } from '../support/broker-probe.js';
 import { freshDatabase, sharedPostgres } from '../support/database.js';
+import { Daemon } from '../support/servers/daemon.js';
 import { freePorts } from '../support/servers/ports.js';
 import { startPostgres } from '../support/servers/postgres.js';
 import type { PostgresServer } from '../support/servers/postgres-server.js';
 import type { RabbitServer } from '../support/servers/rabbit-server.js';
 import { borrowRabbit, startRabbit } from '../support/servers/rabbit.js';
+import { Scratch } from '../support/servers/scratch.js';
 import { until } from '../support/waiting.js';
 
 vi.mock(import('../support/servers/ports.js'), async (original) => {
@@ -325,5 +327,18 @@ describe('nothing stays behind', () => {
     await until(async () => (await readdir(folder)).length === 0, { what: 'empty temporary folder', withinMs: 20_000 });
     await until(async () => (await running(pids)).length === 0, { what: `the end of ${pids.join()}` });
     await rm(folder, { recursive: true });
+  });
+
+  test('of a process that has left its folder', async () => {
+    const scratch = await Scratch.open();
+    const server = await Daemon.start(scratch, {
+      command: '/bin/sh',
+      args: ['-c', 'cd / && echo away && exec sleep 1000'],
+      env: { PATH: process.env['PATH'] },
+      logFile: scratch.path('log'),
+    });
+    await until(async () => (await readFile(scratch.path('log'), 'utf8')) === 'away\n', { what: 'it to leave' });
+    await scratch.remove();
+    expect(await running([server.pid])).toEqual([]);
   });
 });

@@ -29,8 +29,9 @@ living() {
   for p in $pids $(inhabitants); do kill -0 "$p" 2>/dev/null && echo "$p"; done
 }
 send() {
-  for p in $pids; do kill "-$1" -- "-$p" 2>/dev/null; done
-  for p in $(inhabitants); do kill "-$1" "$p" 2>/dev/null; done
+  # Why -s: Debian's sh takes `kill -QUIT -- -1234` for a mistake.
+  for p in $pids; do kill -s "$1" -- "-$p" 2>/dev/null; done
+  for p in $(inhabitants); do kill -s "$1" "$p" 2>/dev/null; done
 }
 
 # SIGQUIT is the immediate stop of PostgreSQL (which frees its shared memory) and of the Erlang machine.
