@@ -83,9 +83,12 @@ describe('changes of the outbox table and the rights of the relay', () => {
     const first = scene.start();
     await first.waitForPhase('streaming');
     expect(await first.stop()).toBe(0);
+    // PostgreSQL 14 knows neither row filters nor lists of columns.
+    const [{ filters } = { filters: true }] = await database.query<{ filters: boolean }>(
+      "select current_setting('server_version_num')::int >= 150000 as filters",
+    );
     const publications = [
-      'for table waybill.outbox where (seq < 0)',
-      'for table waybill.outbox (seq, id, type)',
+      ...(filters ? ['for table waybill.outbox where (seq < 0)', 'for table waybill.outbox (seq, id, type)'] : []),
       "for table waybill.outbox with (publish = 'delete')",
     ];
     const ids: string[] = [];

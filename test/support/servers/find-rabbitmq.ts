@@ -7,25 +7,42 @@ const run = promisify(execFile);
 const MEND = 'apt-get install -y rabbitmq-server';
 
 /**
- * Finds the folder with rabbitmq-server and rabbitmqctl. Where there is none and we are root on Debian or Ubuntu, their
- * package is installed, which is said on stderr.
+ * Finds the folder with rabbitmq-server and rabbitmqctl: the first in PATH, which is how another version is run, else in
+ * the usual places. Where there is none and we are root on Debian or Ubuntu, their package is installed, which is said on
+ * stderr.
  */
 export async function findRabbit(): Promise<string> {
   const found = (await scriptsFolder()) ?? ((await installPackage()) ? await scriptsFolder() : undefined);
   if (found) return found;
   throw new Error(
     `RabbitMQ is not installed. Mend: ${MEND}   (macOS: brew install rabbitmq)\n` +
-      'Tried: /usr/lib/rabbitmq/bin, rabbitmq-server in PATH, /opt/rabbitmq*/sbin, /opt/homebrew/sbin, /usr/local/sbin',
+      'Tried: rabbitmq-server in PATH, /usr/lib/rabbitmq/bin, /opt/rabbitmq*/sbin, /opt/homebrew/sbin, /usr/local/sbin',
   );
 }
 
+/**
+ * Whether RabbitMQ has a plugin that could be enabled: in the folders of RABBITMQ_PLUGINS_DIR, or in its own. Why by name:
+ * `rabbitmq-plugins list` wants a port mapper, and starts one that outlives us.
+ */
+export async function hasPlugin(name: string): Promise<boolean> {
+  const home = dirname(await findRabbit());
+  const releases = await readdir(join(home, 'lib')).catch(() => []);
+  const folders = [
+    ...(process.env.RABBITMQ_PLUGINS_DIR ?? '').split(':').filter(Boolean),
+    ...[home, ...releases.map((release) => join(home, 'lib', release))].map((folder) => join(folder, 'plugins')),
+  ];
+  const entries = await Promise.all(folders.map((folder) => readdir(folder).catch(() => [])));
+  return entries.flat().some((entry) => entry.startsWith(`${name}-`));
+}
+
 async function scriptsFolder(): Promise<string | undefined> {
-  // Why this order: what Debian puts into PATH is a wrapper that refuses root; the real scripts are in the first folder.
-  const candidates = ['/usr/lib/rabbitmq/bin'];
+  const candidates: string[] = [];
   for (const folder of (process.env.PATH ?? '').split(':').filter(Boolean)) {
     const script = await realpath(join(folder, 'rabbitmq-server')).catch(() => undefined);
+    // Why: what Debian puts into PATH is a wrapper that refuses root; the real scripts are in the folder below.
     if (script && !script.includes('script-wrapper')) candidates.push(dirname(script));
   }
+  candidates.push('/usr/lib/rabbitmq/bin');
   for (const entry of await readdir('/opt').catch(() => [])) {
     if (entry.startsWith('rabbitmq')) candidates.push(join('/opt', entry, 'sbin'));
   }

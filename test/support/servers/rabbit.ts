@@ -16,6 +16,8 @@ import { Scratch } from './scratch.js';
 export interface RabbitOptions {
   /** Further lines of rabbitmq.conf, for example { 'consumer_timeout': 5000 }. */
   settings?: Record<string, string | number | boolean>;
+  /** Plugins to enable (default none). */
+  plugins?: readonly string[];
   /** Schedulers of the Erlang machine (default 1, the fastest to start and fair on small machines; benches want more). */
   schedulers?: number;
   /** Starts a node of its own even where WAYBILL_TEST_BROKER_URL offers one, for tests that stop or kill it. */
@@ -116,7 +118,7 @@ class PrivateRabbit extends RabbitUrls implements RabbitServer {
     };
     const lines = Object.entries(settings).map(([name, value]) => `${name} = ${value}\n`);
     await writeFile(scratch.path('rabbitmq.conf'), lines.join(''));
-    await writeFile(scratch.path('enabled_plugins'), '[].\n');
+    await writeFile(scratch.path('enabled_plugins'), `[${(options.plugins ?? []).join(', ')}].\n`);
     await startPortMapper(scratch, env, epmd);
     const url = new URL(`amqp://waybill:${password}@127.0.0.1:${amqp}/%2f`);
     const rabbit = new PrivateRabbit(scratch, { scripts, env }, options.schedulers ?? 1, name, url);
@@ -204,6 +206,8 @@ function environment(
 ): Record<string, string> {
   return {
     PATH: process.env.PATH ?? '',
+    // Where plugins are that do not come with RabbitMQ; in its own syntax, with its own folder.
+    ...(process.env.RABBITMQ_PLUGINS_DIR ? { RABBITMQ_PLUGINS_DIR: process.env.RABBITMQ_PLUGINS_DIR } : {}),
     HOME: scratch.folder,
     LANG: 'C.UTF-8',
     ERL_EPMD_PORT: String(epmd),
