@@ -1,5 +1,5 @@
 import type { Config } from '../config/load.js';
-import { BrokerConnection } from '../rabbitmq/connection.js';
+import { BrokerConnection, type BrokerEndpoints } from '../rabbitmq/connection.js';
 import type { Clock } from '../runtime/clock.js';
 import type { Logger } from '../telemetry/log.js';
 import { brokerEndpoints } from './endpoints.js';
@@ -28,13 +28,18 @@ export class BrokerLink {
     return this.#opening;
   }
 
+  /** The nodes as they are configured now, for a connection that is not shared. */
+  endpoints(): BrokerEndpoints {
+    return brokerEndpoints(this.#settings());
+  }
+
   async #open(): Promise<BrokerConnection> {
     const forget = (): void => {
       this.#opening = undefined;
     };
     try {
       const connection = await BrokerConnection.openFirst(
-        brokerEndpoints(this.#settings()),
+        this.endpoints(),
         this.#name,
         {
           onClosed: (error) => {

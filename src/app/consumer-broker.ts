@@ -1,11 +1,18 @@
 import type { ConsumerConfig } from '../config/consumers.js';
 import type { Message } from '../core/message.js';
-import { brokerDeathsQueue, consumerTopology, retryQueue } from '../core/topology.js';
+import {
+  brokerDeathsQueue,
+  consumerTopology,
+  retryQueue,
+  withoutDelayPlugin,
+  type Topology,
+} from '../core/topology.js';
 import type { ConsumeChannelEvents, ConsumerBroker, OpenTimers, Timer } from '../inbox/ports.js';
 import { publishConfirmed } from '../rabbitmq/confirmed-publisher.js';
 import { ConsumeChannel } from '../rabbitmq/consume-channel.js';
 import { declareTopology, queueExists } from '../rabbitmq/consumer-topology.js';
 import { DelayExchange, readTimer } from '../rabbitmq/delay-exchange.js';
+import { requireDelayPlugin } from '../rabbitmq/delay-plugin.js';
 import type { Clock } from '../runtime/clock.js';
 import type { BrokerLink } from './broker-link.js';
 
@@ -27,12 +34,17 @@ export class ConfiguredConsumerBroker implements ConsumerBroker {
     this.#clock = clock;
   }
 
-  async prepare(): Promise<void> {
+  /** Without the plugin's exchange: a missing plugin holds up the timers alone. */
+  prepare(): Promise<void> {
+    return this.#declare(withoutDelayPlugin(consumerTopology(this.#consumer)));
+  }
+
+  async #declare(wanted: Topology): Promise<void> {
     if (this.#consumer.topology !== 'assert') return;
     const { queue, order } = this.#consumer;
     // Of an ordered consumer: without one active consumer at a time its order would break silently.
     const exact = new Set(order === 'key' ? [queue] : []);
-    await declareTopology(await this.#consuming.get(), consumerTopology(this.#consumer), { exact });
+    await declareTopology(await this.#consuming.get(), wanted, { exact });
   }
 
   async consume(events: ConsumeChannelEvents, prefetch = this.#consumer.prefetch): Promise<ConsumeChannel> {
@@ -57,7 +69,9 @@ export class ConfiguredConsumerBroker implements ConsumerBroker {
 
   async openTimers(onTimer: (timer: Timer) => void, onClosed: (error: Error) => void): Promise<OpenTimers> {
     const { name, retry, delay } = this.#consumer;
-    await this.prepare();
+    const usesPlugin = delay === 'x-delayed-message';
+    if (usesPlugin) await requireDelayPlugin(this.#publishing.endpoints(), [name], this.#clock);
+    await this.#declare(consumerTopology(this.#consumer));
     let told = false;
     const closed = (error: Error): void => {
       if (told) return;
@@ -66,7 +80,7 @@ export class ConfiguredConsumerBroker implements ConsumerBroker {
     };
     const exchange = await DelayExchange.open(
       await this.#publishing.get(),
-      { consumer: name, delaysMs: [...new Set(retry.delaysMs)], kind: delay },
+      usesPlugin ? null : [...new Set(retry.delaysMs)],
       closed,
       this.#clock,
     );

@@ -1,3 +1,4 @@
+import { setMaxListeners } from 'node:events';
 import type { ConsumerConfig, HandlerConfig } from '../config/consumers.js';
 import type { Config } from '../config/load.js';
 import { consequenceOf } from '../core/error-policy.js';
@@ -90,6 +91,8 @@ class Consumers implements ConsumerService {
     this.#reload = reload;
     this.#onHandled = onHandled ?? (() => undefined);
     this.#tracing = tracing;
+    // Each consumer has several loops that listen; Node warns on stderr from 11 on.
+    setMaxListeners(0, this.#stopping.signal);
     this.#end = this.#run();
     this.stopped = this.#end.then(() => undefined);
     this.stopped.catch(() => undefined);

@@ -129,6 +129,14 @@ export function checkTopology(steps: readonly TopologyStep[], { consumers }: Con
             'see the permissions of: waybill topology plan',
           ),
         ];
+      case 'no-plugin':
+        return [
+          fail(
+            id,
+            'a consumer has delay: x-delayed-message, and the broker does not have that plugin; the daemon wakes its retries itself',
+            'rabbitmq-plugins enable rabbitmq_delayed_message_exchange on every node, or set delay: ttl-queues',
+          ),
+        ];
       case 'missing':
         return declares ? [] : [fail(id, `${kind} ${name} does not exist`, 'waybill topology apply')];
       default:

@@ -3,6 +3,7 @@ import {
   consumerTopology,
   isBuiltIn,
   mergeTopologies,
+  needsDelayPlugin,
   permissionsFor,
   relayTopology,
   retryQueue,
@@ -10,6 +11,8 @@ import {
   type Permissions,
   type Topology,
 } from '../core/topology.js';
+import { systemClock } from '../runtime/clock.js';
+import { hasDelayPlugin, requireDelayPlugin } from '../rabbitmq/delay-plugin.js';
 import { declareTopology, lookAtTopology, withTopology, type TopologyStep } from '../rabbitmq/topology.js';
 import { brokerEndpoints } from './endpoints.js';
 
@@ -43,22 +46,27 @@ export function wantedTopology({ relay, consumers }: Config): WantedTopology {
 }
 
 /** Compares what the configuration wants with what is there; changes nothing. */
-export function planTopology(config: Config): Promise<TopologyPlan> {
+export async function planTopology(config: Config): Promise<TopologyPlan> {
   const { topology, permissions } = wantedTopology(config);
-  return withTopology(brokerEndpoints(config.broker), async (connection) => ({
-    steps: await lookAtTopology(connection, topology),
+  const endpoints = brokerEndpoints(config.broker);
+  const delayPlugin = needsDelayPlugin(topology) && (await hasDelayPlugin(endpoints, systemClock));
+  return withTopology(endpoints, async (connection) => ({
+    steps: await lookAtTopology(connection, topology, { delayPlugin }),
     permissions,
   }));
 }
 
 /**
  * Declares what is missing, and gives what was done. Throws WAYBILL_TOPOLOGY_MISMATCH where something is there with
- * other properties: it is left as it is.
+ * other properties: it is left as it is; and WAYBILL_DELAY_PLUGIN_MISSING before anything is declared.
  */
-export function applyTopology(config: Config): Promise<TopologyStep[]> {
+export async function applyTopology(config: Config): Promise<TopologyStep[]> {
   const { topology } = wantedTopology(config);
-  return withTopology(brokerEndpoints(config.broker), async (connection) => {
-    const before = await lookAtTopology(connection, topology);
+  const endpoints = brokerEndpoints(config.broker);
+  const delayed = config.consumers.filter(({ delay }) => delay === 'x-delayed-message').map(({ name }) => name);
+  if (delayed.length > 0) await requireDelayPlugin(endpoints, delayed, systemClock);
+  return withTopology(endpoints, async (connection) => {
+    const before = await lookAtTopology(connection, topology, { delayPlugin: true });
     await declareTopology(connection, topology);
     return before.filter(({ state }) => state === 'missing' || state === 'asserted');
   });
@@ -75,14 +83,14 @@ export function exportTopology(config: Config, vhost: string, user: string | und
     ...(user === undefined ? {} : { permissions: [{ user, vhost, ...permissions }] }),
     exchanges: topology.exchanges
       .filter(({ name }) => !isBuiltIn(name))
-      .map(({ name, type }) => ({
+      .map(({ name, type, arguments: given = {} }) => ({
         name,
         vhost,
         type,
         durable: true,
         auto_delete: false,
         internal: false,
-        arguments: {},
+        arguments: given,
       })),
     queues: topology.queues.map(({ name, arguments: given }) => ({
       name,

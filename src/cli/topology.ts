@@ -19,6 +19,7 @@ const STATES: Readonly<Record<Step['state'], string>> = {
   unseen: 'is there?',
   refused: 'REFUSED',
   asserted: 'to bind',
+  'no-plugin': 'NO PLUGIN',
 };
 
 export function registerTopology(program: Command, cli: Cli): void {
@@ -91,7 +92,10 @@ function formatPlan({ steps, permissions }: TopologyPlan): string {
     differing.length === 0
       ? ''
       : `\n\nDIFFERS: ${differing.join(', ')}. Properties cannot be changed: delete it when it is empty and\napply again, or configure another name.`;
+  const plugin = steps.some(({ state }) => state === 'no-plugin')
+    ? '\n\nNO PLUGIN: the broker does not know exchanges of the delayed-message plugin. Enable it on every\nnode (rabbitmq-plugins enable rabbitmq_delayed_message_exchange), or set delay: ttl-queues.'
+    : '';
   // Why not cut: they are to be copied.
   const needed = `The broker's user needs\n  configure  ${permissions.configure}\n  write      ${permissions.write}\n  read       ${permissions.read}`;
-  return `${table}${warning}\n\n${needed}`;
+  return `${table}${warning}${plugin}\n\n${needed}`;
 }

@@ -142,7 +142,7 @@ function consumerOf<H extends z.ZodObject>(handler: H) {
     delay: choice(
       ['ttl-queues', 'x-delayed-message'],
       'ttl-queues',
-      'What brings timers of retries back: a queue for each delay, or the delayed-message plugin of the broker.',
+      'What brings timers of retries back: a queue for each delay, or the delayed-message plugin of the broker, which must be enabled on every node.',
     ),
   });
 }

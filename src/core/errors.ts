@@ -28,6 +28,8 @@ export const ERROR_CODES = {
     'RabbitMQ closed the whole connection over something that was sent; what was in flight goes one by one, and a message that does it alone three times is parked.',
   WAYBILL_BROKER_STALLED: 'RabbitMQ confirmed nothing for too long.',
   WAYBILL_TOPOLOGY_MISMATCH: 'An exchange or queue is missing, may not be used, or exists with other properties.',
+  WAYBILL_DELAY_PLUGIN_MISSING:
+    'RabbitMQ does not have the plugin that `delay: x-delayed-message` of a consumer asks for; until it is enabled, the daemon wakes the retries itself.',
   WAYBILL_LOCK_TAKEN: 'Another relay of this installation holds the lock queue.',
   WAYBILL_LOCK_LOST: 'The lock queue was taken from this relay; it stopped publishing at once.',
   WAYBILL_EPOCH_LOST: 'Another relay has taken over in the database; this one stopped settling at once.',

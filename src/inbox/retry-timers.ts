@@ -11,6 +11,11 @@ export interface DueRow {
 
 /** Held here at most; the sweep finds what does not fit. */
 const MOST_HELD = 10_000;
+/**
+ * The longest wait that is asked of an exchange that takes any delay; the rest follows when the timer has come back. Why:
+ * the plugin sends what is beyond 2^32 ms on at once.
+ */
+const LONGEST_ASKED_MS = 86_400_000;
 
 /**
  * Brings rows back when they are due (design 4.4): through the delay exchange by the largest delay that is not longer than
@@ -49,7 +54,8 @@ export class RetryTimers {
   schedule(row: DueRow, dueInMs: number): void {
     if (this.#over) return;
     const exchange = this.#exchange;
-    const delayMs = exchange && (exchange.tiersMs === null ? dueInMs : tierFor(dueInMs, exchange.tiersMs));
+    const delayMs =
+      exchange && (exchange.tiersMs ? tierFor(dueInMs, exchange.tiersMs) : Math.min(dueInMs, LONGEST_ASKED_MS));
     if (!exchange || delayMs === undefined || delayMs <= 0) {
       this.#hold(row, dueInMs);
       return;

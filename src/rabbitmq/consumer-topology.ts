@@ -14,9 +14,9 @@ export async function declareTopology(
   { exchanges, queues, bindings }: Topology,
   { exact }: { exact: ReadonlySet<string> },
 ): Promise<void> {
-  for (const { name, type } of exchanges) {
+  for (const { name, type, arguments: args = {} } of exchanges) {
     await attempt(connection, `declaring exchange ${name}`, (channel) =>
-      channel.assertExchange(name, type, { durable: true }),
+      channel.assertExchange(name, type, { durable: true, arguments: args }),
     );
   }
   for (const { name, arguments: args } of queues) {

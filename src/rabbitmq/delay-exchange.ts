@@ -1,6 +1,6 @@
 import type { Channel } from 'amqplib';
 import type { Clock } from '../runtime/clock.js';
-import { delayExchange, retryQueue } from '../core/topology.js';
+import { delayExchange, PLUGIN_EXCHANGE, retryQueue } from '../core/topology.js';
 import { handshake } from './closing.js';
 import type { BrokerConnection } from './connection.js';
 import { toBrokerError } from './errors.js';
@@ -12,8 +12,6 @@ interface Timer {
   attempt: number;
   restMs: number;
 }
-
-const PLUGIN_EXCHANGE = 'waybill.delay';
 
 /**
  * Brings timers back after a delay. With TTL queues, one fanout exchange and queue for each delay, whose messages all
@@ -36,26 +34,16 @@ export class DelayExchange {
     this.#usesPlugin = tiersMs === null;
   }
 
-  /** Opens a channel for timers; what it publishes to must be there, but the plugin's exchange is declared here. */
+  /** Opens a channel for timers; what it publishes to must be there. `tiersMs`: null where the plugin takes any delay. */
   static async open(
     connection: BrokerConnection,
-    options: { consumer: string; delaysMs: readonly number[]; kind: 'ttl-queues' | 'x-delayed-message' },
+    tiersMs: readonly number[] | null,
     onClosed: (error: Error) => void,
     clock: Clock,
   ): Promise<DelayExchange> {
-    const { consumer, delaysMs, kind } = options;
     try {
-      if (kind === 'x-delayed-message') {
-        await connection.throwaway(async (channel) => {
-          await channel.assertExchange(PLUGIN_EXCHANGE, 'x-delayed-message', {
-            durable: true,
-            arguments: { 'x-delayed-type': 'direct' },
-          });
-          await channel.bindQueue(retryQueue(consumer), PLUGIN_EXCHANGE, retryQueue(consumer));
-        });
-      }
       const channel = await connection.plainChannel();
-      const exchange = new DelayExchange(channel, kind === 'x-delayed-message' ? null : delaysMs, clock);
+      const exchange = new DelayExchange(channel, tiersMs, clock);
       let lastError: Error | undefined;
       channel.on('error', (error: Error) => (lastError = error));
       channel.on('close', () => {

@@ -1,15 +1,16 @@
 import type { Channel } from 'amqplib';
 import { WaybillError } from '../core/errors.js';
-import type { Topology } from '../core/topology.js';
+import { PLUGIN_EXCHANGE_TYPE, type Topology } from '../core/topology.js';
 import { systemClock } from '../runtime/clock.js';
 import { BrokerConnection, type BrokerEndpoints } from './connection.js';
 import { replyCode, toBrokerError } from './errors.js';
 
 /**
  * How a thing is: `missing`; `fits`; `differs` (there, with another type or arguments, which cannot be changed);
- * `unseen` (there, and this user may not compare it); `refused` (this user may not even look).
+ * `unseen` (there, and this user may not compare it); `refused` (this user may not even look); `no-plugin` (the broker
+ * does not know its type).
  */
-export type TopologyState = 'missing' | 'fits' | 'differs' | 'unseen' | 'refused';
+export type TopologyState = 'missing' | 'fits' | 'differs' | 'unseen' | 'refused' | 'no-plugin';
 
 /** One declaration and how it is on the broker. Bindings cannot be seen by AMQP; to declare one twice changes nothing. */
 export interface TopologyStep {
@@ -49,15 +50,22 @@ export async function withTopology<T>(
   }
 }
 
-/** Compares each declaration with what is there; declares nothing. */
-export async function lookAtTopology(connection: BrokerConnection, topology: Topology): Promise<TopologyStep[]> {
+/** Compares each declaration with what is there; declares nothing. `delayPlugin`: whether the broker has it. */
+export async function lookAtTopology(
+  connection: BrokerConnection,
+  topology: Topology,
+  { delayPlugin }: { delayPlugin: boolean },
+): Promise<TopologyStep[]> {
   const steps: TopologyStep[] = [];
-  for (const { name, type } of topology.exchanges) {
-    const state = await compare(
-      connection,
-      (channel) => channel.checkExchange(name),
-      (channel) => channel.assertExchange(name, type, { durable: true }),
-    );
+  for (const { name, type, arguments: given = {} } of topology.exchanges) {
+    const state =
+      type === PLUGIN_EXCHANGE_TYPE && !delayPlugin
+        ? 'no-plugin'
+        : await compare(
+            connection,
+            (channel) => channel.checkExchange(name),
+            (channel) => channel.assertExchange(name, type, { durable: true, arguments: given }),
+          );
     steps.push({ kind: 'exchange', name, detail: type, state });
   }
   for (const { name, arguments: given } of topology.queues) {
@@ -84,8 +92,10 @@ export async function declareTopology(connection: BrokerConnection, topology: To
       hint: HINTS[refusal.code] ?? 'See what RabbitMQ says.',
     });
   };
-  for (const { name, type } of topology.exchanges) {
-    await declare(`exchange ${name}`, (channel) => channel.assertExchange(name, type, { durable: true }));
+  for (const { name, type, arguments: given = {} } of topology.exchanges) {
+    await declare(`exchange ${name}`, (channel) =>
+      channel.assertExchange(name, type, { durable: true, arguments: given }),
+    );
   }
   for (const { name, arguments: given } of topology.queues) {
     await declare(`queue ${name}`, (channel) => channel.assertQueue(name, { durable: true, arguments: given }));

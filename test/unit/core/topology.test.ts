@@ -2,8 +2,10 @@ import { describe, expect, test } from 'vitest';
 import {
   consumerTopology,
   mergeTopologies,
+  needsDelayPlugin,
   permissionsFor,
   relayTopology,
+  withoutDelayPlugin,
   type ConsumerDeclaration,
 } from '../../../src/core/topology.js';
 
@@ -34,6 +36,10 @@ describe('a consumer', () => {
       },
     });
     expect(exchanges[0]).toEqual({ name: 'waybill.dlx', type: 'topic' });
+    expect(queues.find(({ name }) => name === 'billing.in.dlq')?.arguments).toEqual({
+      'x-queue-type': 'quorum',
+      'x-delivery-limit': 1_000_000,
+    });
     expect(bindings).toContainEqual({
       exchange: 'waybill.dlx',
       queue: 'billing.in.dlq',
@@ -61,14 +67,36 @@ describe('a consumer', () => {
       routingKey: '',
     });
     expect(queues.map(({ name }) => name)).toContain('waybill.retry.billing');
-    const plugin = consumerTopology(consumer({ delay: 'x-delayed-message' }));
-    expect(plugin.queues.some(({ name }) => name.startsWith('waybill.delay.'))).toBe(false);
+  });
+
+  test('fact 44: with the plugin one exchange for any delay, apart from what every broker can declare', () => {
+    const wanted = consumerTopology(consumer({ delay: 'x-delayed-message' }));
+    expect(wanted.queues.some(({ name }) => name.startsWith('waybill.delay.'))).toBe(false);
+    expect(wanted.exchanges).toContainEqual({
+      name: 'waybill.delay',
+      type: 'x-delayed-message',
+      arguments: { 'x-delayed-type': 'direct' },
+    });
+    const back = { exchange: 'waybill.delay', queue: 'waybill.retry.billing', routingKey: 'waybill.retry.billing' };
+    expect(wanted.bindings).toContainEqual(back);
+    const needs = { locks: false, declares: false, publishes: [], consumes: [] };
+    expect('waybill.delay').toMatch(new RegExp(permissionsFor(wanted, needs).write));
+    const plain = withoutDelayPlugin(wanted);
+    expect([needsDelayPlugin(wanted), needsDelayPlugin(plain)]).toEqual([true, false]);
+    expect(plain.bindings).not.toContainEqual(back);
+    expect(plain.queues).toEqual(wanted.queues);
+    const usual = consumerTopology(consumer());
+    expect(withoutDelayPlugin(usual)).toEqual(usual);
   });
 
   test('order: key has one active consumer; a dead-letter queue is bounded and gets this consumer alone', () => {
     const { queues, bindings } = consumerTopology(consumer({ order: 'key', deadLetterQueue: 'ops.dead' }));
     expect(queues[1]?.arguments).toMatchObject({ 'x-single-active-consumer': true });
-    expect(queues.find(({ name }) => name === 'ops.dead')?.arguments).toHaveProperty('x-max-length');
+    expect(queues.find(({ name }) => name === 'ops.dead')?.arguments).toEqual({
+      'x-queue-type': 'quorum',
+      'x-max-length': 100_000,
+      'x-delivery-limit': 1_000_000,
+    });
     expect(bindings).toContainEqual({ exchange: 'waybill.dlx', queue: 'ops.dead', routingKey: 'dead.billing' });
   });
 
