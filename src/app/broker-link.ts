@@ -14,6 +14,7 @@ export class BrokerLink {
   readonly #clock: Clock;
   readonly #log: Logger;
   #opening: Promise<BrokerConnection> | undefined;
+  #isOpen = false;
   #isClosed = false;
 
   constructor(options: { settings: () => Config['broker']; name: string; clock: Clock; log: Logger }) {
@@ -36,6 +37,7 @@ export class BrokerLink {
   async #open(): Promise<BrokerConnection> {
     const forget = (): void => {
       this.#opening = undefined;
+      this.#isOpen = false;
     };
     try {
       const connection = await BrokerConnection.openFirst(
@@ -52,6 +54,8 @@ export class BrokerLink {
         this.#clock,
       );
       if (this.#isClosed) connection.abort();
+      // A connection that died meanwhile is forgotten already.
+      else this.#isOpen = this.#opening !== undefined;
       return connection;
     } catch (error) {
       forget();
@@ -59,9 +63,14 @@ export class BrokerLink {
     }
   }
 
+  get isOpen(): boolean {
+    return this.#isOpen;
+  }
+
   /** Nothing is opened afterwards. */
   async close(): Promise<void> {
     this.#isClosed = true;
+    this.#isOpen = false;
     const connection = await this.#opening?.catch(() => undefined);
     await connection?.close();
   }

@@ -1,6 +1,6 @@
 import type { Config } from '../config/load.js';
 import { isWaybillError } from '../core/errors.js';
-import { closeQuietly } from '../postgres/connect.js';
+import { closeQuietly, withDurableCommits } from '../postgres/connect.js';
 import { toInboxError } from '../postgres/inbox-errors.js';
 import { connectToPrimary } from '../postgres/primary.js';
 import { Turns } from '../runtime/turns.js';
@@ -48,9 +48,19 @@ export class ConsumerDatabase {
       },
       limits: { lockTimeoutMs: LOCK_TIMEOUT_MS, statementTimeoutMs: this.#statementTimeoutMs },
     });
+    try {
+      await withDurableCommits(client);
+    } catch (error) {
+      closeQuietly(client);
+      throw error;
+    }
     if (this.#isClosed) closeQuietly(client);
     else this.#client = client;
     return client;
+  }
+
+  get isConnected(): boolean {
+    return this.#client !== undefined;
   }
 
   #drop(): void {

@@ -44,6 +44,8 @@ export interface ConsumerLook {
   isConsuming: boolean;
   /** What does not work at this moment. */
   troubles: readonly Trouble[];
+  /** Of its connections to PostgreSQL and RabbitMQ, which are open; those to RabbitMQ are shared by all consumers. */
+  isConnected: Readonly<Record<'database' | 'broker' | 'publishing', boolean>>;
   /** Messages in the queue that were not delivered; undefined while that is unknown. */
   lag: number | undefined;
 }
@@ -52,7 +54,7 @@ export interface ConsumerServiceOptions {
   /** Reads what is needed to connect again; throws as loadConfig does. */
   reload: () => Config;
   clock: Clock;
-  /** Told how long each call of a handler over HTTP took. */
+  /** Told how long each request of a handler over HTTP took, and each transaction of an sql handler. */
   onHandled?: (consumer: string, seconds: number) => void;
   /** Undefined: nobody traces. */
   tracing?: Tracing | undefined;
@@ -193,6 +195,7 @@ class Consumers implements ConsumerService {
       statementTimeoutMs: handler.kind === 'sql' ? handler.timeoutMs : STATEMENT_TIMEOUT_MS,
     });
     const counters = newCounters();
+    const onHandled = (seconds: number): void => this.#onHandled(name, seconds);
     const http = handler.kind === 'http' ? httpHandler(handler, this.#clock) : undefined;
     const receiver = new Receiver({
       consumer: name,
@@ -207,13 +210,18 @@ class Consumers implements ConsumerService {
       byKey: consumer.order === 'key',
       logsAll: this.#config.log.messages === 'all',
       deadLetterExchange: DEAD_LETTER_EXCHANGE,
-      store: new InboxStore(database, { schema: this.#config.database.schema, consumer: name }),
+      store: new InboxStore(database, {
+        schema: this.#config.database.schema,
+        consumer: name,
+        now: () => this.#clock.now(),
+        onHandled,
+      }),
       broker: new ConfiguredConsumerBroker(consumer, links, this.#clock),
       counters,
       clock: this.#clock,
       log,
       spans: this.#tracing && consumerSpans(this.#tracing, name, consumer.queue),
-      onHandled: (seconds) => this.#onHandled(name, seconds),
+      onHandled,
     });
     this.#looks.set(name, () => ({
       name,
@@ -221,6 +229,11 @@ class Consumers implements ConsumerService {
       breaker: receiver.gate.state,
       isConsuming: receiver.isConsuming,
       troubles: receiver.troubles.map(({ part, error }) => troubleOf(part, error)),
+      isConnected: {
+        database: database.isConnected,
+        broker: links.consuming.isOpen,
+        publishing: links.publishing.isOpen,
+      },
       lag: receiver.lag,
     }));
     try {

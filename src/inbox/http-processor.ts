@@ -31,12 +31,17 @@ export interface HttpProcessorOptions {
 export class HttpProcessor implements Processor {
   readonly #options: HttpProcessorOptions;
   readonly #running = new Set<Promise<void>>();
+  readonly gatherMs = 0;
+  /** Answers that cannot be written down because the database is away. */
+  #unwritten = 0;
 
   constructor(options: HttpProcessorOptions) {
     this.#options = options;
   }
 
+  /** None while answers cannot be written down: a claim would count rows as abandoned whose answer is here (I4). */
   room(): number {
+    if (this.#unwritten > 0) return 0;
     return Math.max(0, this.#options.handler.concurrency - this.#running.size);
   }
 
@@ -99,15 +104,24 @@ export class HttpProcessor implements Processor {
   /** The effect is there; the word on it must not be lost because the database is away for a moment. */
   async #settle(token: string, seq: bigint, verdict: Settlement) {
     const { store, clock, log, giveUp } = this.#options;
-    for (let attempt = 1; ; attempt += 1) {
-      try {
-        return await store.settle(token, [{ seq, verdict }]);
-      } catch (error) {
-        const passes = error instanceof WaybillError && consequenceOf(error.code) === 'again';
-        if (!passes || giveUp.aborted) throw error;
-        if (attempt === 1) log.warn({ err: error, seq }, 'an answer cannot be written down; trying again');
-        await pause(clock, backoffMs(SETTLE_BACKOFF, attempt, clock.random()), giveUp);
+    let unwritten = 0;
+    try {
+      for (let attempt = 1; ; attempt += 1) {
+        try {
+          return await store.settle(token, [{ seq, verdict }]);
+        } catch (error) {
+          const passes = error instanceof WaybillError && consequenceOf(error.code) === 'again';
+          if (!passes || giveUp.aborted) throw error;
+          if (attempt === 1) log.warn({ err: error, seq }, 'an answer cannot be written down; trying again');
+          if (unwritten === 0 && isWaybillError(error, 'WAYBILL_DATABASE_UNAVAILABLE')) {
+            unwritten = 1;
+            this.#unwritten += 1;
+          }
+          await pause(clock, backoffMs(SETTLE_BACKOFF, attempt, clock.random()), giveUp);
+        }
       }
+    } finally {
+      this.#unwritten -= unwritten;
     }
   }
 }

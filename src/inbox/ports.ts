@@ -113,6 +113,8 @@ export interface InboxStore {
   deathsCopied(last: Death): Promise<void>;
   /** Wakes the applications that claim rows. */
   wake(): Promise<void>;
+  /** By whom the consumer is paused, as the table says; undefined: it is not. */
+  pause(): Promise<{ by: 'operator' | 'breaker'; reason: string | null } | undefined>;
   break(reason: string): Promise<void>;
   mend(): Promise<void>;
 }

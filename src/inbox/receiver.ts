@@ -53,6 +53,8 @@ const OPERATOR_RETRY_MS = 15_000;
 const MOST_HELD_BYTES = 64 * 2 ** 20;
 /** Applications that claim rows are woken at most this often. */
 const WAKE_INTERVAL_MS = 50;
+/** Dead messages are looked for at most this often: many die together. */
+const COPY_INTERVAL_MS = 200;
 /** Closing what was opened, after the deadline of a drain. */
 const CLOSING_MS = 2_000;
 
@@ -325,11 +327,12 @@ export class Receiver {
   }
 
   async #copyDeaths(stopping: AbortSignal): Promise<void> {
-    const { store, broker, counters, deadLetterExchange } = this.#options;
+    const { store, broker, counters, deadLetterExchange, clock } = this.#options;
     while (!stopping.aborted) {
       await copyDeaths(store, broker.copies, deadLetterExchange, counters);
       this.#troubles.delete('copies of dead messages');
       await this.#deathSeen.wait();
+      await pause(clock, COPY_INTERVAL_MS, stopping);
     }
   }
 
@@ -342,6 +345,7 @@ export class Receiver {
           const released = await store.sweepKeys();
           if (released > 0) log.warn({ released }, 'rows waited behind nothing; they go on');
         }
+        await this.#seePause();
         if (this.#worker) this.#worker.look();
         else await store.wake();
       } catch (error) {
@@ -351,6 +355,20 @@ export class Receiver {
       if (n % looks === 0) this.#deathSeen.wake();
       await pause(clock, LOOK_INTERVAL_MS, stopping);
     }
+  }
+
+  /**
+   * A pause that a breaker left in the table is ours to end: whoever opened it may be gone, and while it is there nobody
+   * claims anything. So it is probed from here as well; where nothing is handled here, there is no handler to be broken.
+   */
+  async #seePause(): Promise<void> {
+    if (this.gate.isOpen) return;
+    const { store } = this.#options;
+    await this.gate.told();
+    const found = await store.pause();
+    if (found?.by !== 'breaker') return;
+    if (this.#worker) this.gate.trip(found.reason ?? 'as the table says');
+    else await store.mend();
   }
 
   #due(rows: DueRow[]): void {

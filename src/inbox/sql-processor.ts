@@ -12,6 +12,7 @@ export const MOST_SUBTRANSACTIONS = 60;
 const MARGIN_MS = 30_000;
 const MOST_REPEATS = 10;
 const REPEAT_MS = 20;
+const GATHER_MS = 50;
 
 export interface SqlProcessorOptions {
   store: Pick<InboxStore, 'apply' | 'settle'>;
@@ -32,6 +33,8 @@ export class SqlProcessor implements Processor {
   constructor(options: SqlProcessorOptions) {
     this.#options = options;
   }
+
+  readonly gatherMs = GATHER_MS;
 
   room(): number {
     return MOST_SUBTRANSACTIONS;

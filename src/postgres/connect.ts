@@ -115,6 +115,20 @@ export async function forRelay(client: pg.Client, use: 'writer' | 'reader'): Pro
   }
 }
 
+/**
+ * Has commits answered only when they are on the disk, also where the settings of the role, the database or the server
+ * say otherwise; what waits for standbys as well stays. For whoever acknowledges to a broker what was committed (I1).
+ */
+export async function withDurableCommits(client: pg.Client): Promise<void> {
+  try {
+    await client.query(
+      `select set_config('synchronous_commit', 'on', false) where current_setting('synchronous_commit') = 'off'`,
+    );
+  } catch (error) {
+    throw toDatabaseError(error, 'setting up the database connection');
+  }
+}
+
 /** Closes without waiting: a peer that is gone must not hold us up. */
 export function closeQuietly(client: pg.Client): void {
   client.removeAllListeners('error');

@@ -1,6 +1,7 @@
 import type pg from 'pg';
 import type { InboundRow } from '../core/delivery.js';
 import type { Verdict } from '../core/verdict.js';
+import { sqlState } from './errors.js';
 import { quoteSchema } from './schema-name.js';
 
 /** Lends a connection for one piece of work at a time; maps errors by toInboxError. */
@@ -43,18 +44,33 @@ interface OutcomeRow {
   released: string | null;
 }
 
+/** By statement_timeout: an sql handler took too long. */
+const STATEMENT_CANCELLED = '57014';
 const DUE_IN_MS = 'extract(epoch from r.next_attempt_at - clock_timestamp())::float8 * 1000 as due_in_ms';
+
+export interface InboxStoreOptions {
+  schema: string;
+  consumer: string;
+  /** Monotonic milliseconds. */
+  now: () => number;
+  /** Told how long each transaction took in which an sql handler was called. */
+  onHandled: (seconds: number) => void;
+}
 
 /** The inbox of one consumer, by the functions of the schema. One statement is one transaction. */
 export class InboxStore {
   readonly #lending: Lending;
   readonly #schema: string;
   readonly #consumer: string;
+  readonly #now: () => number;
+  readonly #onHandled: (seconds: number) => void;
 
-  constructor(lending: Lending, options: { schema: string; consumer: string }) {
+  constructor(lending: Lending, options: InboxStoreOptions) {
     this.#lending = lending;
     this.#schema = quoteSchema(options.schema);
     this.#consumer = options.consumer;
+    this.#now = options.now;
+    this.#onHandled = options.onHandled;
   }
 
   async ping(): Promise<void> {
@@ -69,7 +85,7 @@ export class InboxStore {
       `select r.outcome, r.seq::text, r.status, r.verdict, r.attempt, r.dead_reason, r.error, null as released, ${DUE_IN_MS}
        from ${this.#schema}.inbox_receive($1, $2::json, $3::bytea, $4) r order by r.ordinal`,
       [this.#consumer, messages, bodies, apply],
-      'inbox-receive',
+      { name: 'inbox-receive', ...(apply ? { handles: (row) => row.verdict !== null } : {}) },
     );
     return rows.map((row) => ({ ...toOutcome(row), outcome: row.outcome }));
   }
@@ -97,6 +113,7 @@ export class InboxStore {
       `select r.seq::text, r.status, r.verdict, r.attempt, r.dead_reason, r.error, r.released, ${DUE_IN_MS}
        from ${this.#schema}.inbox_apply($1, $2::bigint[], $3::uuid) r`,
       [this.#consumer, seqs.map(String), token],
+      { handles: (row) => row.verdict !== 'lost' },
     );
     return rows.map(toOutcome);
   }
@@ -178,6 +195,16 @@ export class InboxStore {
     await this.#query('waking workers', `select ${this.#schema}.inbox_wake($1)`, [this.#consumer]);
   }
 
+  async pause(): Promise<{ by: 'operator' | 'breaker'; reason: string | null } | undefined> {
+    const rows = await this.#query<{ by: 'operator' | 'breaker'; reason: string | null }>(
+      'looking for a pause',
+      `select c.paused_by as by, c.paused_reason as reason from ${this.#schema}.consumer c
+       where c.name = $1 and c.paused_at is not null`,
+      [this.#consumer],
+    );
+    return rows[0];
+  }
+
   async break(reason: string): Promise<void> {
     await this.#query('pausing the consumer', `select ${this.#schema}.consumer_break($1, $2)`, [
       this.#consumer,
@@ -199,15 +226,24 @@ export class InboxStore {
     return token === undefined ? undefined : { token, messages: rows.map(toMessage) };
   }
 
+  /** `handles`: whether a row says that a handler was called. A statement that took too long counts as well. */
   async #query<Row extends pg.QueryResultRow>(
     doing: string,
     text: string,
     values: unknown[],
-    name?: string,
+    { name, handles }: { name?: string; handles?: (row: Row) => boolean } = {},
   ): Promise<Row[]> {
     return this.#lending.use(doing, async (client) => {
-      const { rows } = await client.query<Row>({ text, values, ...(name === undefined ? {} : { name }) });
-      return rows;
+      const beganMs = this.#now();
+      const took = (): void => this.#onHandled((this.#now() - beganMs) / 1_000);
+      try {
+        const { rows } = await client.query<Row>({ text, values, ...(name === undefined ? {} : { name }) });
+        if (handles && rows.some(handles)) took();
+        return rows;
+      } catch (error) {
+        if (handles && sqlState(error) === STATEMENT_CANCELLED) took();
+        throw error;
+      }
     });
   }
 }

@@ -1,6 +1,8 @@
 import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { sharedPostgres } from '../support/database.js';
+import { startFaultProxy } from '../support/fault-proxy.js';
 import { receiverScene, type ReceiverScene } from '../support/receiver-scene.js';
 import { killRelays } from '../support/relay.js';
 import { until } from '../support/waiting.js';
@@ -17,7 +19,7 @@ describe('a consumer that posts to an application', () => {
   let server: Server;
   let url: string;
   let seen: Seen[];
-  let answer: (seen: Seen) => number | undefined;
+  let answer: (seen: Seen) => number | undefined | Promise<number>;
 
   beforeEach(async () => {
     seen = [];
@@ -35,8 +37,12 @@ describe('a consumer that posts to an application', () => {
           body: Buffer.concat(chunks).toString(),
         };
         seen.push(one);
-        const status = answer(one);
-        if (status !== undefined) response.writeHead(status).end();
+        Promise.resolve(answer(one)).then(
+          (status) => {
+            if (status !== undefined) response.writeHead(status).end();
+          },
+          () => response.destroy(),
+        );
       });
     });
     await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
@@ -96,6 +102,43 @@ emails:
     // Three that opened it, those in flight beside them, and a probe or two.
     expect(asked).toBeLessThan(20);
     expect(await process.stop()).toBe(0);
+  });
+
+  it('I4 an answer that cannot be written down while the database is away is not an abandoned attempt', async () => {
+    const proxy = await startFaultProxy({ targetPort: sharedPostgres().port });
+    try {
+      const process = scene.start(consumer(), { databaseUrl: proxy.url(scene.database.url) });
+      await process.waitForLog(({ msg }) => msg === 'consuming', 'the consumer');
+      answer = async () => {
+        await until(() => seen.length === 3, { what: 'all requests' });
+        return 204;
+      };
+      const cut = proxy.at(
+        (unit) => unit.names.includes('pg.client.parse') && unit.body.includes('inbox_settle('),
+        1,
+        () => {
+          proxy.refuse(true);
+          proxy.cut();
+        },
+      );
+      await scene.send('emails', [{ messageId: 'a' }, { messageId: 'b' }, { messageId: 'c' }]);
+      await cut;
+      await until(
+        () => process.log.filter(({ msg }) => msg.startsWith('an answer cannot be written down')).length === 3,
+        { what: 'three answers that cannot be written down' },
+      );
+      // The outage lasts longer than the lease: by the rows' own clock.
+      await scene.database.query("update waybill.inbox set lease_until = clock_timestamp() where status = 'running'");
+      proxy.refuse(false);
+      await scene.waitForRows(3, "status = 'done'");
+      expect((await scene.rows()).map(({ abandoned, failures }) => [abandoned, failures])).toEqual(
+        Array.from({ length: 3 }, () => [0, 0]),
+      );
+      expect(seen.length).toBe(3);
+      expect(await process.stop()).toBe(0);
+    } finally {
+      await proxy.close();
+    }
   });
 
   it('consumer crash in the middle of processing: the message comes again under the same key', async () => {

@@ -152,6 +152,44 @@ describe('a consumer that applies by a function', () => {
     expect(await ledger()).toHaveLength(50);
   });
 
+  it('a pause that a breaker left behind is probed by whoever comes next, and by another that runs (F126)', async () => {
+    const gone = 'alter function billing.on_event(waybill.inbox_message) rename to gone';
+    const back = 'alter function billing.gone(waybill.inbox_message) rename to on_event';
+    const pausedBy = async (): Promise<string | null | undefined> =>
+      (await scene.database.query<{ paused_by: string | null }>('select paused_by from waybill.consumer'))[0]
+        ?.paused_by;
+    await scene.database.query(gone);
+    const first = scene.start(CONSUMER);
+    await first.waitForLog(({ msg }) => msg === 'consuming', 'the consumer');
+    await scene.send('billing', [{ messageId: 'm-1', body: '{"amount": 1}' }]);
+    await until(async () => (await pausedBy()) === 'breaker', { what: 'the pause' });
+    await first.kill9();
+    // As it goes: the deployment is mended, and the new process knows nothing of the breaker of the old one.
+    await scene.database.query(back);
+    const second = scene.start(CONSUMER);
+    await scene.waitForRows(1, "status = 'done' and failures = 0");
+    await until(async () => (await pausedBy()) === null, { what: 'the end of the pause' });
+    await scene.send('billing', [{ messageId: 'm-2', body: '{"amount": 2}' }]);
+    await scene.waitForRows(2, "status = 'done' and failures = 0");
+    // The other one that saw it broken has gone; the one that stays saw nothing.
+    await scene.database.query("select waybill.consumer_break('billing', 'seen by somebody else')");
+    await until(async () => (await pausedBy()) === null, { what: 'the end of the second pause' });
+    await scene.send('billing', [{ messageId: 'm-3', body: '{"amount": 3}' }]);
+    await scene.waitForRows(3, "status = 'done' and failures = 0");
+    expect((await ledger()).every(({ n }) => n === 1)).toBe(true);
+    // An operator's pause is nobody's to end but the operator's.
+    await scene.database.query("select waybill.consumer_pause('billing', 'a test')");
+    await scene.send('billing', [{ messageId: 'm-4', body: '{"amount": 4}' }]);
+    await scene.waitForRows(1, "status = 'pending'");
+    await second.waitForLog(
+      ({ msg, reason }) => msg.startsWith('the handler is broken') && reason === 'seen by somebody else',
+      'word of the pause',
+    );
+    expect(await pausedBy()).toBe('operator');
+    expect(await second.stop()).toBe(0);
+    expect((await scene.rows("status = 'pending'")).length).toBe(1);
+  });
+
   it('pauses when the handler is not there, spends nothing, and goes on when it is (F126)', async () => {
     await scene.database.query('alter function billing.on_event(waybill.inbox_message) rename to gone');
     const consumer = scene.start(CONSUMER);

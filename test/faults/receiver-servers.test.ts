@@ -20,7 +20,9 @@ describe('servers that go away under a consumer', () => {
   let scene: ReceiverScene;
 
   beforeAll(async () => {
-    [postgres, rabbit] = await Promise.all([startPostgres(), startRabbit()]);
+    // The log is written rarely, unless a commit asks for it.
+    const settings = { wal_writer_delay: '10s' };
+    [postgres, rabbit] = await Promise.all([startPostgres({ own: true, settings }), startRabbit({ own: true })]);
   });
   afterAll(async () => {
     await Promise.all([postgres.close(), rabbit.close()]);
@@ -61,6 +63,20 @@ describe('servers that go away under a consumer', () => {
     await scene.send('billing', messages(2_000, 100));
     await expectOnce(2_100);
     expect(await consumer.stop()).toBe(0);
+  });
+
+  it('I1 F20 nothing is acknowledged before it is on the disk, also where the database says synchronous_commit = off', async () => {
+    await scene.database.query(`alter database ${scene.database.name} set synchronous_commit = off`);
+    const consumer = scene.start('emails: {}');
+    await consumer.waitForLog(({ msg }) => msg === 'consuming', 'the consumer');
+    await scene.send('emails', [{ messageId: 'm-1' }]);
+    await scene.waitForRows(1, "status = 'pending'");
+    // What was acknowledged at this moment is nowhere else.
+    expect(await consumer.stop()).toBe(0);
+    expect(await scene.depth('emails')).toBe(0);
+    await postgres.kill9();
+    await postgres.start();
+    expect((await scene.waitForRows(1, "status = 'pending'")).map((row) => row.message_id)).toEqual(['m-1']);
   });
 
   it('F93 the broker ends the channel because an acknowledgement took too long: the effect is there once', async () => {
