@@ -134,12 +134,19 @@ const ROWS: readonly Row[] = [
         })),
       },
       {
-        title: 'Retried, deferred, dead, in conflict a second',
+        title: 'Retried, deferred, abandoned, dead, in conflict a second',
         unit: 'cps',
-        queries: ['retried', 'deferred', 'dead', 'conflict'].map((what) => ({
-          expr: rate(`waybill_inbox_${what}_total`, 'consumer'),
-          legend: `{{consumer}} ${what}`,
-        })),
+        queries: [
+          ...['retried', 'deferred', 'dead', 'conflict'].map((what) => ({
+            expr: rate(`waybill_inbox_${what}_total`, 'consumer'),
+            legend: `{{consumer}} ${what}`,
+          })),
+          {
+            // Counted by the database: the same in every process.
+            expr: 'max by (consumer) (rate(waybill_inbox_abandoned_total{consumer=~"$consumer"}[$__rate_interval]))',
+            legend: '{{consumer}} abandoned',
+          },
+        ],
       },
       {
         title: 'Handler',
@@ -167,12 +174,16 @@ const ROWS: readonly Row[] = [
         ],
       },
       {
-        title: 'By status; paused; breaker open',
+        title: 'By status; processes that consume; paused; breaker open',
         unit: 'short',
         queries: [
           {
             expr: 'max by (consumer, status) (waybill_inbox_rows{consumer=~"$consumer"})',
             legend: '{{consumer}} {{status}}',
+          },
+          {
+            expr: 'sum by (consumer) (waybill_consumer_consuming{consumer=~"$consumer"})',
+            legend: '{{consumer}} consuming',
           },
           { expr: 'max by (consumer) (waybill_consumer_paused{consumer=~"$consumer"})', legend: '{{consumer}} paused' },
           {

@@ -2648,6 +2648,8 @@ CREATE INDEX consumer_queue ON waybill.consumer USING btree (queue);
 
 CREATE INDEX idempotency_first_at ON waybill.idempotency USING btree (first_at);
 
+CREATE INDEX inbox_attempt_abandoned ON waybill.inbox_attempt USING btree (at) WHERE (verdict = 'abandoned'::text);
+
 CREATE INDEX inbox_blocked ON waybill.inbox USING btree (consumer, key, ((seq + 0))) WHERE (status = 'blocked'::text);
 
 CREATE INDEX inbox_bodies ON waybill.inbox USING btree (consumer, processed_at) WHERE ((body IS NOT NULL) AND (status = ANY (ARRAY['done'::text, 'discarded'::text])));
@@ -2938,6 +2940,8 @@ comment on column waybill.inbox_attempt.verdict is 'retry; not-yet (its data nev
 comment on column waybill.inbox_attempt.error is 'The error.';
 
 comment on column waybill.inbox_attempt.worker is 'Who had claimed the row.';
+
+comment on index waybill.inbox_attempt_abandoned is 'Abandoned attempts by when they were found, to be counted.';
 
 comment on view waybill.inbox_backlog is 'What is not finished in the inbox, by consumer and status; done and discarded rows are not looked at.';
 

@@ -320,6 +320,8 @@ create table waybill.inbox_attempt (
     check (verdict in ('retry', 'not-yet', 'never', 'broken', 'abandoned', 'refunded'))
 );
 
+create index inbox_attempt_abandoned on waybill.inbox_attempt (at) where verdict = 'abandoned';
+
 comment on table waybill.inbox_attempt is 'Every attempt at a message that failed or was abandoned.';
 comment on column waybill.inbox_attempt.inbox_seq is 'The row of the inbox.';
 comment on column waybill.inbox_attempt.number is 'From 1, in order; an operator''s retry does not start anew.';
@@ -328,6 +330,7 @@ comment on column waybill.inbox_attempt.verdict is
   'retry; not-yet (its data never came); never; broken (the handler, not the message); abandoned (the lease expired); refunded (broken, and given back).';
 comment on column waybill.inbox_attempt.error is 'The error.';
 comment on column waybill.inbox_attempt.worker is 'Who had claimed the row.';
+comment on index waybill.inbox_attempt_abandoned is 'Abandoned attempts by when they were found, to be counted.';
 
 create view waybill.inbox_backlog as
 select

@@ -17,13 +17,16 @@ const COUNTERS: Partial<Record<keyof ConsumerCounters, Extract<CounterName, `way
 
 /** Brings the metrics of consumers up to date; from memory. */
 export function showConsumers(metrics: Metrics, looks: readonly ConsumerLook[]): void {
-  for (const { name: consumer, counters, breaker, isConsuming, lag } of looks) {
+  for (const { name: consumer, counters, breaker, isConsuming, isConnected, lag } of looks) {
     for (const [counter, name] of Object.entries(COUNTERS)) {
       metrics.total(name, { consumer }, counters[counter as keyof ConsumerCounters]);
     }
     metrics.set('waybill_consumer_breaker_open', { consumer }, Number(breaker !== 'closed'));
     metrics.set('waybill_consumer_lag_messages', { consumer }, lag);
-    metrics.set('waybill_consumer_paused', { consumer }, Number(!isConsuming));
+    metrics.set('waybill_consumer_consuming', { consumer }, Number(isConsuming));
+    for (const [connection, isUp] of Object.entries(isConnected)) {
+      metrics.set('waybill_consumer_connection_up', { consumer, connection }, Number(isUp));
+    }
   }
 }
 

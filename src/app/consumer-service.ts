@@ -111,7 +111,9 @@ class Consumers implements ConsumerService {
 
   #notBegun(name: string): ConsumerLook {
     const troubles = this.#unregistered === undefined ? [] : [troubleOf('the registration', this.#unregistered)];
-    return { name, counters: newCounters(), breaker: 'closed', isConsuming: false, troubles, lag: undefined };
+    const isConnected = { database: false, broker: false, publishing: false };
+    const counters = newCounters();
+    return { name, counters, breaker: 'closed', isConsuming: false, isConnected, troubles, lag: undefined };
   }
 
   /** F38, F83: a rotated password is seen at the next connection; a configuration that went wrong leaves the old one. */

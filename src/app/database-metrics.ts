@@ -1,5 +1,6 @@
 import type { Config } from '../config/load.js';
 import { isWaybillError } from '../core/errors.js';
+import { AbandonedAttempts } from '../postgres/abandoned-attempts.js';
 import { readBacklog, type Backlog } from '../postgres/backlog.js';
 import { readConsumers, type ConsumerBacklog } from '../postgres/inbox-backlog.js';
 import { readRelays, readSlot, type RelayEntry, type SlotEntry } from '../postgres/inspect.js';
@@ -7,7 +8,7 @@ import { pause, type Clock } from '../runtime/clock.js';
 import type { Logger } from '../telemetry/log.js';
 import { LABEL_VALUES, type RelayGaugeName } from '../telemetry/metrics.js';
 import type { Metrics } from '../telemetry/metrics-registry.js';
-import { withDatabase } from './session.js';
+import { withDatabase, type SqlClient } from './session.js';
 
 /** Looking must neither wait long nor burden a database in trouble. */
 const LIMITS = { lockTimeoutMs: 500, statementTimeoutMs: 2_000, workTimeoutMs: 5_000 };
@@ -27,6 +28,7 @@ interface OutboxReading {
 
 interface Reading {
   consumers: ConsumerBacklog[];
+  abandoned: ReadonlyMap<string, number>;
   outbox: OutboxReading | undefined;
 }
 
@@ -44,10 +46,14 @@ export async function collectFromDatabase(
   parts: ShownParts,
 ): Promise<void> {
   let complaint: string | undefined;
+  const beganMs = clock.now();
+  const abandoned = new AbandonedAttempts();
   while (!ending.aborted) {
     const { database, relay, admin } = config();
     try {
-      show(metrics, relay.name, parts, await read(database, relay.name, parts));
+      const elapsedMs = clock.now() - beganMs;
+      const count = (client: SqlClient) => abandoned.count(client, database.schema, elapsedMs);
+      show(metrics, relay.name, parts, await read(database, relay.name, parts, count));
       complaint = undefined;
     } catch (error) {
       show(metrics, relay.name, parts, undefined);
@@ -60,19 +66,26 @@ export async function collectFromDatabase(
   }
 }
 
-function read(database: Config['database'], relayName: string, parts: ShownParts): Promise<Reading> {
+function read(
+  database: Config['database'],
+  relayName: string,
+  parts: ShownParts,
+  countAbandoned: (client: SqlClient) => Promise<Reading['abandoned']>,
+): Promise<Reading> {
   return withDatabase(database, LIMITS, async (client) => {
-    const consumers = parts.consumers.length > 0 ? await readConsumers(client, database.schema) : [];
-    if (!parts.relay) return { consumers, outbox: undefined };
+    const withConsumers = parts.consumers.length > 0;
+    const consumers = withConsumers ? await readConsumers(client, database.schema) : [];
+    const abandoned: Reading['abandoned'] = withConsumers ? await countAbandoned(client) : new Map();
+    if (!parts.relay) return { consumers, abandoned, outbox: undefined };
     const record = (await readRelays(client, database.schema)).find(({ name }) => name === relayName);
     const slot = record?.slot == null ? undefined : await readSlot(client, record.slot);
-    return { consumers, outbox: { backlog: await readBacklog(client, database.schema), record, slot } };
+    return { consumers, abandoned, outbox: { backlog: await readBacklog(client, database.schema), record, slot } };
   });
 }
 
 function show(metrics: Metrics, relay: string, parts: ShownParts, reading: Reading | undefined): void {
   if (parts.relay) showOutbox(metrics, relay, reading?.outbox);
-  showInbox(metrics, parts.consumers, reading?.consumers);
+  showInbox(metrics, parts.consumers, reading);
 }
 
 function showOutbox(metrics: Metrics, relay: string, reading: OutboxReading | undefined): void {
@@ -95,9 +108,14 @@ function showOutbox(metrics: Metrics, relay: string, reading: OutboxReading | un
   if (reading) set('waybill_collected_timestamp_seconds', Math.round(Date.now() / 1000));
 }
 
-function showInbox(metrics: Metrics, names: readonly string[], read: ConsumerBacklog[] | undefined): void {
+function showInbox(metrics: Metrics, names: readonly string[], reading: Reading | undefined): void {
   for (const consumer of names) {
-    const states = read?.find(({ name }) => name === consumer)?.states ?? undefined;
+    const found = reading?.consumers.find(({ name }) => name === consumer);
+    metrics.set('waybill_consumer_paused', { consumer }, found && Number(found.pausedAt !== null));
+    if (reading) {
+      metrics.total('waybill_inbox_abandoned_total', { consumer }, reading.abandoned.get(consumer) ?? 0);
+    }
+    const states = found?.states ?? undefined;
     for (const status of LABEL_VALUES.status) {
       const count = states && (states.find(({ state }) => state === status)?.count ?? 0);
       metrics.set('waybill_inbox_rows', { consumer, status }, count);

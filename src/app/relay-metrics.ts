@@ -5,6 +5,8 @@ import type { Metrics } from '../telemetry/metrics-registry.js';
 import { ACTIVE } from './relay-health.js';
 import type { RelayLook } from './relay-service.js';
 
+const CONNECTIONS = ['database', 'replication', 'broker'] as const;
+
 /** The metric of each counter; a new counter without one does not compile. */
 const COUNTERS: Readonly<Record<keyof RelayCounters, Extract<CounterName, `waybill_outbox_${string}`>>> = {
   published: 'waybill_outbox_published_total',
@@ -41,7 +43,7 @@ export function showRelay(metrics: Metrics, config: Config['relay'], look: Relay
   for (const phase of LABEL_VALUES.phase) {
     metrics.set('waybill_relay_phase', { relay, phase }, Number(phase === look.phase));
   }
-  for (const connection of LABEL_VALUES.connection) {
+  for (const connection of CONNECTIONS) {
     metrics.set('waybill_connection_up', { relay, connection }, Number(live?.connections[connection] ?? false));
   }
   metrics.set('waybill_broker_blocked', { relay }, Number(live?.brokerBlocked ?? false));

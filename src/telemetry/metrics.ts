@@ -3,7 +3,7 @@ export const LABEL_VALUES = {
   relay: 'configuration',
   consumer: 'configuration',
   version: 'configuration',
-  connection: ['database', 'replication', 'broker'],
+  connection: ['database', 'replication', 'broker', 'publishing'],
   phase: ['connecting', 'standby', 'waiting-for-broker', 'starting', 'table-pass', 'streaming', 'draining'],
   state: ['scheduled', 'parked', 'blocked', 'cancelled', 'discarded'],
   status: ['pending', 'running', 'waiting', 'blocked', 'dead'],
@@ -131,12 +131,19 @@ export const METRICS = {
   waybill_inbox_conflict_total: consumer('counter', 'Deliveries of a known message id with another body.'),
   waybill_inbox_retried_total: consumer('counter', 'Attempts that failed and are made again.'),
   waybill_inbox_deferred_total: consumer('counter', 'Attempts that found their data not there yet.'),
-  waybill_inbox_dead_total: consumer('counter', 'Messages given up, for a person to look at.'),
+  waybill_inbox_abandoned_total: consumer(
+    'counter',
+    'Attempts that were begun and never ended (a crash, or an expired lease), whoever had begun them, by the database: the same in every process, so take the most and not the sum.',
+  ),
+  waybill_inbox_dead_total: consumer(
+    'counter',
+    'Messages given up by this process, for a person to look at. Those that applications give up, or whose leases expire, are in waybill_inbox_rows.',
+  ),
   waybill_inbox_handler_seconds: {
     type: 'histogram',
     labels: ['consumer'],
     buckets: LATENCY_BUCKETS,
-    help: 'How long one call of the handler took.',
+    help: 'How long a handler took: over HTTP one request; of sql one transaction, which handles up to 60 messages and, when they have just arrived, also writes them. Nothing of handler kind store.',
     of: 'consumers',
   },
   waybill_inbox_rows: consumer(
@@ -149,7 +156,19 @@ export const METRICS = {
     'Age of the oldest message that is not done, dead or discarded, by the database.',
   ),
   waybill_consumer_lag_messages: consumer('gauge', 'Messages in the queue that are not delivered yet.'),
-  waybill_consumer_paused: consumer('gauge', '1 while the consumer takes nothing, by an operator or by its breaker.'),
+  waybill_consumer_consuming: consumer(
+    'gauge',
+    '1 while messages are taken from the queue; 0 while its breaker is open, or RabbitMQ or PostgreSQL is away.',
+  ),
+  waybill_consumer_connection_up: consumer(
+    'gauge',
+    '1 if the connection is open; publishing is the one for timers and copies of dead messages.',
+    'connection',
+  ),
+  waybill_consumer_paused: consumer(
+    'gauge',
+    '1 while the consumer is paused, by an operator or by its breaker, by the database.',
+  ),
   waybill_consumer_breaker_open: consumer('gauge', '1 while the breaker is open: the handler fails for every message.'),
 
   waybill_build_info: {
