@@ -84,6 +84,8 @@ describe('kill -9 of a consumer', () => {
     );
     expect(booked.filter(({ n }) => n !== 1)).toEqual([]);
     expect(booked.length).toBe(count);
+    // What came again was found, and is neither a conflict nor anything else.
+    expect((await scene.rows()).length).toBe(count);
   }
 
   it.each([
@@ -202,6 +204,8 @@ describe('connections of a consumer', () => {
     await scene.waitForRows(MESSAGES.length, "status = 'done'", 30_000);
     const booked = await ledger();
     expect(booked.filter(({ n }) => n !== 1)).toEqual([]);
+    expect((await scene.rows()).length).toBe(MESSAGES.length);
+    await until(async () => (await scene.depth('billing')) === 0, { what: 'the queue to be empty' });
     expect(await consumer.stop()).toBe(0);
   });
 
@@ -225,6 +229,21 @@ describe('connections of a consumer', () => {
     expect(await consumer.stop()).toBe(0);
   });
 
+  it('F16 the timers come back after the broker connection was cut', async () => {
+    const listeners = () =>
+      scene.broker(async (channel) => (await channel.checkQueue('waybill.retry.billing')).consumerCount);
+    await until(async () => (await listeners()) === 1, { what: 'the timers' });
+    broker.cut();
+    await until(() => consumer.log.filter(({ msg }) => msg === 'consuming').length === 2, { what: 'to consume again' });
+    await until(async () => (await listeners()) === 1, { what: 'the timers to be listened to again' });
+    await scene.send('billing', [{ messageId: 'once', body: '{"amount": 1, "fails": 1}' }]);
+    // Not kept in memory, which a restart would forget: it waits in the delay queue.
+    await until(async () => (await scene.depth('waybill.delay.1000ms')) === 1, { what: 'the timer to be sent' });
+    await scene.waitForRows(1, "status = 'done' and failures = 1");
+    expect((await ledger()).filter(({ n }) => n !== 1)).toEqual([]);
+    expect(await consumer.stop()).toBe(0);
+  });
+
   it('F109 I4 the database is away: the batch is held, no attempt is spent, and it goes on', async () => {
     postgres.refuse(true);
     postgres.cut();
@@ -245,6 +264,26 @@ describe('connections of a consumer', () => {
     await scene.send('billing', MESSAGES.slice(0, 5));
     await scene.waitForRows(5, "status = 'done'");
     expect(await consumer.stop()).toBe(0);
+  });
+
+  it('F95 poison is delivered once: what fails waits in the table, and nothing is ever given back to the queue', async () => {
+    const names = ['amqp.client.basic.nack', 'amqp.client.basic.reject', 'amqp.client.basic.recover'] as const;
+    const givenBack = () => names.map((name) => broker.count(name));
+    const before = { givenBack: givenBack(), delivered: broker.count('amqp.server.basic.deliver') };
+    await scene.send('billing', [
+      { messageId: 'poison', body: '{"amount": 1, "fails": 99}' },
+      ...MESSAGES.slice(0, 10),
+      { messageId: 'never', body: '{"never": true}' },
+      { messageId: 'm-3', body: '{"another": "body"}' },
+    ]);
+    await scene.waitForRows(3, "status = 'dead'");
+    await scene.waitForRows(10, "status = 'done'");
+    expect(await consumer.stop()).toBe(0);
+    expect(givenBack()).toEqual(before.givenBack);
+    // Thirteen messages; and the timers of the poison one, up to three for each of its two waits.
+    const delivered = broker.count('amqp.server.basic.deliver') - before.delivered;
+    expect(delivered).toBeGreaterThanOrEqual(14);
+    expect(delivered).toBeLessThanOrEqual(19);
   });
 
   it('F112 SIGTERM under load: everything taken is finished, the rest stays in the queue', async () => {
