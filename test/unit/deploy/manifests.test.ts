@@ -72,3 +72,86 @@ describe('the manifests start a program that accepts its configuration', () => {
     expect(lines.some((line) => line.startsWith('MemoryDenyWriteExecute'))).toBe(false);
   });
 });
+
+describe('security: the manifests give the program no more than it needs', () => {
+  test('kubernetes: no root, nothing written, no capabilities, no token of the cluster; the secret can be read', () => {
+    const [document] = parseAllDocuments(read('kubernetes/sidecar.yaml'));
+    const pod = (document?.toJS() as { spec: { template: { spec: Record<string, unknown> } } }).spec.template.spec;
+    expect(pod).toMatchObject({
+      automountServiceAccountToken: false,
+      securityContext: {
+        runAsNonRoot: true,
+        runAsUser: 65532,
+        fsGroup: 65532,
+        seccompProfile: { type: 'RuntimeDefault' },
+      },
+      volumes: [{ secret: { defaultMode: 0o440 } }],
+    });
+    for (const { securityContext } of [
+      ...(pod['initContainers'] as Container[]),
+      ...(pod['containers'] as Container[]),
+    ]) {
+      expect(securityContext).toEqual({
+        allowPrivilegeEscalation: false,
+        readOnlyRootFilesystem: true,
+        capabilities: { drop: ['ALL'] },
+      });
+    }
+  });
+
+  test('the image: no shell, not root, no scripts of packages', () => {
+    const image = read('Dockerfile');
+    expect(image).toMatch(/^FROM gcr\.io\/distroless\/\S+:nonroot$/m);
+    expect(image).toMatch(/^USER nonroot$/m);
+    for (const [line] of image.matchAll(/.*npm (ci|prune).*/g)) expect(line).toContain('--ignore-scripts');
+  });
+
+  test('systemd: no rights, nothing written, secrets as credentials', () => {
+    const unit = read('systemd/waybill.service');
+    for (const line of [
+      'DynamicUser=yes',
+      'CapabilityBoundingSet=',
+      'NoNewPrivileges=yes',
+      'ProtectSystem=strict',
+      'ProtectHome=yes',
+      'PrivateDevices=yes',
+      'RestrictNamespaces=yes',
+      'SystemCallFilter=@system-service',
+      'LoadCredential=database-url:/etc/waybill/database-url',
+      'LoadCredential=broker-url:/etc/waybill/broker-url',
+    ]) {
+      expect(unit.split('\n')).toContain(line);
+    }
+    expect(unit).not.toMatch(/^Environment=\S*:\/\//m);
+  });
+
+  test('pg_hba.conf: encrypted from elsewhere, one database, never the keyword for physical replication', () => {
+    const lines = read('postgres/pg_hba.conf')
+      .split('\n')
+      .filter((line) => /^[a-z]/.test(line))
+      .map((line) => line.split(/ +/));
+    expect(lines.length).toBeGreaterThan(3);
+    for (const [type, database, , address, method] of lines) {
+      expect(database).not.toMatch(/replication/);
+      const isLocal = address === '127.0.0.1/32' || address === '::1/128';
+      if (method !== 'reject' && !isLocal) expect(type).toBe('hostssl');
+      expect(['scram-sha-256', 'reject']).toContain(method);
+    }
+    expect(lines.at(-1)).toEqual(['host', 'all', 'waybill_relay', 'all', 'reject']);
+  });
+
+  test('what is installed runs no scripts, neither ours nor those of packages that the program needs', () => {
+    const root = (path: string): string => readFileSync(new URL(`../../../${path}`, import.meta.url), 'utf8');
+    const { scripts } = JSON.parse(root('package.json')) as { scripts: Record<string, string> };
+    const atInstall = ['preinstall', 'install', 'postinstall', 'prepare', 'preprepare', 'postprepare', 'prepublish'];
+    expect(Object.keys(scripts).filter((name) => atInstall.includes(name))).toEqual([]);
+    const { packages } = JSON.parse(root('package-lock.json')) as {
+      packages: Record<string, { hasInstallScript?: boolean; dev?: boolean; integrity?: string; link?: boolean }>;
+    };
+    for (const [path, { hasInstallScript, dev, integrity }] of Object.entries(packages)) {
+      if (path === '') continue;
+      if (!dev) expect([path, hasInstallScript ?? false]).toEqual([path, false]);
+      expect([path, integrity?.startsWith('sha512-')]).toEqual([path, true]);
+    }
+  });
+});

@@ -198,3 +198,29 @@ it('the admin HTTP shows no secret, also one that JSON writes in another way', a
     await server.close();
   }
 });
+
+it('a URL that cannot be used is not repeated by the problem that says so', () => {
+  const broken = fc.constantFrom(
+    (secret: string) => ({ WAYBILL_DATABASE_URL: `postgres://u:${secret}@h:port/d` }),
+    (secret: string) => ({ WAYBILL_DATABASE_URL: `postgres://u:${secret}@h` }),
+    (secret: string) => ({ WAYBILL_BROKER_URL: `http://u:${secret}@h/v` }),
+    (secret: string) => ({ WAYBILL_BROKER_URL: `amqp://u:${secret}@h/v/w` }),
+    (secret: string) => ({ WAYBILL_BROKER_URL: secret }),
+    (secret: string) => ({ WAYBILL_BROKER_PASSWORD_COMMAND: secret }),
+    (secret: string) => ({ WAYBILL_DATABASE_TLS_MODE: 'nonsense', WAYBILL_BROKER_URL: `amqp://u:${secret}@other` }),
+  );
+  fc.assert(
+    fc.property(anySecret, broken, (secret, environment) => {
+      let text = '';
+      try {
+        load(environment(secret));
+      } catch (error) {
+        text = formatFailure(error, { verbose: true });
+      }
+      expect(text).toContain('WAYBILL_CONFIG_INVALID');
+      expect(text).not.toContain(secret);
+      expect(text).not.toContain(encodeURIComponent(secret));
+    }),
+    { numRuns: 300 },
+  );
+});
