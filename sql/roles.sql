@@ -195,7 +195,10 @@ grant execute on function
   :"schema".call_handler, :"schema".inbox_receive, :"schema".inbox_claim_rows, :"schema".lock_keys,
   :"schema".finish_row, :"schema".inbox_apply, :"schema".inbox_settle, :"schema".revive_row, :"schema".inbox_refund,
   :"schema".inbox_due, :"schema".inbox_sweep, :"schema".inbox_deaths, :"schema".inbox_deaths_copied,
-  :"schema".inbox_clean, :"schema".clean_idempotency to :"relay";
+  :"schema".inbox_clean to :"relay";
+-- What the program removes when its retention is over, consumers or not.
+grant execute on function
+  :"schema".clean_idempotency, :"schema".freshness_limit, :"schema".clean_freshness, :"schema".clean_actions to :"relay";
 -- For an operator who uses the relay's configuration: `waybill inbox`, `consumer` and `redact`.
 grant execute on function
   :"schema".inbox_retry, :"schema".inbox_replay, :"schema".inbox_discard, :"schema".inbox_postpone,

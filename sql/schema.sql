@@ -185,6 +185,73 @@ begin
 end
 $function$;
 
+CREATE OR REPLACE FUNCTION waybill.clean_actions(older_than interval DEFAULT '365 days'::interval, max_rows integer DEFAULT 5000)
+ RETURNS TABLE(removed bigint, remaining bigint)
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+ SET enable_seqscan TO 'off'
+AS $function$
+#variable_conflict use_column
+declare
+  before timestamptz;
+begin
+  -- Whoever may call this may not wipe out what was done a moment ago.
+  if older_than is null or older_than < interval '30 days' then
+    raise exception 'older_than must be at least 30 days' using errcode = '22023';
+  end if;
+  -- A row that an operator had tried again is as old as that act, for as long as its age counts.
+  select clock_timestamp() - greatest(older_than, max(greatest(c.max_age, c.not_yet_for))) into before from waybill.consumer c;
+  -- Why by seq: it grows with the time, and has an index.
+  delete from waybill.action_log where seq = any (array(
+    select l.seq from (select a.seq, a.at from waybill.action_log a order by a.seq limit max_rows) as l where l.at < before
+  ));
+  get diagnostics removed = row_count;
+  select count(*) into remaining
+  from (select a.at from waybill.action_log a order by a.seq limit max_rows) as l where l.at < before;
+  return next;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.clean_freshness(before timestamp with time zone, from_scope text DEFAULT ''::text, from_key text DEFAULT ''::text, max_rows integer DEFAULT 5000)
+ RETURNS TABLE(removed bigint, next_scope text, next_key text)
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+ SET enable_seqscan TO 'off'
+AS $function$
+#variable_conflict use_column
+declare
+  last_seen record;
+begin
+  if max_rows is null or max_rows < 2 then
+    raise exception 'max_rows must be at least 2' using errcode = '22023';
+  elsif before is null or before > clock_timestamp() - (
+    select coalesce(max(c.retain_ids + greatest(c.max_age, c.not_yet_for)), '0') from waybill.consumer c
+  ) then
+    raise exception 'before must not be later than freshness_limit() says' using errcode = '22023';
+  end if;
+  -- Why a walk by the key and no index by time: newer moves the time of a row at each version, and would have to move it
+  -- in that index as well.
+  select p.scope, p.key, count(*) over () as rows into last_seen from (
+    select f.scope, f.key from waybill.freshness f
+    where (f.scope, f.key) >= (from_scope, from_key) order by f.scope, f.key limit max_rows
+  ) as p order by p.scope desc, p.key desc limit 1;
+  delete from waybill.freshness where ctid = any (array(
+    select f.ctid from waybill.freshness f
+    where (f.scope, f.key) >= (from_scope, from_key) and (f.scope, f.key) <= (last_seen.scope, last_seen.key)
+      and f.at < before
+    for update skip locked
+  ));
+  get diagnostics removed = row_count;
+  if last_seen.rows = max_rows then
+    next_scope := last_seen.scope;
+    next_key := last_seen.key;
+  end if;
+  return next;
+end
+$function$;
+
 CREATE OR REPLACE FUNCTION waybill.clean_idempotency(older_than interval DEFAULT '30 days'::interval, max_rows integer DEFAULT 10000)
  RETURNS TABLE(removed bigint, remaining bigint)
  LANGUAGE plpgsql
@@ -440,6 +507,41 @@ begin
 end
 $function$;
 
+CREATE OR REPLACE FUNCTION waybill.freshness_limit(older_than interval DEFAULT '90 days'::interval)
+ RETURNS timestamp with time zone
+ LANGUAGE plpgsql
+ STABLE SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+ SET enable_seqscan TO 'off'
+AS $function$
+declare
+  span interval;
+  oldest timestamptz;
+begin
+  if older_than is null or older_than < interval '0' then
+    raise exception 'older_than must not be negative' using errcode = '22023';
+  elsif not exists (select from waybill.freshness) then
+    return null;
+  end if;
+  -- A copy that comes while its id is known never asks; one that waits in the inbox may ask at any time.
+  select greatest(older_than, max(c.retain_ids + greatest(c.max_age, c.not_yet_for))) into span from waybill.consumer c;
+  select least(clock_timestamp(), min(u.received_at)) into oldest
+  from waybill.consumer c cross join lateral (
+    (select i.received_at from waybill.inbox i
+     where i.consumer = c.name and i.status = 'pending' order by i.seq + 0 limit 1)
+    union all
+    select min(i.received_at) from waybill.inbox i where i.consumer = c.name and i.status = 'running'
+    union all
+    select min(i.received_at) from waybill.inbox i where i.consumer = c.name and i.status = 'waiting'
+    union all
+    select min(i.received_at) from waybill.inbox i where i.consumer = c.name and i.status = 'blocked'
+    union all
+    select min(i.received_at) from waybill.inbox i where i.consumer = c.name and i.status = 'dead'
+  ) as u;
+  return oldest - span;
+end
+$function$;
+
 CREATE OR REPLACE FUNCTION waybill.grant_consumer(consumer text, role text)
  RETURNS void
  LANGUAGE plpgsql
@@ -644,8 +746,13 @@ AS $function$
 #variable_conflict use_column
 declare
   most_counted constant int := 100000;
+  -- Why: each takes a lock, of which the server has some thousands for everybody.
+  most_keys constant int := 500;
   settings constant waybill.consumer := waybill.consumer_settings(inbox_clean.consumer);
   moment constant timestamptz := clock_timestamp();
+  holding constant boolean := settings.ordering = 'key' and settings.on_dead = 'block';
+  seqs bigint[];
+  forgotten bigint;
 begin
   what := 'ids';
   delete from waybill.inbox where seq = any (array(
@@ -677,16 +784,37 @@ begin
   ) as left_over;
   return next;
 
-  -- A dead row that holds others stays, however old it is: somebody has to decide.
+  -- A dead row that holds others stays, however old it is: somebody has to decide. Its key is locked before the look that
+  -- counts, else a row that arrives meanwhile would wait behind nothing; a key that somebody has waits for the next call.
   what := 'dead';
-  delete from waybill.inbox where seq = any (array(
+  seqs := array(
     select i.seq from waybill.inbox i
     where i.consumer = settings.name and i.status = 'dead' and i.processed_at < moment - settings.retain_dead
-      and not (settings.ordering = 'key' and settings.on_dead = 'block' and i.key is not null and exists (
+      and not (holding and i.key is not null and exists (
         select from waybill.inbox b where b.consumer = settings.name and b.key = i.key and b.status = 'blocked' offset 0))
-    order by i.processed_at limit max_rows for update skip locked
-  ));
+    order by i.processed_at limit case when holding then least(max_rows, most_keys) else max_rows end
+  );
+  if holding then
+    seqs := array(
+      select i.seq from waybill.inbox i
+      where i.seq = any (seqs)
+        and (i.key is null or pg_try_advisory_xact_lock(waybill.key_lock(settings.name, i.key)))
+    );
+  end if;
+  seqs := array(
+    select i.seq from waybill.inbox i
+    where i.seq = any (seqs) and i.status = 'dead' and i.processed_at < moment - settings.retain_dead
+      and not (holding and i.key is not null and exists (
+        select from waybill.inbox b where b.consumer = settings.name and b.key = i.key and b.status = 'blocked' offset 0))
+    order by i.seq for update skip locked
+  );
+  delete from waybill.inbox i where i.seq = any (seqs) and i.processed_at < moment - settings.retain_ids;
   get diagnostics removed = row_count;
+  -- Given up, without its content: the id alone is needed for longer, so that a copy is no new message.
+  update waybill.inbox i set status = 'discarded', dead_reason = null, body = null, raw_properties = null
+  where i.seq = any (seqs) and i.processed_at >= moment - settings.retain_ids;
+  get diagnostics forgotten = row_count;
+  removed := removed + forgotten;
   select count(*) into remaining from (
     select from waybill.inbox i
     where i.consumer = settings.name and i.status = 'dead' and i.processed_at < moment - settings.retain_dead
@@ -3209,6 +3337,10 @@ comment on function waybill.check_claim(max integer, lease interval) is 'Raises 
 
 comment on function waybill.claimed_row(seq bigint, token uuid, OUT settings waybill.consumer, OUT keyed text) is 'Locks a row that the caller has claimed, and the key if its consumer is ordered by key (keyed is null otherwise). Error WB003 if the token is not the current one.';
 
+comment on function waybill.clean_actions(older_than interval, max_rows integer) is 'Removes operators'' acts that were done longer ago than that (at least 30 days), the oldest first, at most max_rows, and none that the age of a retried row is counted from; remaining says how many of the next max_rows are left.';
+
+comment on function waybill.clean_freshness(before timestamp with time zone, from_scope text, from_key text, max_rows integer) is 'Forgets which version was the newest of entities of which newer was told none since before, among the max_rows from from_scope and from_key on; next_scope and next_key are where to go on, null at the end. From then on any version of such an entity is newer, an old event that comes that late too. Error 22023 if before is later than consumers remember ids and retry messages; freshness_limit() gives a time that is safe.';
+
 comment on function waybill.clean_idempotency(older_than interval, max_rows integer) is 'Forgets what first_time was told longer ago than that, at most max_rows; remaining says how many are left, counted up to 100,000.';
 
 comment on function waybill.consumer_break(consumer text, reason text) is 'Notes that the handler of a consumer is broken; false if it is paused already.';
@@ -3241,6 +3373,8 @@ comment on function waybill.first_time(scope text, key text, result text) is 'Tr
 
 comment on function waybill.forget_consumer(name text, reason text, force boolean) is 'Removes a consumer that is not configured any more, with its rows: it no longer knows what it has applied. At most 50,000 rows a call. Answers: forgotten; more (call again, each time in a transaction of its own); unfinished rows: N (nothing was changed; force removes them too); unknown.';
 
+comment on function waybill.freshness_limit(older_than interval) is 'Until when versions may be forgotten that newer was told: that long before now, or before the oldest message of the inbox that is not finished was received; never less than any consumer remembers ids, and retries a message. Null: there are none.';
+
 comment on function waybill.grant_consumer(consumer text, role text) is 'Lets a role and its members claim rows of a consumer, which need not be registered yet. For the owner of the schema.';
 
 comment on function waybill.handler_call(settings waybill.consumer) is 'The statement that calls the sql handler of a consumer. Error WB006 if there is no such function, or the caller may not execute it: the consumer is broken, not a message.';
@@ -3255,7 +3389,7 @@ comment on function waybill.inbox_claim(consumer text, max integer, lease interv
 
 comment on function waybill.inbox_claim_rows(consumer text, seqs bigint[], attempts integer[], lease interval) is 'Claims exactly these rows, as far as each is pending, or waiting and due, at the attempt that stands at the same place in attempts, and nobody else has it: so a timer that is lost, late or doubled does no harm. A row that was abandoned twice is claimed only alone. None while an operator has paused the consumer.';
 
-comment on function waybill.inbox_clean(consumer text, max_rows integer) is 'Removes what the retention of a consumer is over for: processed rows (ids), bodies of processed rows, dead rows; at most max_rows of each. remaining says how many are left, counted up to 100,000; dead rows that block others are left.';
+comment on function waybill.inbox_clean(consumer text, max_rows integer) is 'Removes what the retention of a consumer is over for: processed rows (ids), bodies of processed rows, dead rows; at most max_rows of each, and waits for nobody. A dead row whose id must be remembered for longer is discarded, and its body removed. remaining says how many are left, counted up to 100,000; dead rows that block others are left.';
 
 comment on function waybill.inbox_complete(seq bigint, token uuid, result text) is 'The message is done. Call it in the transaction that has the effect: then the effect is there once. Raises WB003 if the claim is lost, so that the transaction of a worker that was too slow rolls back.';
 
@@ -3307,7 +3441,7 @@ comment on function waybill.log_inbox_action(action text, target waybill.inbox, 
 
 comment on function waybill.message_of(i waybill.inbox) is 'A row of the inbox as a handler gets it.';
 
-comment on function waybill.newer(scope text, key text, version bigint) is 'True if this version of the entity is newer than every one that was asked about before; then it is the newest. Apply the event only if it is true, in the same transaction.';
+comment on function waybill.newer(scope text, key text, version bigint) is 'True if this version of the entity is newer than every one that was asked about before, within the retention (clean_freshness); then it is the newest. Apply the event only if it is true, in the same transaction.';
 
 comment on function waybill.outbox_key_lock(key text) is 'Number of the advisory transaction lock that an operator''s act on a row of this key takes, and the relay before it lets rows of the key go. One of 1024; keys may share one.';
 

@@ -17,7 +17,6 @@ import { ConfiguredConsumerBroker } from './consumer-broker.js';
 import { ConsumerDatabase } from './consumer-database.js';
 import { registerConsumers } from './consumer-registration.js';
 import { httpHandler } from './http-handler.js';
-import { cleanNowAndThen } from './inbox-cleaning.js';
 import { consumerSpans } from './trace-consumed.js';
 
 /** The running consumers of a process. */
@@ -133,25 +132,11 @@ class Consumers implements ConsumerService {
       consuming: new BrokerLink({ ...shared, name: 'waybill consumers' }),
       publishing: new BrokerLink({ ...shared, name: 'waybill timers' }),
     };
-    const cleaner = new ConsumerDatabase({
-      settings: () => this.#fresh().database,
-      name: 'waybill inbox cleaner',
-      statementTimeoutMs: STATEMENT_TIMEOUT_MS,
-    });
-    const names = this.#config.consumers.map(({ name }) => name);
-    const cleaning = cleanNowAndThen(cleaner, {
-      schema: this.#config.database.schema,
-      consumers: names,
-      clock: this.#clock,
-      log: this.#log,
-      stopping: this.#stopping.signal,
-    });
     try {
       const ends = await Promise.all(this.#config.consumers.map((consumer) => this.#consume(consumer, links)));
       return ends.includes('incomplete') ? 'incomplete' : 'drained';
     } finally {
-      cleaner.close();
-      await Promise.all([links.consuming.close(), links.publishing.close(), cleaning]);
+      await Promise.all([links.consuming.close(), links.publishing.close()]);
     }
   }
 

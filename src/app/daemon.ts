@@ -8,6 +8,7 @@ import { Metrics } from '../telemetry/metrics-registry.js';
 import { loadTracing, type Tracing } from '../telemetry/tracing.js';
 import { startAdminService } from './admin-service.js';
 import { readAdminToken } from './admin-token.js';
+import { startCleaner } from './cleaning.js';
 import { consumerHealth, showConsumers } from './consumer-metrics.js';
 import { startConsumers, type ConsumerService } from './consumer-service.js';
 import { collectFromDatabase } from './database-metrics.js';
@@ -76,8 +77,8 @@ async function start(config: Config, log: Logger, options: Surroundings, only: D
   const parts: Daemon[] = [];
   if (withRelay) parts.push(startRelay(config, log, options, { metrics, consumers, tracing }));
   if (consumers) parts.push(withRelay ? consumers : alone(consumers, config, log, options, metrics));
-  const [first, ...others] = parts;
-  const running = first && others.length === 0 ? first : together(parts);
+  const settings = (): Config['database'] => freshDatabase(config, options.reload);
+  const running = together([...parts, startCleaner(config, log, { settings, clock: options.clock })]);
   return tracing ? flushing(running, tracing, options.clock) : running;
 }
 

@@ -105,7 +105,7 @@ function takeUp(running: Config, logger: AdjustableLogger, reload: () => Config)
   }
   logger.setLevel(next.log.level);
   const needsRestart = (
-    ['database.schema', 'relay', 'consumers', 'admin', 'log.format', 'log.messages'] as const
+    ['database.schema', 'relay', 'consumers', 'retention', 'admin', 'log.format', 'log.messages'] as const
   ).filter((name) => JSON.stringify(restarting(running)[name]) !== JSON.stringify(restarting(next)[name]));
   logger.info(
     { logLevel: next.log.level, needsRestart },
@@ -114,11 +114,12 @@ function takeUp(running: Config, logger: AdjustableLogger, reload: () => Config)
 }
 
 /** What is taken up by a restart only. */
-function restarting({ database, relay, consumers, admin, log }: Config) {
+function restarting({ database, relay, consumers, retention, admin, log }: Config) {
   return {
     'database.schema': database.schema,
     relay,
     consumers,
+    retention,
     admin,
     'log.format': log.format,
     'log.messages': log.messages,

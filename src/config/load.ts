@@ -141,7 +141,7 @@ function checkTogether(given: Settings, origins: Origins): ConfigProblem[] {
   return problems;
 }
 
-function toConfig({ database, broker, relay, consumers, admin, log }: Settings) {
+function toConfig({ database, broker, relay, consumers, retention, admin, log }: Settings) {
   const { heartbeat, connectTimeout, ...brokerRest } = broker;
   const {
     onUnroutable,
@@ -174,6 +174,12 @@ function toConfig({ database, broker, relay, consumers, admin, log }: Settings) 
       drainTimeoutMs: drainTimeout,
     },
     consumers,
+    retention: {
+      firstTimeMs: retention.firstTime,
+      newerMs: retention.newer,
+      actionsMs: retention.actions,
+      intervalMs: retention.interval,
+    },
     admin: {
       /** Undefined: off. */
       listen: parseListen(admin.listen),

@@ -149,12 +149,32 @@ const log = z.strictObject({
   messages: choice(['problems', 'all'], 'problems', 'Log lines for messages that failed, or for every message.'),
 });
 
+const retention = z.strictObject({
+  firstTime: duration(
+    '30d',
+    { min: '1h', max: '3650d' },
+    'How long `first_time` knows what it was told. Longer than a webhook, a request or an event may be repeated.',
+  ),
+  newer: duration(
+    '90d',
+    { min: '1d', max: '3650d' },
+    'How long after its last version an entity is known to `newer`; an old event that comes later than that counts as new. Never less than any consumer remembers ids and retries messages; what waits in the inbox keeps it longer.',
+  ),
+  actions: duration('365d', { min: '30d', max: '3650d' }, "How long operators' acts stay in `action_log`."),
+  interval: duration(
+    '1m',
+    { min: '100ms', max: '1d' },
+    'How often all that is looked for whose retention is over: this, and what each consumer keeps.',
+  ),
+});
+
 /** Every key of the configuration, with its documentation, unit, bounds and default: the one source of all of them. */
 export const settings = z.strictObject({
   database: database.prefault({}),
   broker: broker.prefault({}),
   relay: relay.prefault({}),
   consumers: consumersSection,
+  retention: retention.prefault({}),
   admin: admin.prefault({}),
   log: log.prefault({}),
 });

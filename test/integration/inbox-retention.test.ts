@@ -104,6 +104,51 @@ describe('inbox_clean', () => {
     expect(await clean()).toMatchObject({ dead: [1, 1] });
     expect(await statuses(client, 'billing')).toEqual({ a1: 'dead', a2: 'blocked' });
   });
+
+  test('4.8: a dead row keeps its id for as long as ids are remembered, whatever the time of dead rows', async () => {
+    await register(client, { name: 'billing', retain_dead: '1 day', retain_ids: '14 days' }, { name: 'emails' });
+    await aged('dead 2', 'dead', 2);
+    await aged('dead 15', 'dead', 15);
+    expect(await clean()).toMatchObject({ dead: [2, 0] });
+    const { rows } = await client.query(`select message_id as id, status, body from waybill.inbox`);
+    expect(rows).toEqual([{ id: 'dead 2', status: 'discarded', body: null }]);
+    const [again] = await receive(client, 'billing', [{ message_id: 'dead 2' }]);
+    expect(again?.outcome).toBe('duplicate');
+    await client.query(`update waybill.inbox set processed_at = processed_at - interval '13 days'`);
+    expect(await clean()).toMatchObject({ ids: [1, 0] });
+  });
+
+  describe('4.6: a row that comes to the key of a dead one', () => {
+    beforeEach(async () => {
+      await register(client, { name: 'billing', order: 'key' }, { name: 'emails' });
+      await receive(client, 'billing', [{ message_id: 'k1', key: 'k', dead_reason: 'never' }]);
+      await client.query(`update waybill.inbox set processed_at = '2020-01-01'`);
+    });
+
+    test('while that is being removed does not wait behind nothing', async () => {
+      const cleaner = await database.connect();
+      await cleaner.query('begin');
+      await cleaner.query(`select waybill.inbox_clean('billing')`);
+      const storing = receive(client, 'billing', [{ message_id: 'k2', key: 'k' }]);
+      await until(
+        async () =>
+          (await database.query(`select from pg_locks where locktype = 'advisory' and not granted`)).length === 1,
+        { what: 'the receiver to wait for the key' },
+      );
+      await cleaner.query('commit');
+      expect(await storing).toMatchObject([{ status: 'pending' }]);
+    });
+
+    test('before that is looked at keeps it', async () => {
+      const receiver = await database.connect();
+      await receiver.query('begin');
+      await receive(receiver, 'billing', [{ message_id: 'k2', key: 'k' }]);
+      expect(await clean()).toMatchObject({ dead: [0, 1] });
+      await receiver.query('commit');
+      expect(await clean()).toMatchObject({ dead: [0, 1] });
+      expect(await statuses(client, 'billing')).toEqual({ k1: 'dead', k2: 'blocked' });
+    });
+  });
 });
 
 describe('F17: deaths to be copied', () => {
@@ -199,6 +244,110 @@ describe('newer', () => {
     }
     expect(answers).toEqual([true, false, false, true, false, true]);
     expect((await client.query(`select waybill.newer('orders', '8', 1) as newer`)).rows).toEqual([{ newer: true }]);
+  });
+
+  const told = async (...keys: string[]): Promise<void> => {
+    for (const key of keys) await client.query(`select waybill.newer('orders', $1, 7)`, [key]);
+  };
+  const ago = (days: number, ...keys: string[]) =>
+    client.query(`update waybill.freshness set at = now() - make_interval(days => $1) where key = any ($2)`, [
+      days,
+      keys,
+    ]);
+  const known = async (): Promise<string[]> =>
+    (await client.query<{ key: string }>('select key from waybill.freshness order by scope, key')).rows.map(
+      ({ key }) => key,
+    );
+  /** How many days ago versions may be forgotten. */
+  const limit = async (days: number): Promise<number | null | undefined> =>
+    (
+      await client.query<{ days: number | null }>(
+        `select round(extract(epoch from now() - waybill.freshness_limit(make_interval(days => $1))) / 86400)::int as days`,
+        [days],
+      )
+    ).rows[0]?.days;
+
+  test('is forgotten after its retention, page by page', async () => {
+    await told('a', 'b', 'c', 'd', 'e');
+    await ago(91, 'a', 'c', 'e');
+    let at = { next_scope: '' as string | null, next_key: '' as string | null };
+    const removed: number[] = [];
+    while (at.next_key !== null) {
+      const { rows } = await client.query<{ removed: string } & typeof at>(
+        `select * from waybill.clean_freshness(now() - interval '90 days', $1, $2, 2)`,
+        [at.next_scope, at.next_key],
+      );
+      at = rows[0] as (typeof rows)[0];
+      removed.push(Number(rows[0]?.removed));
+    }
+    expect(await known()).toEqual(['b', 'd']);
+    expect(removed.reduce((sum, n) => sum + n)).toBe(3);
+    expect(Math.max(...removed)).toBeLessThanOrEqual(2);
+    expect((await client.query(`select waybill.newer('orders', 'a', 1) as newer`)).rows).toEqual([{ newer: true }]);
+  });
+
+  test('is kept for longer than any consumer remembers ids and retries, and behind what is not finished', async () => {
+    expect(await limit(90)).toBeNull();
+    await told('a');
+    expect(await limit(90)).toBe(90);
+    // ids and the age at which a message is given up: 14 + 7 days; then 100 + 7.
+    expect(await limit(0)).toBe(21);
+    await register(client, { name: 'billing', retain_ids: '100 days' }, { name: 'emails' });
+    expect(await limit(90)).toBe(107);
+    await expect(
+      client.query(`select * from waybill.clean_freshness(now() - interval '106 days')`),
+    ).rejects.toMatchObject({ code: '22023' });
+    await receive(client, 'emails', [
+      { message_id: 'a' },
+      { message_id: 'b', dead_reason: 'never' },
+      { message_id: 'c' },
+    ]);
+    await client.query(`update waybill.inbox set received_at = now() - interval '20 days' where message_id = 'a'`);
+    expect(await limit(90)).toBe(127);
+    await client.query(`update waybill.inbox set received_at = now() - interval '40 days' where message_id = 'b'`);
+    expect(await limit(90)).toBe(147);
+    // What is done, however old, asks no more.
+    await client.query(`update waybill.inbox set status = 'done', dead_reason = null, processed_at = now()`);
+    expect(await limit(90)).toBe(107);
+  });
+
+  test('a version that is told meanwhile is not forgotten', async () => {
+    await told('a');
+    await ago(91, 'a');
+    const other = await database.connect();
+    await other.query('begin');
+    await other.query(`select waybill.newer('orders', 'a', 8)`);
+    const clean = `select removed from waybill.clean_freshness(now() - interval '90 days')`;
+    expect((await client.query(clean)).rows).toEqual([{ removed: '0' }]);
+    await other.query('commit');
+    expect((await client.query(clean)).rows).toEqual([{ removed: '0' }]);
+    expect(await known()).toEqual(['a']);
+  });
+});
+
+describe('clean_actions', () => {
+  const logged = async (): Promise<unknown[]> =>
+    (await client.query<{ target: string }>('select target from waybill.action_log order by seq')).rows.map(
+      ({ target }) => target,
+    );
+  beforeEach(async () => {
+    await client.query(`truncate waybill.action_log; insert into waybill.action_log (action, target, at)
+      select 'inbox.retry', d::text, now() - make_interval(days => d) from unnest('{400,380,370,360,31,1}'::int[]) d`);
+  });
+
+  test('removes what is older, the oldest first, in bounded batches', async () => {
+    const clean = async () =>
+      (await client.query(`select * from waybill.clean_actions('365 days', 2)`)).rows as unknown[];
+    expect(await clean()).toEqual([{ removed: '2', remaining: '1' }]);
+    expect(await clean()).toEqual([{ removed: '1', remaining: '0' }]);
+    expect(await logged()).toEqual(['360', '31', '1']);
+  });
+
+  test('never what was done within 30 days, or as long as the age of a retried row counts', async () => {
+    await expect(client.query(`select waybill.clean_actions('29 days')`)).rejects.toMatchObject({ code: '22023' });
+    await register(client, { name: 'billing', max_age: '365 days' }, { name: 'emails' });
+    await client.query(`select waybill.clean_actions('30 days')`);
+    expect(await logged()).toEqual(['360', '31', '1']);
   });
 });
 

@@ -244,6 +244,9 @@ describe('the inbox', () => {
     `select waybill.inbox_retry('foreign', 'a')`,
     `select waybill.consumer_pause('foreign', 'x')`,
     `select waybill.redact(key => 'k')`,
+    `select waybill.clean_idempotency()`,
+    `select waybill.clean_freshness('2000-01-01')`,
+    `select waybill.clean_actions()`,
   ])('the application may not: %s', async (sql) => {
     await expect(as('app', sql)).rejects.toThrow(REFUSED);
   });
@@ -256,6 +259,9 @@ describe('the inbox', () => {
     `select waybill.inbox_deaths_copied('foreign', now(), 1)`,
     `select * from waybill.inbox_clean('foreign')`,
     `select * from waybill.clean_idempotency()`,
+    `select waybill.freshness_limit()`,
+    `select * from waybill.clean_freshness('2000-01-01')`,
+    `select * from waybill.clean_actions()`,
     `select waybill.inbox_wake('foreign')`,
     `select waybill.consumer_break('foreign', 'x'), waybill.consumer_mend('foreign')`,
     `select waybill.inbox_refund('foreign', '{1}', now())`,
@@ -272,6 +278,8 @@ describe('the inbox', () => {
     `insert into waybill.consumer_grant (consumer, role_name) values ('foreign', 'x')`,
     `select waybill.grant_consumer('foreign', 'x')`,
     `insert into waybill.idempotency (scope, key) values ('s', 'k')`,
+    'delete from waybill.idempotency',
+    'delete from waybill.freshness',
     'truncate waybill.inbox',
   ])('the relay may not: %s', async (sql) => {
     await expect(as('relay', sql)).rejects.toThrow(REFUSED);
@@ -294,6 +302,9 @@ describe('the inbox', () => {
     `select waybill.inbox_claim('granted')`,
     `select waybill.grant_consumer('granted', 'x')`,
     `select waybill.inbox_clean('granted')`,
+    `select waybill.clean_idempotency()`,
+    `select waybill.clean_freshness('2000-01-01')`,
+    `select waybill.clean_actions()`,
   ])('the operator may not: %s', async (sql) => {
     await expect(as('operator', sql)).rejects.toThrow(REFUSED);
   });

@@ -47,7 +47,7 @@ describe('migrateUp', () => {
     for (let round = 1; round <= 15; round += 1) {
       const both = await Promise.all(pair.map((one) => migrateUp(one, { schema: `at_once_${round}` })));
       const versions = both.flatMap((applied) => applied.map(({ version }) => version));
-      expect(versions.sort()).toEqual(loadMigrations().map(({ version }) => version));
+      expect(versions.sort((a, b) => a - b)).toEqual(loadMigrations().map(({ version }) => version));
     }
   });
 
