@@ -187,7 +187,7 @@ grant execute on function
   :"schema".json_of_body, :"schema".payload(:"schema".inbox_message), :"schema".payload(:"schema".claimed_message),
   :"schema".payload(:"schema".inbox), :"schema".message_of, :"schema".set_handling, :"schema".consumer_settings,
   :"schema".consumer_for_caller, :"schema".key_lock, :"schema".release_key, :"schema".inbox_age, :"schema".put_back,
-  :"schema".end_expired_leases, :"schema".take_rows, :"schema".check_claim, :"schema".claimed_row,
+  :"schema".end_expired_leases, :"schema".take_rows, :"schema".check_claim, :"schema".claimed_row, :"schema".refuse_half_renamed,
   :"schema".inbox_claim, :"schema".inbox_complete, :"schema".inbox_fail, :"schema".inbox_defer, :"schema".inbox_release,
   :"schema".inbox_extend, :"schema".inbox_handling, :"schema".first_time, :"schema".first_result, :"schema".newer,
   :"schema".register_consumers, :"schema".consumer_break, :"schema".consumer_mend, :"schema".inbox_wake,
@@ -202,8 +202,9 @@ grant execute on function
 -- For an operator who uses the relay's configuration: `waybill inbox`, `consumer` and `redact`.
 grant execute on function
   :"schema".inbox_retry, :"schema".inbox_replay, :"schema".inbox_discard, :"schema".inbox_postpone,
-  :"schema".consumer_pause, :"schema".consumer_resume, :"schema".rename_consumer, :"schema".forget_consumer,
-  :"schema".redact to :"relay";
+  :"schema".consumer_pause, :"schema".consumer_resume, :"schema".rename_consumer, :"schema".rename_begin,
+  :"schema".rename_wait, :"schema".rename_cancel, :"schema".rename_rows, :"schema".rename_finish, :"schema".forget_consumer, :"schema".redact,
+  :"schema".redact_count to :"relay";
 
 -- Whoever watches.
 grant select on :"schema".outbox_backlog, :"schema".inbox_backlog to :"observer";
@@ -237,7 +238,8 @@ begin
       schema_name, operator_role);
     execute format(
       'grant execute on function %1$I.inbox_retry, %1$I.inbox_replay, %1$I.inbox_discard, %1$I.inbox_postpone,
-         %1$I.consumer_pause, %1$I.consumer_resume, %1$I.rename_consumer, %1$I.forget_consumer, %1$I.redact,
+         %1$I.consumer_pause, %1$I.consumer_resume, %1$I.rename_consumer, %1$I.rename_begin, %1$I.rename_wait,
+         %1$I.rename_cancel, %1$I.rename_rows, %1$I.rename_finish, %1$I.forget_consumer, %1$I.redact, %1$I.redact_count,
          %1$I.json_of_body, %1$I.payload(%1$I.inbox) to %2$I',
       schema_name, operator_role);
     execute format(

@@ -125,7 +125,7 @@ class Rounds {
     try {
       const names = await this.#database.use('looking for consumers', async (client) => {
         const { rows } = await client.query<{ name: string }>(
-          `select name from ${this.#schema}.consumer order by name`,
+          `select name from ${this.#schema}.consumer where renaming_to is null order by name`,
         );
         return rows.map(({ name }) => name);
       });

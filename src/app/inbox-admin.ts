@@ -1,10 +1,17 @@
 import type { Config } from '../config/load.js';
 import { WaybillError } from '../core/errors.js';
 import { sqlState } from '../postgres/errors.js';
+import { toInboxError } from '../postgres/inbox-errors.js';
 import {
+  beginRename,
   callForConsumer,
   callForMessages,
+  cancelRename,
+  countRedacted,
   countRunning,
+  estimateInbox,
+  estimateRows,
+  finishRename,
   forgetConsumer,
   groupDead,
   listConsumerRows,
@@ -12,13 +19,15 @@ import {
   readContents,
   readStatuses,
   redactRows,
-  renameConsumer,
+  renameRows,
   takeInboxSnapshot,
   type ConsumerEntry,
   type DeadGroup,
   type InboxAct,
   type InboxContent,
+  type RedactedMessages,
   type RedactedPlace,
+  type RenameStep,
 } from '../postgres/inbox-operations.js';
 import { mayReadInbox, readAttempts, readInboxRows, type InboxAttempt, type InboxRow } from '../postgres/inbox-rows.js';
 import type { Answer, Body, RowSnapshot } from '../postgres/operator-rows.js';
@@ -197,13 +206,47 @@ export function switchConsumer(
   );
 }
 
-/** F128: gives a consumer another name, with its rows and grants, so that it still knows what it has applied. */
+/** About how many messages of the consumer would be given the new name. */
+export function estimateRename(database: Database, consumer: string): Promise<number> {
+  return work(database, 'counting the messages', (client) => estimateRows(client, database.schema, consumer));
+}
+
+/**
+ * F128: gives a consumer another name, with its rows and grants, so that it still knows what it has applied; gives the
+ * number of rows. Each step is a transaction of its own. What is interrupted goes on when it is called again; until it is
+ * through, nothing is received or handed out under either name.
+ */
 export function renameConsumerTo(
   database: Database,
   names: { from: string; to: string },
   reason: string | null,
+  onMoved: (moved: number) => void,
 ): Promise<number> {
-  const rename = (client: SqlClient): Promise<number> => renameConsumer(client, database.schema, names, reason);
+  const { schema } = database;
+  const rename = async (client: SqlClient): Promise<number> => {
+    const pids = await again(() => beginRename(client, schema, names));
+    // Where rows have the new name already, it was waited for before.
+    if (pids.length > 0 && (await again(() => cancelRename(client, schema, names)))) {
+      throw new WaybillError(
+        'WAYBILL_STILL_IN_USE',
+        `Consumer ${names.from} is not renamed: transactions that may have used it are open (processes ${pids.join(', ')}).`,
+        { hint: 'Stop the programs that run it; wait for a backup to end. Nothing was changed.' },
+      );
+    }
+    let moved = 0;
+    const renameAll = async (): Promise<void> => {
+      for (let after: string | null = '0'; after !== null;) {
+        const from: string = after;
+        const step: RenameStep = await again(() => renameRows(client, schema, names, from));
+        moved += step.moved;
+        after = step.next;
+        if (step.moved > 0 && after !== null) onMoved(moved);
+      }
+    };
+    do await renameAll();
+    while (!(await again(() => finishRename(client, schema, names, reason, moved))));
+    return moved;
+  };
   return work(database, 'renaming the consumer', rename, LONGEST_MS);
 }
 
@@ -247,13 +290,22 @@ export function drainConsumer(
   return work(database, 'draining the consumer', untilIdle, limitMs + LOOK_MS);
 }
 
-/** Removes the content of messages of a key or an id everywhere; with `dryRun` nothing stays but the counts. */
+/** About how many messages are looked through to find those of a key. */
+export function estimateSearch(database: Database): Promise<number> {
+  return work(database, 'looking at the inbox', (client) => estimateInbox(client, database.schema));
+}
+
+/** How many rows of each place a redaction would change; nothing is changed or locked. */
+export function countRedaction(database: Database, what: RedactedMessages): Promise<RedactedPlace[]> {
+  return work(database, 'counting', (client) => countRedacted(client, database.schema, what), LONGEST_MS);
+}
+
+/** Removes the content of messages of a key or an id everywhere. */
 export function redact(
   database: Database,
-  what: { key: string | null; id: string | null; reason: string | null },
-  dryRun: boolean,
+  what: RedactedMessages & { reason: string | null },
 ): Promise<RedactedPlace[]> {
-  return work(database, 'redacting', (client) => again(() => redactRows(client, database.schema, what, dryRun)));
+  return work(database, 'redacting', (client) => again(() => redactRows(client, database.schema, what)), LONGEST_MS);
 }
 
 async function records(
@@ -295,7 +347,13 @@ function work<T>(
         hint: 'Apply the missing migrations: waybill migrate up',
       });
     }
-    return act(client);
+    try {
+      return await act(client);
+    } catch (error) {
+      // Its hint says how to go on.
+      if (sqlState(error) === 'WB005') throw toInboxError(error, doing);
+      throw error;
+    }
   };
   return operatorWork(database, doing, checked, limitMs);
 }

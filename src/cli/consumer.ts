@@ -1,6 +1,7 @@
 import { Option, type Command } from 'commander';
 import {
   drainConsumer,
+  estimateRename,
   forgetConsumerRows,
   listConsumers,
   renameConsumerTo,
@@ -15,6 +16,8 @@ import type { Cli } from './program.js';
 import { printable, spokenCount } from './text.js';
 
 const DRAIN_MS = 60_000;
+/** From here on it takes seconds. */
+const LONG_RENAME_ROWS = 100_000;
 
 export function registerConsumer(program: Command, cli: Cli): void {
   const consumer = program.command('consumer').description('List, pause, resume, drain, rename or forget consumers.');
@@ -84,13 +87,24 @@ export function registerConsumer(program: Command, cli: Cli): void {
   consumer
     .command('rename <old> <new>')
     .description(
-      'Give a consumer another name: it still knows what it has applied. Stop the programs that run it first.',
+      'Give a consumer another name: it still knows what it has applied. Stop the programs that run it first. Interrupted, it goes on when it is called again.',
     )
     .option('--reason <text>', 'why; kept in the action_log')
     .option('--yes', 'do not ask')
     .action(async (from: string, to: string, { reason, yes }: { reason?: string; yes?: boolean }) => {
-      await confirm(cli, printable(`Rename consumer ${from} to ${to}? Programs that run it must be stopped.`), yes);
-      const moved = await renameConsumerTo(cli.configuration.database(), { from, to }, reason ?? null);
+      const database = cli.configuration.database();
+      const about = await estimateRename(database, from);
+      const long = about < LONG_RENAME_ROWS ? '' : ` Its messages, about ${spokenCount(about)}, are written anew.`;
+      await confirm(
+        cli,
+        printable(
+          `Rename consumer ${from} to ${to}?${long} Programs that run it must be stopped: until it is through, nothing is received or handed out under either name.`,
+        ),
+        yes,
+      );
+      const moved = await renameConsumerTo(database, { from, to }, reason ?? null, (soFar) =>
+        cli.context.err(`${spokenCount(soFar)} of about ${spokenCount(Math.max(about, soFar))}\n`),
+      );
       say(`Consumer ${from} is ${to} now; ${spokenCount(moved)} messages went along.`);
     });
 

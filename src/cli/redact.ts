@@ -1,8 +1,11 @@
 import type { Command } from 'commander';
-import { redact } from '../app/inbox-admin.js';
+import { countRedaction, estimateSearch, redact } from '../app/inbox-admin.js';
 import { confirm } from './confirm.js';
 import type { Cli } from './program.js';
 import { columns, printable, spokenCount } from './text.js';
+
+/** From here on the search for a key takes its time. */
+const LONG_SEARCH_ROWS = 1_000_000;
 
 interface RedactOptions {
   key?: string;
@@ -27,8 +30,13 @@ export function registerRedact(program: Command, cli: Cli): void {
       const { key = null, id = null, reason = null } = options;
       if ((key === null) === (id === null)) self.error('error: give --key or --id, one of them');
       const database = cli.configuration.database();
-      const what = { key, id, reason };
-      const before = await redact(database, what, true);
+      const about = key === null ? 0 : await estimateSearch(database);
+      if (about >= LONG_SEARCH_ROWS) {
+        cli.context.err(
+          `Looks through about ${spokenCount(about)} messages of the inbox; nothing is locked meanwhile.\n`,
+        );
+      }
+      const before = await countRedaction(database, { key, id });
       if (!options.dryRun) {
         const rows = before.filter(({ place }) => place !== 'outbox_pending').reduce((sum, one) => sum + one.rows, 0);
         const whose = printable(key === null ? `message ${id ?? ''}` : `key ${key}`);
@@ -38,7 +46,7 @@ export function registerRedact(program: Command, cli: Cli): void {
           options.yes,
         );
       }
-      const places = options.dryRun ? before : await redact(database, what, false);
+      const places = options.dryRun ? before : await redact(database, { key, id, reason });
       if (options.json) {
         cli.context.out(`${JSON.stringify({ dryRun: options.dryRun === true, places }, null, 2)}\n`);
         return;

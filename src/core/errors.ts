@@ -36,9 +36,9 @@ export const ERROR_CODES = {
   WAYBILL_IDENTITY_CHANGED: 'This is not the PostgreSQL cluster or RabbitMQ cluster that the relay worked with before.',
   WAYBILL_SECOND_RELAY: 'Another relay name is recorded for this schema; one schema has one relay.',
   WAYBILL_RELAY_UNKNOWN: 'No relay of that name is recorded in the schema.',
-  WAYBILL_STILL_IN_USE: 'What is to be removed is still in use, or still holds messages.',
+  WAYBILL_STILL_IN_USE: 'What is to be removed or renamed is still in use, or still holds messages.',
   WAYBILL_CONSUMER_RENAMED:
-    'A new consumer has the queue of a registered one that is not configured any more; a rename would forget what was applied.',
+    'A new consumer has the queue of a registered one that is not configured any more; a rename would forget what was applied. Or a rename is not through: `waybill consumer rename` goes on with it.',
   WAYBILL_CONSUMER_UNKNOWN: 'No consumer of that name is registered in the schema.',
   WAYBILL_CONSUMER_CANCELLED:
     'RabbitMQ ended a consumer, because its queue was deleted or moved; it consumes again by itself.',

@@ -107,7 +107,10 @@ export interface InboxStore {
   refund(seqs: readonly bigint[], sinceMs: number): Promise<number>;
   /** Rows that are due, without claiming them; also while the breaker pauses the consumer. */
   due(max: number): Promise<{ seq: bigint; attempt: number; alone: boolean }[]>;
-  /** Releases followers whose key nobody holds any more; gives how many. */
+  /**
+   * Releases followers whose key nobody holds any more; gives how many. Looks at a bounded number of keys, and goes on
+   * after them at the next call.
+   */
   sweepKeys(): Promise<number>;
   deaths(max: number): Promise<Death[]>;
   deathsCopied(last: Death): Promise<void>;

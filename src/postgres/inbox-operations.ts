@@ -51,6 +51,7 @@ const RECEIVED: FilterColumns = {
 };
 /** Dead rows are looked for by the time of death, for which there is an index. */
 const DIED: FilterColumns = { ...RECEIVED, time: 'o.processed_at' };
+const REDACTING_MINUTES = 30;
 /** Most rows that are grouped, the latest. */
 const GROUPED_ROWS = 100_000;
 
@@ -258,19 +259,80 @@ export async function callForConsumer(
   return rows[0]?.answer ?? 'unknown';
 }
 
-/** Gives a consumer another name; resolves with the number of rows that went along. */
-export async function renameConsumer(
+/** About how many rows the consumer has, by the planner's statistics. */
+export async function estimateRows(client: Client, schema: string, consumer: string): Promise<number> {
+  const rows = await select<{ 'QUERY PLAN': { Plan: { 'Plan Rows': number } }[] }>(
+    client,
+    `explain (format json) select from ${quoteSchema(schema)}.inbox where consumer = $1`,
+    [consumer],
+  );
+  return rows[0]?.['QUERY PLAN'][0]?.Plan['Plan Rows'] ?? 0;
+}
+
+/**
+ * First steps of a rename: from here on nothing is received or handed out under either name. Gives the processes whose
+ * transactions may still write under the old name; when there are none, the rows can be renamed. May be called again.
+ */
+export async function beginRename(
   client: Client,
   schema: string,
-  names: { from: string; to: string },
-  reason: string | null,
-): Promise<number> {
-  const rows = await select<{ moved: number }>(
+  { from, to }: { from: string; to: string },
+): Promise<number[]> {
+  const own = quoteSchema(schema);
+  await select(client, `select ${own}.rename_begin($1, $2)`, [from, to]);
+  const rows = await select<{ pids: number[] }>(client, `select ${own}.rename_wait() as pids`);
+  return rows[0]?.pids ?? [];
+}
+
+/** Takes the first steps back; false if rows have the new name already: then it is to be finished. */
+export async function cancelRename(
+  client: Client,
+  schema: string,
+  { from, to }: { from: string; to: string },
+): Promise<boolean> {
+  const rows = await select<{ done: boolean }>(client, `select ${quoteSchema(schema)}.rename_cancel($1, $2) as done`, [
+    from,
+    to,
+  ]);
+  return rows[0]?.done === true;
+}
+
+/** Rows that were given a new name. */
+export interface RenameStep {
+  moved: number;
+  /** Row after which to go on; null at the end. */
+  next: string | null;
+}
+
+/** Gives the next rows after that one the new name. */
+export async function renameRows(
+  client: Client,
+  schema: string,
+  { from, to }: { from: string; to: string },
+  after: string,
+): Promise<RenameStep> {
+  const rows = await select<RenameStep>(
     client,
-    `select ${quoteSchema(schema)}.rename_consumer($1, $2, $3)::float8 as moved`,
-    [names.from, names.to, reason],
+    `select moved::float8 as moved, next_seq::text as next from ${quoteSchema(schema)}.rename_rows($1, $2, $3)`,
+    [from, to, after],
   );
-  return rows[0]?.moved ?? 0;
+  return rows[0] ?? { moved: 0, next: null };
+}
+
+/** The consumer has the new name; false if some rows have the old one. */
+export async function finishRename(
+  client: Client,
+  schema: string,
+  { from, to }: { from: string; to: string },
+  reason: string | null,
+  moved: number,
+): Promise<boolean> {
+  const rows = await select<{ done: boolean }>(
+    client,
+    `select ${quoteSchema(schema)}.rename_finish($1, $2, $3, $4) as done`,
+    [from, to, reason, moved],
+  );
+  return rows[0]?.done === true;
 }
 
 /** Removes a part of a consumer that is gone for good; gives the function's answer, `more` while there is more. */
@@ -300,21 +362,55 @@ export async function countRunning(client: Client, schema: string, consumer: str
   return rows[0]?.n ?? 0;
 }
 
-/** Removes the content of messages of a key or an id; with `dryRun` it is undone, and only the counts stay. */
+/** What is to be redacted: all of a key, or one id. */
+export interface RedactedMessages {
+  key: string | null;
+  id: string | null;
+}
+
+/** About how many rows the inbox has. */
+export async function estimateInbox(client: Client, schema: string): Promise<number> {
+  const rows = await select<{ n: number }>(
+    client,
+    'select greatest(c.reltuples, 0)::float8 as n from pg_class c where c.oid = to_regclass($1)',
+    [`${quoteSchema(schema)}.inbox`],
+  );
+  return rows[0]?.n ?? 0;
+}
+
+/** How many rows of each place a redaction would change. Nothing is locked. */
+export async function countRedacted(client: Client, schema: string, what: RedactedMessages): Promise<RedactedPlace[]> {
+  return patiently(client, `select r.place, r.rows::int as rows from ${quoteSchema(schema)}.redact_count($1, $2) r`, [
+    what.key,
+    what.id,
+  ]);
+}
+
+/** Removes the content of messages of a key or an id. */
 export async function redactRows(
   client: Client,
   schema: string,
-  what: { key: string | null; id: string | null; reason: string | null },
-  dryRun: boolean,
+  what: RedactedMessages & { reason: string | null },
 ): Promise<RedactedPlace[]> {
-  await client.query('begin');
-  const rows = await select<RedactedPlace>(
-    client,
-    `select r.place, r.rows::int as rows from ${quoteSchema(schema)}.redact($1, $2, $3) r`,
-    [what.key, what.id, what.reason],
-  );
-  await client.query(dryRun ? 'rollback' : 'commit');
-  return rows;
+  return patiently(client, `select r.place, r.rows::int as rows from ${quoteSchema(schema)}.redact($1, $2, $3) r`, [
+    what.key,
+    what.id,
+    what.reason,
+  ]);
+}
+
+/** In a transaction of its own: the search for a key reads the whole inbox, and that may take its time. */
+async function patiently(client: Client, sql: string, values: unknown[]): Promise<RedactedPlace[]> {
+  await client.query(`begin; set local statement_timeout = '${REDACTING_MINUTES}min'`);
+  try {
+    const rows = await select<RedactedPlace>(client, sql, values);
+    await client.query('commit');
+    return rows;
+  } catch (error) {
+    // The error that is told is the first one.
+    await client.query('rollback').catch(() => undefined);
+    throw error;
+  }
 }
 
 function isDead({ states }: RowFilter): boolean {

@@ -282,6 +282,25 @@ test('F128: a renamed consumer still knows what it has applied; one that is gone
     out: `${id}  already applied\n`,
   });
   expect((await waybill('consumer', 'rename', 'nobody', 'x', '--yes')).code).toBe(1);
+  // While somebody may be writing under the old name, nothing is begun.
+  const writer = await database.connect();
+  await writer.query(`begin; select * from waybill.inbox_receive('letters', '[]', '')`);
+  expect(await waybill('consumer', 'rename', 'letters', 'parcels', '--yes')).toMatchObject({
+    code: 1,
+    err: expect.stringContaining('WAYBILL_STILL_IN_USE') as string,
+  });
+  await writer.query('rollback');
+  expect(await waybill('inbox', 'replay', '--consumer', 'letters', id)).toMatchObject({
+    out: `${id}  already applied\n`,
+  });
+  // One that was interrupted goes on.
+  await database.query(`select waybill.rename_begin('letters', 'parcels')`);
+  expect(await waybill('inbox', 'replay', '--consumer', 'letters', id)).toMatchObject({
+    code: 1,
+    err: expect.stringContaining('consumer rename letters parcels') as string,
+  });
+  expect((await waybill('consumer', 'rename', 'letters', 'parcels', '--yes')).code).toBe(0);
+  expect((await waybill('consumer', 'rename', 'parcels', 'letters', '--yes')).code).toBe(0);
   await receive('letters');
   expect(await waybill('consumer', 'forget', 'letters', '--yes')).toMatchObject({
     code: 1,
@@ -291,6 +310,8 @@ test('F128: a renamed consumer still knows what it has applied; one that is gone
   expect(await statuses()).toEqual({});
   expect(await actions()).toMatchObject([
     { action: 'consumer.rename', reason: 'clearer' },
+    { action: 'consumer.rename', target: 'parcels' },
+    { action: 'consumer.rename', target: 'letters' },
     { action: 'consumer.forget' },
   ]);
 });

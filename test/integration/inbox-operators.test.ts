@@ -3,6 +3,7 @@ import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest'
 import type { FreshDatabase } from '../support/database.js';
 import { claim, receive, register, statuses } from '../support/inbox.js';
 import { migratedDatabase } from '../support/migrated-database.js';
+import { until } from '../support/waiting.js';
 
 let database: FreshDatabase;
 let client: pg.Client;
@@ -234,6 +235,104 @@ describe('consumers', () => {
     await expect(answer(`rename_consumer('nobody', 'somebody')`)).rejects.toMatchObject({ code: 'WB004' });
   });
 
+  describe('F128: a rename in steps', () => {
+    const moved = async (afterSeq: string, rows: number): Promise<{ moved: string; next_seq: string | null }> =>
+      (
+        await client.query<{ moved: string; next_seq: string | null }>(
+          `select * from waybill.rename_rows('billing', 'invoices', $1, $2)`,
+          [afterSeq, rows],
+        )
+      ).rows[0] as { moved: string; next_seq: string | null };
+    const renamed = { code: 'WB005', message: 'consumer "billing" is being renamed to "invoices"' };
+    beforeEach(async () => {
+      for (const id of ['a', 'b', 'c', 'd', 'e']) await message('done', id);
+      await receive(client, 'emails', [{ message_id: 'a' }]);
+      await answer(`grant_consumer('billing', current_user)`);
+    });
+
+    test('half done, a copy is not taken for a new message under either name; the rest goes on', async () => {
+      await answer(`rename_begin('billing', 'invoices')`);
+      expect(await answer(`rename_wait()`)).toEqual([]);
+      const first = await moved('0', 2);
+      expect(first.moved).toBe('2');
+      for (const name of ['billing', 'invoices']) {
+        for (const id of ['a', 'e']) {
+          await expect(receive(client, name, [{ message_id: id, body: '{"card": 1}' }])).rejects.toMatchObject(renamed);
+        }
+        await expect(claim(client, name)).rejects.toMatchObject(renamed);
+        for (const call of [
+          `inbox_replay('${name}', 'a', force => true)`,
+          `inbox_discard('${name}', 'a')`,
+          `forget_consumer('${name}', force => true)`,
+          `register_consumers('[{"name": "${name}", "queue": "billing"}]', accept_new => true)`,
+          `inbox_sweep('${name}')`,
+        ]) {
+          await expect(answer(call)).rejects.toMatchObject(renamed);
+        }
+      }
+      expect(await receive(client, 'emails', [{ message_id: 'f' }])).toMatchObject([{ outcome: 'inserted' }]);
+      expect(await answer(`rename_finish('billing', 'invoices')`)).toBe(false);
+      // Somebody who begins anew goes on.
+      await answer(`rename_begin('billing', 'invoices')`);
+      expect(await moved('0', 100)).toEqual({ moved: '3', next_seq: null });
+      expect(await answer(`rename_finish('billing', 'invoices', 'new team', 5)`)).toBe(true);
+      for (const id of ['a', 'b', 'c', 'd', 'e']) {
+        expect(await receive(client, 'invoices', [{ message_id: id, body: '{"card": 1}' }])).toMatchObject([
+          { outcome: 'duplicate' },
+        ]);
+      }
+      expect(await statuses(client, 'emails')).toEqual({ a: 'pending', f: 'pending' });
+      expect((await client.query('select consumer from waybill.consumer_grant')).rows).toEqual([
+        { consumer: 'invoices' },
+      ]);
+      expect((await actions()).at(-1)).toMatchObject({
+        action: 'consumer.rename',
+        target: 'invoices',
+        reason: 'new team',
+        details: { from: 'billing', rows: 5 },
+      });
+    });
+
+    test('waits for a receiver that has read the settings before, and takes its row along', async () => {
+      const receiver = await database.connect();
+      await receiver.query('begin');
+      await receive(receiver, 'billing', [{ message_id: 'late', body: '1' }]);
+      const pid = (await receiver.query<{ pid: number }>('select pg_backend_pid() as pid')).rows[0]?.pid;
+      await answer(`rename_begin('billing', 'invoices')`);
+      expect(await answer(`rename_wait('0')`)).toEqual([pid]);
+      const waiting = database.query<{ pids: number[] }>(`select waybill.rename_wait() as pids`);
+      await receiver.query('commit');
+      expect(await waiting).toEqual([{ pids: [] }]);
+      expect(await answer(`rename_cancel('billing', 'invoices')`)).toBe(true);
+      expect(await receive(client, 'billing', [{ message_id: 'late', body: '1' }])).toMatchObject([
+        { outcome: 'duplicate' },
+      ]);
+      await answer(`rename_begin('billing', 'invoices')`);
+      expect(await moved('0', 100)).toMatchObject({ moved: '6' });
+      expect(await answer(`rename_cancel('billing', 'invoices')`)).toBe(false);
+      await answer(`rename_finish('billing', 'invoices')`);
+      expect(await receive(client, 'invoices', [{ message_id: 'late', body: '1' }])).toMatchObject([
+        { outcome: 'duplicate' },
+      ]);
+    });
+
+    test('is refused where the new name is taken, and only goes where it was to go', async () => {
+      for (const [call, code] of [
+        [`rename_begin('billing', 'emails')`, '22023'],
+        [`rename_begin('billing', 'billing')`, '22023'],
+        [`rename_begin('nobody', 'somebody')`, 'WB004'],
+        [`rename_rows('billing', 'invoices')`, '55000'],
+        [`rename_finish('billing', 'invoices')`, '55000'],
+      ] as const) {
+        await expect(answer(call)).rejects.toMatchObject({ code });
+      }
+      await answer(`rename_begin('billing', 'invoices')`);
+      await expect(answer(`rename_begin('billing', 'other')`)).rejects.toMatchObject(renamed);
+      await expect(answer(`rename_begin('emails', 'invoices')`)).rejects.toMatchObject(renamed);
+      await expect(answer(`rename_rows('billing', 'other')`)).rejects.toMatchObject({ code: '55000' });
+    });
+  });
+
   test('are forgotten with their rows, not while some are unfinished', async () => {
     await message('dead');
     await message('done', 'b');
@@ -354,6 +453,56 @@ describe('redact', () => {
       code: 'WB003',
     });
     expect(await statuses(client, 'billing')).toMatchObject({ a: 'discarded', b: 'pending' });
+  });
+
+  test('counts beforehand what it then does, and locks nothing for that', async () => {
+    await message('dead');
+    await answer(`inbox_retry('billing', 'a')`);
+    await client.query(
+      `insert into waybill.outbox (type, key, state, hold_no) values ('t', 'k', 'parked', 1), ('t', 'k', 'ready', null);
+       insert into waybill.outbox_history (outcome, id, type, key) values ('published', gen_random_uuid(), 't', 'k');`,
+    );
+    await client.query('begin');
+    const before = await client.query(`select place, rows::int from waybill.redact_count(key => 'k')`);
+    const locks = await client.query(
+      `select from pg_locks where pid = pg_backend_pid() and mode not in ('AccessShareLock', 'ExclusiveLock')`,
+    );
+    await client.query('commit');
+    expect(locks.rowCount).toBe(0);
+    expect((await client.query(`select place, rows::int from waybill.redact(key => 'k')`)).rows).toEqual(before.rows);
+    expect(before.rows).toContainEqual({ place: 'inbox', rows: 1 });
+    expect(before.rows).toContainEqual({ place: 'outbox_pending', rows: 1 });
+    for (const args of ['', `key => 'k', id => 'a'`]) {
+      await expect(client.query(`select * from waybill.redact_count(${args})`)).rejects.toMatchObject({
+        code: '22023',
+      });
+    }
+  });
+
+  test('does not keep receivers waiting while it searches, and finds what they stored meanwhile', async () => {
+    await register(client, { name: 'billing', order: 'key' }, { name: 'emails' });
+    await message('done');
+    const holder = await database.connect();
+    await holder.query('begin; lock table waybill.outbox_history in access exclusive mode');
+    const redacting = database.query<{ place: string; rows: string }>(`select * from waybill.redact(key => 'k')`);
+    await until(
+      async () =>
+        (await client.query(`select from pg_locks where not granted and mode = 'AccessShareLock'`)).rowCount === 1,
+      { what: 'the redaction to search' },
+    );
+    await client.query(`set lock_timeout = '1s'`);
+    const stored = await receive(client, 'billing', [{ message_id: 'b', key: 'k', body: SECRET }]);
+    await client.query('reset lock_timeout');
+    expect(stored).toMatchObject([{ outcome: 'inserted', status: 'pending' }]);
+    await holder.query('rollback');
+    expect((await redacting)[0]).toEqual({ place: 'inbox', rows: '2' });
+    expect(await kept()).toBe(false);
+  });
+
+  test('by id finds the rows of consumers that are not registered too', async () => {
+    await message('done');
+    await client.query(`update waybill.inbox set consumer = 'former'`);
+    expect(await redact(`id => 'a'`)).toMatchObject({ inbox: 1 });
   });
 
   test('what is about to be published is left and said', async () => {

@@ -247,6 +247,8 @@ describe('the inbox', () => {
     `select waybill.clean_idempotency()`,
     `select waybill.clean_freshness('2000-01-01')`,
     `select waybill.clean_actions()`,
+    `select waybill.rename_begin('foreign', 'x')`,
+    `select * from waybill.redact_count(key => 'k')`,
   ])('the application may not: %s', async (sql) => {
     await expect(as('app', sql)).rejects.toThrow(REFUSED);
   });
@@ -292,6 +294,8 @@ describe('the inbox', () => {
     `select waybill.inbox_postpone('foreign', 'a', '1 s'), waybill.consumer_pause('foreign', 'x'), waybill.consumer_resume('foreign')`,
     `select waybill.rename_consumer('foreign', 'foreign2'), waybill.forget_consumer('foreign2', force => true)`,
     `select * from waybill.redact(key => 'nobody')`,
+    `select * from waybill.redact_count(key => 'nobody')`,
+    `select waybill.rename_wait()`,
   ])('the operator may: %s', async (sql) => {
     await as('operator', sql);
   });
