@@ -29,7 +29,8 @@ export async function hasDelayPlugin(endpoints: BrokerEndpoints, clock: Clock): 
     if (replyCode(error) === REFUSED) return true;
     // When the connection is closed, the call itself is only told that no answer will come.
     const told: unknown = closedBy ?? error;
-    if (String(told).includes('unknown exchange type')) return false;
+    // `invalid` where it was enabled earlier and is not any more.
+    if (/(unknown|invalid) exchange type/.test(String(told))) return false;
     throw toBrokerError(told, 'looking for the delayed-message plugin');
   } finally {
     await connection.close();
