@@ -8,7 +8,8 @@ import { relayScene, type RelayScene } from '../support/relay-scene.js';
 import { startRabbit } from '../support/servers/rabbit.js';
 import { until } from '../support/waiting.js';
 
-const QUICK = { ...ADMIN_ON, WAYBILL_ADMIN_STALE_AFTER: '1s' };
+const STALE_AFTER_MS = 1_000;
+const QUICK = { ...ADMIN_ON, WAYBILL_ADMIN_STALE_AFTER: `${STALE_AFTER_MS}ms` };
 
 /** The statement of a connection, by a part of its text; this one connection stands still there. */
 const statement =
@@ -148,14 +149,15 @@ describe('F121 readiness cannot lie', () => {
     await ready();
   });
 
-  /** What readiness says until three more of these have passed. */
+  /** What readiness says until three more of these have passed, and for long enough that a hang would be told. */
   async function answersDuring(unit: string): Promise<boolean[]> {
     const answers: boolean[] = [];
     const before = postgres.count(unit);
+    const endMs = performance.now() + 4 * STALE_AFTER_MS;
     await until(
       async () => {
         answers.push((await admin.ready()).ready);
-        return postgres.count(unit) >= before + 3;
+        return postgres.count(unit) >= before + 3 && performance.now() > endMs;
       },
       { withinMs: 30_000, everyMs: 100, what: `three ${unit}` },
     );
