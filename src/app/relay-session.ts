@@ -46,6 +46,7 @@ export interface SessionOptions extends SessionContext {
 const WATCH_INTERVAL_MS = 500;
 /** Of the drain, for settling what was confirmed. */
 const LAST_SETTLE_MS = 2_000;
+const HELD_KEYS_AT_ONCE = 10_000;
 
 /**
  * One session of the relay: from taking the locks to losing or giving them back.
@@ -314,10 +315,15 @@ class Pipeline {
       await this.#unblock();
       return;
     }
-    const { keys, lastOrder } = await failure.race(this.#store.heldKeys());
+    const lastOrder = await failure.race(this.#store.reblock());
     const lanes = new KeyLanes<Work>({ depth: laneDepth(this.#window.maxMessages), lastOrder });
-    lanes.load(keys);
-    if (keys.length > 0) log.info({ keys: keys.length }, 'keys with rows that wait');
+    for (let after: string | null = null, isLast = false; !isLast;) {
+      const keys: string[] = await failure.race(this.#store.heldKeys(after, HELD_KEYS_AT_ONCE));
+      lanes.load(keys);
+      after = keys.at(-1) ?? null;
+      isLast = keys.length < HELD_KEYS_AT_ONCE;
+    }
+    if (lanes.heldKeys > 0) log.info({ keys: lanes.heldKeys }, 'keys with rows that wait');
     this.#lanes = new LaneTraffic({
       lanes,
       settler: () => this.#settler,
@@ -350,6 +356,8 @@ class Pipeline {
       check: this.#check,
       lanes: this.#lanes,
       rowsPerKey: laneDepth(this.#window.maxMessages),
+      // With strict order half a window, so that it is not crowded by the rows of one key.
+      listRows: this.#lanes ? Math.max(1, Math.floor(this.#window.maxMessages / 2)) : Infinity,
     });
   }
 

@@ -79,8 +79,11 @@ async function tablePass(
   check();
   const uptoSeq = slotState && record.passUptoSeq !== null ? record.passUptoSeq : fence.uptoSeq;
   await store.limitPass(uptoSeq);
-  const ids = await feed.pass(afterSeq, uptoSeq);
-  await allSettled();
+  const ids = new Set<string>();
+  for (let isComplete = false; !isComplete;) {
+    isComplete = await feed.pass(afterSeq, uptoSeq, ids);
+    await allSettled();
+  }
   const startLsn = (await slot.inspect())?.confirmedFlushLsn;
   if (startLsn == null) {
     throw new WaybillError('WAYBILL_SLOT_LOST', `slot ${slot.name} vanished during the table pass`);

@@ -9,6 +9,7 @@ export interface LaneItem {
 /** Where a row goes that has just come: out, behind its key in memory, or into the table as `blocked`. */
 export type Place = 'go' | 'wait' | 'hold';
 
+/** A key of which something is in memory, or which the table is asked about. */
 interface Lane<T> {
   /** Admitted and without a final word. */
   active: T | undefined;
@@ -16,18 +17,21 @@ interface Lane<T> {
   waiting: T[];
   /** The table has rows of this key that hold it, or may have. */
   inTable: boolean;
-  /** Rows on their way into the table. */
+  /** Rows on their way into the table, or to a new place in it. */
   holding: number;
   /** Highest order that left for good; what the table still shows up to it is about to be deleted. */
   passed: bigint;
   /** Grows with each row that goes to the table, so that an older answer does not count. */
   stamp: number;
+  /** A question is open. */
+  asked: boolean;
   askedAt: number;
   /** The stamp when a row in flight was set aside last. */
   asideAt: number;
-  /** The table had rows of this key before the session began. */
-  loaded: boolean;
 }
+
+/** Why one for all: there may be millions of keys. */
+const NOTHING_PASSED = -1n;
 
 /** A question to the table: may rows of this key go on, from the first after `after`? */
 export interface LaneQuestion {
@@ -43,19 +47,31 @@ export interface LaneQuestion {
  *             └──▶ hold (table)   ──ask─────▶ the table gives back the head of the key and what follows it
  *
  * Every row of a key gets a number as it comes, and keeps it in the table (`hold_no`): the order of a key is the order of
- * these numbers, whatever becomes of its rows. A row goes to the table only when nothing before it is in flight: else a
- * crash would find it there while its predecessor comes again from the log, behind it.
+ * these numbers, whatever becomes of its rows. A row goes to the table only when nothing before it is in flight, but it
+ * may be there before one that came earlier and that somebody has locked. A crash in between would find it there while
+ * its predecessor comes again from the log; so the log gives every row that it brings again a new number (`again`), also
+ * one that the table holds, and their order is the order of their commits once more. Nothing of a key is asked for while
+ * a row is on its way into the table.
  *
  * A key with more rows than `depth` waiting spills into the table as soon as its active row is done, so that a hot key
- * fills neither memory nor the window that others need. Pure: no I/O, no clock.
+ * fills neither memory nor the window that others need. A key whose rows all rest in the table costs its name and a
+ * number. Pure: no I/O, no clock.
  */
 export class KeyLanes<T extends LaneItem> {
+  /** Of keys that do not rest; those that the table holds are below as well. */
   readonly #lanes = new Map<string, Lane<T>>();
+  /** Keys that the table held before the session began, with the highest order that left for good when they rest. */
+  readonly #loaded = new Map<string, bigint>();
+  /** The same of those that this session put there. */
+  readonly #held = new Map<string, bigint>();
   readonly #depth: number;
   /** Something has happened to these. */
   readonly #toAsk = new Set<string>();
-  /** Asked when there is nothing else, because there may be very many: nobody knows of a change. */
-  readonly #toLook = new Set<string>();
+  /** A walk over all that the table holds, when there is nothing else: nobody knows of a change. */
+  #look: Iterator<string> | undefined;
+  #hasLooked = false;
+  /** Another walk is wanted, from the start. */
+  #lookAgain = false;
   #order: bigint;
   #waiting = 0;
   #waitingBytes = 0;
@@ -68,11 +84,13 @@ export class KeyLanes<T extends LaneItem> {
 
   /** Keys that the table holds, before any row comes. */
   load(keys: Iterable<string>): void {
-    for (const key of keys) {
-      const lane = this.#lane(key);
-      lane.inTable = lane.loaded = true;
-      this.#toLook.add(key);
-    }
+    for (const key of keys) this.#loaded.set(key, NOTHING_PASSED);
+    if (this.#loaded.size > 0) this.#look = walk(this.#loaded);
+  }
+
+  /** Whether the table held rows of this key before the session began, and does still. */
+  isLoaded(key: string): boolean {
+    return this.#loaded.has(key);
   }
 
   /** A row comes. After `hold` the caller puts it into the table and says `stored`. */
@@ -80,7 +98,7 @@ export class KeyLanes<T extends LaneItem> {
     const lane = this.#lane(key);
     item.order = this.#order += 1n;
     if (lane.inTable) {
-      this.#hold(lane);
+      this.#hold(key, lane);
       return 'hold';
     }
     if (!lane.active) {
@@ -92,16 +110,25 @@ export class KeyLanes<T extends LaneItem> {
   }
 
   /**
-   * The table gives a row back that it held; it has its number. A row of an answer (`answer`) goes back to the table when
-   * one before it was set aside since the question: the caller holds it, as after `enter`.
+   * A row comes again from the log that an earlier session has put into the table: it gets a number as if it came for the
+   * first time. The caller writes it into the table and says `stored`.
    */
-  giveBack(key: string, item: T, answer = false): Place {
+  again(key: string, item: T): void {
+    item.order = this.#order += 1n;
+    this.#hold(key, this.#lane(key));
+  }
+
+  /**
+   * The table gives a row back that it held, in an answer; it has its number. It goes back to the table when one before
+   * it was set aside since the question: the caller holds it, as after `enter`.
+   */
+  giveBack(key: string, item: T): Place {
     const lane = this.#lane(key);
-    lane.inTable = true;
-    if (answer && lane.asideAt > lane.askedAt) {
-      this.#hold(lane);
+    if (lane.asideAt > lane.askedAt) {
+      this.#hold(key, lane);
       return 'hold';
     }
+    this.#noteHeld(key, lane);
     if (!lane.active) {
       lane.active = item;
       return 'go';
@@ -115,7 +142,7 @@ export class KeyLanes<T extends LaneItem> {
   done(key: string, item: T): { go?: T; hold: T[] } {
     const lane = this.#leave(key, item);
     if (orderOf(item) > lane.passed) lane.passed = orderOf(item);
-    if (!lane.inTable && lane.waiting.length > this.#depth) return { hold: this.#spill(lane) };
+    if (!lane.inTable && lane.waiting.length > this.#depth) return { hold: this.#spill(key, lane) };
     const next = lane.waiting.shift();
     if (next) {
       this.#unwait(next);
@@ -129,9 +156,9 @@ export class KeyLanes<T extends LaneItem> {
   /** The active row goes to the table; so must these behind it, in this order. The caller says `stored` for each. */
   held(key: string, item: T): T[] {
     const lane = this.#leave(key, item);
-    this.#hold(lane);
+    this.#hold(key, lane);
     lane.asideAt = lane.stamp;
-    return this.#spill(lane);
+    return this.#spill(key, lane);
   }
 
   /** A row of the key is in the table, durably. */
@@ -143,49 +170,67 @@ export class KeyLanes<T extends LaneItem> {
     this.#rest(key, lane);
   }
 
+  /** A row of the key has waited in the table for its time; now it waits for its turn. */
+  due(key: string, order: bigint): void {
+    const lane = this.#lane(key);
+    this.#noteHeld(key, lane);
+    if (order <= lane.passed) lane.passed = order - 1n;
+    this.#rest(key, lane);
+  }
+
   /**
    * At most `max` keys for which the table may have a row that can go. `fresh` leaves out keys that the table held before
    * the session: what an earlier one had held may come again from the log.
    */
   questions(max: number, fresh = false): LaneQuestion[] {
     const questions: LaneQuestion[] = [];
-    for (const keys of fresh ? [this.#toAsk] : [this.#toAsk, this.#toLook]) {
-      for (const key of keys) {
-        if (questions.length >= max) return questions;
-        const lane = this.#lanes.get(key);
-        if (fresh && lane?.loaded === true) continue;
-        this.#toAsk.delete(key);
-        this.#toLook.delete(key);
-        // Otherwise it is asked when the last of it has left memory.
-        if (!lane || isBusy(lane)) continue;
-        lane.askedAt = lane.stamp;
-        questions.push({ key, after: lane.passed });
-      }
+    for (const key of this.#toAsk) {
+      if (questions.length >= max) return questions;
+      this.#toAsk.delete(key);
+      if (!fresh || !this.#loaded.has(key)) this.#question(key, questions);
+      // The walk comes by it.
+      else if (this.#hasLooked) this.#lookAtAll();
+    }
+    while (!fresh && this.#look) {
+      if (questions.length >= max) return questions;
+      this.#hasLooked = true;
+      const next = this.#look.next();
+      if (next.done === true) {
+        this.#look = undefined;
+        if (this.#lookAgain) this.#lookAtAll();
+      } else if (!questions.some(({ key }) => key === next.value)) this.#question(next.value, questions);
     }
     return questions;
   }
 
   /** Puts the question again. */
   ask(key: string): void {
-    if (this.#lanes.has(key)) this.#toAsk.add(key);
+    if (this.#isHeld(key)) this.#toAsk.add(key);
   }
 
   /** Asks for every key that the table holds, in case somebody has changed its rows by hand. */
   askAll(): void {
-    for (const [key, lane] of this.#lanes) if (lane.inTable) this.#toLook.add(key);
+    if (this.#loaded.size + this.#held.size > 0) this.#lookAtAll();
   }
 
   /** The answer was carried out: its rows were given back. `remains`: the table still holds rows of the key. */
   answered(key: string, remains: boolean): void {
     const lane = this.#lanes.get(key);
-    if (!lane || remains) return;
+    if (!lane) return;
+    lane.asked = false;
+    // Otherwise it is asked again when the last of it has left memory.
     if (isBusy(lane)) return;
-    if (lane.stamp === lane.askedAt) this.#lanes.delete(key);
-    else this.#toAsk.add(key);
+    if (remains) this.#leaveMemory(key, lane);
+    else if (lane.stamp !== lane.askedAt) this.#rest(key, lane);
+    else {
+      this.#lanes.delete(key);
+      this.#loaded.delete(key);
+      this.#held.delete(key);
+    }
   }
 
   get hasQuestions(): boolean {
-    return this.#toAsk.size > 0 || this.#toLook.size > 0;
+    return this.#toAsk.size > 0 || this.#look !== undefined;
   }
 
   /** Rows that wait in memory behind their key. */
@@ -198,28 +243,55 @@ export class KeyLanes<T extends LaneItem> {
     return this.#waitingBytes;
   }
 
-  /** Keys that have a row in flight, in memory or in the table. */
-  get size(): number {
+  /** Keys of which something is in memory, or which the table is asked about. */
+  get busyKeys(): number {
     return this.#lanes.size;
+  }
+
+  /** Keys that the table holds, or may hold. */
+  get heldKeys(): number {
+    return this.#loaded.size + this.#held.size;
+  }
+
+  #isHeld(key: string): boolean {
+    return this.#loaded.has(key) || this.#held.has(key);
   }
 
   #lane(key: string): Lane<T> {
     let lane = this.#lanes.get(key);
     if (!lane) {
+      const passed = this.#loaded.get(key) ?? this.#held.get(key);
       lane = {
         active: undefined,
         waiting: [],
-        inTable: false,
+        inTable: passed !== undefined,
         holding: 0,
-        passed: -1n,
+        passed: passed ?? NOTHING_PASSED,
         stamp: 0,
+        asked: false,
         askedAt: 0,
         asideAt: 0,
-        loaded: false,
       };
       this.#lanes.set(key, lane);
     }
     return lane;
+  }
+
+  #question(key: string, questions: LaneQuestion[]): void {
+    // Otherwise it is asked when the last of it has left memory.
+    if (!this.#isHeld(key) || isBusy(this.#lanes.get(key))) return;
+    const lane = this.#lane(key);
+    lane.asked = true;
+    lane.askedAt = lane.stamp;
+    questions.push({ key, after: lane.passed });
+  }
+
+  /** A walk that has begun goes on, and another follows it: what it has passed may have changed. */
+  #lookAtAll(): void {
+    this.#lookAgain = this.#look !== undefined && this.#hasLooked;
+    if (this.#lookAgain) return;
+    this.#look = walk(this.#loaded, this.#held);
+    this.#hasLooked = false;
   }
 
   #leave(key: string, item: T): Lane<T> {
@@ -240,33 +312,52 @@ export class KeyLanes<T extends LaneItem> {
     this.#waitingBytes -= item.bytes;
   }
 
-  #spill(lane: Lane<T>): T[] {
+  #spill(key: string, lane: Lane<T>): T[] {
     const rows = lane.waiting;
     lane.waiting = [];
     for (const each of rows) {
       this.#unwait(each);
-      this.#hold(lane);
+      this.#hold(key, lane);
     }
     return rows;
   }
 
-  #hold(lane: Lane<T>): void {
-    lane.inTable = true;
+  #hold(key: string, lane: Lane<T>): void {
+    this.#noteHeld(key, lane);
     lane.holding += 1;
     lane.stamp += 1;
+  }
+
+  #noteHeld(key: string, lane: Lane<T>): void {
+    if (lane.inTable) return;
+    lane.inTable = true;
+    this.#held.set(key, lane.passed);
   }
 
   /** Nothing of the key is in memory: the table is asked for what follows, or the key is forgotten. */
   #rest(key: string, lane: Lane<T>): void {
     if (isBusy(lane)) return;
     if (lane.inTable) this.#toAsk.add(key);
-    else this.#lanes.delete(key);
+    this.#leaveMemory(key, lane);
+  }
+
+  #leaveMemory(key: string, lane: Lane<T>): void {
+    if (lane.asked) return;
+    this.#lanes.delete(key);
+    if (this.#loaded.has(key)) this.#loaded.set(key, lane.passed);
+    else if (lane.inTable) this.#held.set(key, lane.passed);
   }
 }
 
 /** Something of the key is in memory. */
-function isBusy(lane: Lane<unknown>): boolean {
-  return lane.active !== undefined || lane.waiting.length > 0 || lane.holding > 0;
+function isBusy(lane: Lane<unknown> | undefined): boolean {
+  return lane !== undefined && (lane.active !== undefined || lane.waiting.length > 0 || lane.holding > 0);
+}
+
+/** Also over keys that come while it is under way. */
+function* walk(...held: readonly ReadonlyMap<string, unknown>[]): Generator<string, undefined> {
+  for (const keys of held) yield* keys.keys();
+  return undefined;
 }
 
 function orderOf(item: LaneItem): bigint {

@@ -95,12 +95,35 @@ export class Admission {
     return this.#isCrowded() ? this.#admitWhenCalm(work) : this.#decide(work);
   }
 
+  /**
+   * With strict order: whether a row that comes again from the log and has a place in its key gets it anew. Not one that
+   * this session has held, in a table pass: it may be on its way out.
+   */
+  placesAgain({ key }: { key: string | null }): boolean {
+    return key !== null && this.#lanes?.isLoaded(key) === true;
+  }
+
+  /** Gives a row its place anew; the work must be in `works` already. */
+  async admitAgain(work: Work): Promise<void> {
+    await this.#calm();
+    this.#lanes?.again(work);
+  }
+
+  /** Keys whose rows must stay in the table for now, when they are read in the order of their seqs. */
+  heldUpKeys(): Promise<ReadonlyMap<string, unknown>> {
+    return this.#settler.heldUpKeys();
+  }
+
   async #admitWhenCalm(work: Work): Promise<void> {
+    await this.#calm();
+    await this.#decide(work);
+  }
+
+  async #calm(): Promise<void> {
     while (this.#isCrowded()) {
       await this.#room.wait();
       this.#check();
     }
-    await this.#decide(work);
   }
 
   /** O4: rows that never reach the broker are bounded too, until the database has them. */

@@ -33,10 +33,26 @@ export class LaneTraffic {
   /** A keyed row comes. True when it may go out now; else it waits here or in the table. */
   admit(work: Work): boolean {
     const key = keyOf(work);
-    const place =
-      work.order === null ? this.#lanes.enter(key, work) : this.#lanes.giveBack(key, work, work.origin === 'released');
+    const place = work.order === null ? this.#lanes.enter(key, work) : this.#lanes.giveBack(key, work);
     if (place === 'hold') this.#block([work]);
     return place === 'go';
+  }
+
+  /** Whether an earlier session may have held rows of this key. */
+  isLoaded(key: string): boolean {
+    return this.#lanes.isLoaded(key);
+  }
+
+  /** A row comes again from the log that an earlier session has held: it gets its place anew, and holds its key. */
+  again(work: Work): void {
+    this.#lanes.again(keyOf(work), work);
+    this.#settler().place(work);
+  }
+
+  /** Rows have waited in the table for their time; now they wait for their turn. */
+  due(rows: readonly { key: string; order: bigint }[]): void {
+    for (const { key, order } of rows) this.#lanes.due(key, order);
+    this.#wakeForQuestions();
   }
 
   /** The row is done for good. */

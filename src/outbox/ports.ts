@@ -28,6 +28,14 @@ export interface Hold {
   xid: number | null;
   /** With `ordering: strict`, its place in its key, which it keeps; null = none, or the next number. */
   holdNo: bigint | null;
+  /** Rows of one lane are held up to the first that is not found, and those behind it count as not found; null = alone. */
+  lane: string | null;
+}
+
+/** A held row that has come again from the log, and its place among those that come with it (`ordering: strict`). */
+export interface Placing {
+  row: { seq: string; id: string };
+  holdNo: bigint;
 }
 
 export interface SettleResult {
@@ -38,6 +46,15 @@ export interface SettleResult {
 
 /** What a second look found about rows that a settle or a hold did not find. */
 export type Whereabouts = 'present' | 'undecided' | 'gone';
+
+/** What the table has under an id. */
+export interface RowState {
+  /** The seq that it has now: a row that was written back has another one. */
+  seq: string;
+  state: string;
+  /** It has a place among the rows of its key. */
+  isPlaced: boolean;
+}
 
 export interface TableFence {
   /** Every transaction that drew a seq up to this one has ended and is visible. */
@@ -52,10 +69,22 @@ export interface SeqAndSize {
   bytes: number;
 }
 
+export interface ReadyRow extends SeqAndSize {
+  key: string | null;
+}
+
 /** A whole row, and its place in its key if it holds one (`ordering: strict`). */
 export interface PlacedRow {
   row: OutboxRow;
   holdNo: string | null;
+}
+
+/** Rows whose time has come. */
+export interface Due {
+  /** They are `ready` now, durably. */
+  rows: SeqAndSize[];
+  /** With `ordering: strict`, those that have a place in their key: they wait for their turn now, as `blocked`. */
+  placed: { key: string; order: bigint }[];
 }
 
 /** What the table answers about one key (`ordering: strict`). */
@@ -64,6 +93,8 @@ export interface Released {
   rows: SeqAndSize[];
   /** Whether rows of the key stay held behind these. */
   remains: boolean;
+  /** Somebody has locked the row behind these: without it, it would have gone. */
+  isLocked: boolean;
 }
 
 /** The relay's writes, each fenced by its epoch: WAYBILL_EPOCH_LOST when that is another's. */
@@ -72,13 +103,15 @@ export interface Store {
   settle(rows: readonly Settlement[], candidateLsn: Lsn | null, durable: boolean): Promise<SettleResult>;
   /** Keeps rows with their reason, committed to disk; gives the seqs that it did not find. */
   hold(holds: readonly Hold[]): Promise<Set<string>>;
+  /** Gives rows that the table holds new places, committed to disk; gives the seqs that it did not find. */
+  place(rows: readonly Placing[]): Promise<Set<string>>;
   /** Writes back held rows whose table row is gone. */
   writeBack(holds: readonly Hold[]): Promise<void>;
   whereabouts(rows: readonly { seq: string; id: string; xid: number | null }[]): Promise<Map<string, Whereabouts>>;
   recordGone(rows: readonly Settlement[]): Promise<void>;
   noteInsertThenDelete(): Promise<void>;
-  /** States by the seq asked for of the rows that are there under the same id, whatever seq they have now. */
-  states(rows: readonly { seq: string; id: string }[]): Promise<Map<string, string>>;
+  /** By the seq asked for, the rows that are there under the same id, whatever seq they have now. */
+  states(rows: readonly { seq: string; id: string }[]): Promise<Map<string, RowState>>;
   /** The seqs of those that the history has under the same seq and id: an earlier session has settled them. */
   settledBefore(rows: readonly { seq: string; id: string }[]): Promise<Set<string>>;
   beginPass(afterSeq: bigint): Promise<void>;
@@ -96,11 +129,11 @@ export interface Table {
   fence(log: (waitingFor: string) => void, signal: AbortSignal): Promise<TableFence>;
   /** A position past everything that is visible now, flushed. */
   position(): Promise<Lsn>;
-  readyRows(afterSeq: bigint, uptoSeq: bigint, limit: number): Promise<SeqAndSize[]>;
+  readyRows(afterSeq: bigint, uptoSeq: bigint, limit: number): Promise<ReadyRow[]>;
   /** Rows in state `ready`, in seq order, each with its place in its key if it has one. */
   readRows(seqs: readonly string[]): Promise<PlacedRow[]>;
-  /** Turns due rows `ready` in a committed transaction. */
-  makeDue(limit: number): Promise<SeqAndSize[]>;
+  /** Lets rows go whose time has come, in a committed transaction. */
+  makeDue(limit: number): Promise<Due>;
   /**
    * Lets held rows of these keys go, from the head of each key as far as nothing waits for a time or a person: they are
    * `ready`, durably. A key that somebody has locked is not in the answer.

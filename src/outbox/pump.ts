@@ -1,10 +1,10 @@
 import { isWaybillError } from '../core/errors.js';
-import type { Ledger } from '../core/ledger.js';
+import type { Ledger, LedgerEntry } from '../core/ledger.js';
 import { LSN_ZERO, maxLsn, type Lsn } from '../core/lsn.js';
 import type { OutboxRow } from '../core/message.js';
 import { Condition, Wakeup } from '../runtime/signal.js';
 import type { Admission } from './admission.js';
-import type { RelayCounters, Store, Stream } from './ports.js';
+import type { RelayCounters, RowState, Store, Stream } from './ports.js';
 import type { Settler } from './settler.js';
 import type { Work, Works } from './work.js';
 
@@ -22,6 +22,7 @@ const PAUSE_AT_BYTES = 4 * 1024 * 1024;
 const MAX_EVENTS_AFTER_STOP = 2_000;
 /** Rows of the replay zone that are looked up at once. */
 const LOOKUP_ROWS = 200;
+const EMPTY = Buffer.alloc(0);
 
 /**
  * Carries the stream's events to admission, one at a time and in order.
@@ -57,7 +58,7 @@ export class Pump {
   #committedAtMs = 0;
   #replayed = false;
   /** What the table says about rows of the replay zone that were looked up ahead. */
-  #looked = new Map<string, string | undefined>();
+  #looked = new Map<string, RowState | 'settled' | undefined>();
   /** Ids that the table pass has published and the stream may still bring, until `#passFence` is passed. */
   #passIds: Set<string>;
   readonly #passFence: Lsn;
@@ -221,7 +222,13 @@ export class Pump {
       this.#counters.duplicatesSkipped += 1;
       return undefined;
     }
-    const work: Work = {
+    const work = this.#work(row, entry);
+    this.#works.add(work);
+    return this.#admission.admit(work);
+  }
+
+  #work(row: OutboxRow, entry: LedgerEntry): Work {
+    return {
       row,
       origin: 'stream',
       xid: this.#xid,
@@ -234,21 +241,35 @@ export class Pump {
       nacks: 0,
       order: null,
     };
-    this.#works.add(work);
-    return this.#admission.admit(work);
   }
 
   /**
-   * A row that an earlier session may have handled: one that is there in another state is left alone. A missing one is
-   * sent unless the history has it, because an application that inserts and deletes in one transaction looks the same.
+   * A row that an earlier session may have handled: one that is there in another state is left alone, but for its place
+   * with strict order. A missing one is sent unless the history has it, because an application that inserts and deletes
+   * in one transaction looks the same.
    */
   async #replay(row: OutboxRow): Promise<void> {
     if (!this.#looked.has(row.seq)) await this.#lookAhead(row);
-    const state = this.#looked.get(row.seq);
+    const found = this.#looked.get(row.seq);
     this.#looked.delete(row.seq);
-    if (state === undefined || state === 'ready') return this.#row(row);
-    this.#ledger.settle(this.#ledger.row());
+    const isPlaced = found !== undefined && found !== 'settled' && found.isPlaced;
+    if (found === undefined || (found !== 'settled' && found.state === 'ready' && !isPlaced)) return this.#row(row);
     this.#counters.duplicatesSkipped += 1;
+    if (isPlaced && this.#admission.placesAgain(row)) return this.#again({ ...row, seq: found.seq });
+    this.#ledger.settle(this.#ledger.row());
+  }
+
+  /** What came before it may have a new number; its own must be higher again. Its body is not needed. */
+  #again(row: OutboxRow): Promise<void> | undefined {
+    const entry = this.#ledger.row();
+    const known = this.#works.find(row);
+    if (known) {
+      known.entries.push(entry);
+      return undefined;
+    }
+    const work = this.#work({ ...row, body: EMPTY }, entry);
+    this.#works.add(work);
+    return this.#admission.admitAgain(work);
   }
 
   async #lookAhead(first: OutboxRow): Promise<void> {
@@ -260,7 +281,7 @@ export class Pump {
     const states = await this.#store.states(rows);
     // Many are missing when a row that somebody had locked for long kept the position back.
     const settled = await this.#store.settledBefore(rows.filter((row) => !states.has(row.seq)));
-    this.#looked = new Map(rows.map((row) => [row.seq, settled.has(row.seq) ? 'settled' : states.get(row.seq)]));
+    this.#looked = new Map(rows.map(({ seq }) => [seq, settled.has(seq) ? 'settled' : states.get(seq)]));
   }
 
   #keepalive(walEnd: Lsn): void {

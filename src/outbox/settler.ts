@@ -4,12 +4,12 @@ import { maxLsn } from '../core/lsn.js';
 import { Condition } from '../runtime/signal.js';
 import type { Clock } from '../runtime/clock.js';
 import { Doubtful } from './doubtful.js';
-import { byPlace, firstPlaces, isBehind } from './hold-order.js';
-import type { Hold, RelayCounters, RelayLog, Settlement, Store } from './ports.js';
+import { byPlace, firstPlaces, isBehind, laneOf } from './hold-order.js';
+import type { Hold, Placing, RelayCounters, RelayLog, Settlement, Store } from './ports.js';
 import type { Work, Works } from './work.js';
 
 /** A hold as the pipeline asks for it; the row and its transaction are added here. */
-export type HoldReason = Omit<Hold, 'row' | 'xid' | 'holdNo'>;
+export type HoldReason = Omit<Hold, 'row' | 'xid' | 'holdNo' | 'lane'>;
 
 interface Settling {
   work: Work;
@@ -21,6 +21,11 @@ interface Holding {
   hold: Hold;
 }
 
+interface Replacing {
+  work: Work;
+  placing: Placing;
+}
+
 const MAX_HOLDS_AT_ONCE = 500;
 const MAX_ROWS_AT_ONCE = 10_000;
 /** So many confirmed rows are settled at once instead of at the next interval. */
@@ -30,13 +35,14 @@ const EAGER_ROWS = 1_000;
  * Makes the broker's word durable in the database, and only then reports it (O3, O6).
  *
  *   confirmed ─┐                                 ┌─ found ──────▶ settled ─▶ ledger ─▶ report
- *              ├─▶ one statement every interval ─┤
- *   held ──────┘   (holds first, on their own)   └─ not found ──▶ doubtful ─▶ present | undecided | gone
+ *   held ──────┼─▶ one statement every interval ─┤
+ *   placed ────┘   (holds first, on their own)   └─ not found ──▶ doubtful ─▶ present | undecided | gone
  *
  * | crash after             | what happens                                                                  |
  * |-------------------------|-------------------------------------------------------------------------------|
  * | confirm, before settle  | the row is still there: published again under the same id                     |
- * | hold, before its report | the row comes again from the log, is found held, and is left alone            |
+ * | hold, before its report | the row comes again from the log, is found held, and is left alone; with      |
+ * |                         | strict order it gets a new place among those that come with it                |
  * | settle, before report   | the checkpoint is stored; START_REPLICATION asks for it                       |
  * | report                  | nothing to repeat                                                             |
  *
@@ -58,8 +64,9 @@ export class Settler {
   readonly #changed = new Condition();
   #confirmed: Settling[] = [];
   #held: Holding[] = [];
+  #placed: Replacing[] = [];
   /** Rows that a statement did not find; looked at again each cycle. */
-  readonly #doubtful: Doubtful<Settling | Holding>;
+  readonly #doubtful: Doubtful<Settling | Holding | Replacing>;
   /** The position that the database has stored; never reported before it is stored. Null: none may be stored. */
   #checkpointLsn: Lsn | null;
   #cancelTimer: (() => void) | undefined;
@@ -72,6 +79,8 @@ export class Settler {
   #heldUp = false;
   #cycles = 0;
   #insertThenDeleteNoted = false;
+  /** A statement that holds rows is under way. */
+  #holding = false;
 
   constructor(options: {
     store: Store;
@@ -133,8 +142,32 @@ export class Settler {
   hold(work: Work, reason: HoldReason): void {
     work.phase = 'held';
     this.#heldBytes += work.row.body.length;
-    this.#held.push({ work, hold: { ...reason, row: work.row, xid: work.xid, holdNo: work.order } });
+    this.#held.push({
+      work,
+      hold: { ...reason, row: work.row, xid: work.xid, holdNo: work.order, lane: laneOf(work) },
+    });
     this.#schedule(true);
+  }
+
+  /** The table holds the row already, and it gets a new place there. */
+  place(work: Work): void {
+    if (work.order === null) throw new Error('settler: a row without a place');
+    work.phase = 'held';
+    this.#placed.push({ work, placing: { row: work.row, holdNo: work.order } });
+    this.#schedule(true);
+  }
+
+  /**
+   * Keys whose rows must stay in the table, because one before them is to be held and somebody has locked it. Resolves
+   * when the table was asked for all that is to be held so far, so that no more than what comes meanwhile waits in memory.
+   */
+  async heldUpKeys(): Promise<ReadonlyMap<string, unknown>> {
+    for (;;) {
+      const first = firstPlaces(this.#doubtful.rows);
+      const isTried = !this.#holding && !this.#held.some((each) => each.hold.lane !== null && !isBehind(each, first));
+      if (isTried || this.#stopped) return first;
+      await this.#changed.wait();
+    }
   }
 
   /** A Commit arrived: rows that were settled before it may now move the checkpoint. */
@@ -159,7 +192,11 @@ export class Settler {
   /** True when nothing waits to be settled and nothing is being settled. */
   get isIdle(): boolean {
     return (
-      this.#confirmed.length === 0 && this.#held.length === 0 && this.#doubtful.isEmpty && this.#cycle === undefined
+      this.#confirmed.length === 0 &&
+      this.#held.length === 0 &&
+      this.#placed.length === 0 &&
+      this.#doubtful.isEmpty &&
+      this.#cycle === undefined
     );
   }
 
@@ -220,7 +257,8 @@ export class Settler {
       .finally(() => {
         this.#cycle = undefined;
         this.#changed.notify();
-        const isMuch = (this.#held.length > 0 && !this.#heldUp) || this.#confirmed.length >= EAGER_ROWS;
+        const toHold = (this.#held.length > 0 && !this.#heldUp) || this.#placed.length > 0;
+        const isMuch = toHold || this.#confirmed.length >= EAGER_ROWS;
         if (isMuch && !this.#lockedOut) this.#schedule(true);
         else if (!this.isIdle || this.#checkpointIsDue()) this.#schedule(false);
       });
@@ -237,10 +275,11 @@ export class Settler {
     this.#lockedOut = this.#heldUp = false;
     await this.#resolveDoubtful();
     if (this.#held.length > 0) await this.#holdSome(this.#nextHolds());
+    if (this.#placed.length > 0) await this.#placeSome();
     if (this.#confirmed.length > 0 || this.#checkpointIsDue()) await this.#settleSome();
   }
 
-  /** With strict order no row of a key is held before one that came earlier and was not found yet. */
+  /** No row of a lane is held before one that came earlier and was not found yet. */
   #nextHolds(): Holding[] {
     const first = firstPlaces(this.#doubtful.rows);
     if (first.size === 0) return this.#held.splice(0, MAX_HOLDS_AT_ONCE);
@@ -256,7 +295,9 @@ export class Settler {
 
   async #holdSome(holdings: Holding[]): Promise<void> {
     if (holdings.length === 0) return;
+    this.#holding = true;
     const missing = await this.#attempt(() => this.#store.hold(holdings.map((each) => each.hold)));
+    this.#holding = false;
     if (!missing) {
       this.#held.unshift(...holdings);
       return;
@@ -264,6 +305,19 @@ export class Settler {
     for (const each of holdings) {
       if (missing.has(each.work.row.seq)) this.#doubtful.add(each);
       else this.#kept(each);
+    }
+  }
+
+  async #placeSome(): Promise<void> {
+    const batch = this.#placed.splice(0, MAX_HOLDS_AT_ONCE);
+    const missing = await this.#attempt(() => this.#store.place(batch.map((each) => each.placing)));
+    if (!missing) {
+      this.#placed.unshift(...batch);
+      return;
+    }
+    for (const each of batch) {
+      if (missing.has(each.work.row.seq)) this.#doubtful.add(each);
+      else this.#stored(each.work);
     }
   }
 
@@ -291,8 +345,12 @@ export class Settler {
       if (each.hold.state === 'parked') this.#log.error({ ...fields, result: 'parked' }, each.hold.error);
       else this.#log.warn({ ...fields, result: 'retry', delayMs: each.hold.delayMs }, each.hold.error);
     }
-    this.#forget(each.work);
-    this.#onStored(each.work);
+    this.#stored(each.work);
+  }
+
+  #stored(work: Work): void {
+    this.#forget(work);
+    this.#onStored(work);
   }
 
   async #settleSome(): Promise<void> {
@@ -337,9 +395,10 @@ export class Settler {
   async #resolveDoubtful(): Promise<void> {
     const { present, gone } = await this.#doubtful.resolve();
     const back = present.filter((each): each is Holding => 'hold' in each);
-    // In order: with strict order a statement holds the rows of a key up to the first that it does not find.
+    // In order: a statement holds the rows of a lane up to the first that it does not find.
     if (back.length > 0) this.#held = byPlace([...back, ...this.#held]);
     this.#confirmed.push(...present.filter((each): each is Settling => 'settlement' in each));
+    this.#placed.push(...present.filter((each): each is Replacing => 'placing' in each));
     // Why not among themselves: they are written back one after the other, in their order.
     const first = firstPlaces([...this.#doubtful.rows, ...this.#held]);
     const ripe = byPlace(gone.filter((each) => !isBehind(each, first)));
@@ -354,7 +413,7 @@ export class Settler {
   }
 
   /** The application deleted the row itself, or an earlier session has settled it: there is nothing to delete. */
-  async #settleGone(gone: (Settling | Holding)[]): Promise<void> {
+  async #settleGone(gone: (Settling | Holding | Replacing)[]): Promise<void> {
     const holds = gone.filter((each): each is Holding => 'hold' in each);
     const settled = gone.filter((each): each is Settling => 'settlement' in each);
     if (holds.length > 0) await this.#store.writeBack(holds.map((each) => each.hold));
@@ -368,6 +427,7 @@ export class Settler {
     this.#counters.gone += settled.length;
     for (const each of holds) this.#kept(each);
     for (const each of settled) this.#settled(each);
+    for (const each of gone) if ('placing' in each) this.#stored(each.work);
   }
 
   #forget(work: Work): void {

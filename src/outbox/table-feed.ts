@@ -4,7 +4,7 @@ import type { Turns } from '../runtime/turns.js';
 import type { Admission } from './admission.js';
 import type { Settler } from './settler.js';
 import type { LaneTraffic } from './lane-traffic.js';
-import type { PlacedRow, RelayCounters, RelayLog, SeqAndSize, Table } from './ports.js';
+import type { PlacedRow, ReadyRow, RelayCounters, RelayLog, SeqAndSize, Table } from './ports.js';
 import { tableWork, type Origin, type Works } from './work.js';
 
 /** Rows looked at in one query. */
@@ -33,6 +33,7 @@ export class TableFeed {
   readonly #check: () => void;
   readonly #lanes: LaneTraffic | undefined;
   readonly #rowsPerKey: number;
+  readonly #listRows: number;
   /** `source: table`: the poll has nothing more to find up to this seq. */
   #polledSeq = 0n;
   #pollStarts = 0;
@@ -52,6 +53,8 @@ export class TableFeed {
     lanes: LaneTraffic | undefined;
     /** Rows of one key that are released at once. */
     rowsPerKey: number;
+    /** Rows of a pass or a poll that are taken up at once: of these so many may wait in memory for a locked one. */
+    listRows: number;
   }) {
     this.#table = options.table;
     this.#works = options.works;
@@ -62,26 +65,29 @@ export class TableFeed {
     this.#check = options.check;
     this.#lanes = options.lanes;
     this.#rowsPerKey = options.rowsPerKey;
+    this.#listRows = Math.min(LIST_ROWS, options.listRows);
   }
 
   /**
-   * The table pass: every ready row up to `uptoSeq`, in seq order. Gives the ids of those past `afterSeq`, which the
-   * slot may bring as well. The caller has fenced both ends and waits for the rows to settle.
+   * The table pass: every ready row up to `uptoSeq`, in seq order. Adds the ids of those past `afterSeq`, which the slot
+   * may bring as well. The caller has fenced both ends, and waits for the rows to settle. False when rows had to stay
+   * behind one of their key that somebody has locked: then the pass is repeated.
    */
-  async pass(afterSeq: bigint, uptoSeq: bigint): Promise<Set<string>> {
-    const ids = new Set<string>();
+  async pass(afterSeq: bigint, uptoSeq: bigint, ids: Set<string>): Promise<boolean> {
+    const left = new Set<string>();
     let rows = 0;
     for (let from = 0n; ;) {
-      const batch = await this.#table.readyRows(from, uptoSeq, LIST_ROWS);
+      const batch = await this.#table.readyRows(from, uptoSeq, this.#listRows);
       const last = batch.at(-1);
       if (!last) break;
       from = BigInt(last.seq);
-      await this.#publish(batch, 'pass', (row) => {
+      const next = await this.#inTurn(batch, left);
+      await this.#publish(next, 'pass', (row) => {
         if (BigInt(row.seq) > afterSeq && ids.size < MAX_REMEMBERED_IDS) ids.add(row.id);
       });
-      rows += batch.length;
-      this.#counters.rebuilt += batch.length;
-      if (rows % (LIST_ROWS * 100) === 0) this.#log.info({ rows }, 'table pass under way');
+      rows += next.length;
+      this.#counters.rebuilt += next.length;
+      if (next.length > 0 && rows % (this.#listRows * 100) === 0) this.#log.info({ rows }, 'table pass under way');
     }
     if (rows > 0) this.#log.info({ rows }, 'table pass published the backlog');
     if (ids.size === MAX_REMEMBERED_IDS) {
@@ -90,7 +96,7 @@ export class TableFeed {
         'more rows came during the table pass than are remembered; some go out twice, under the same id',
       );
     }
-    return ids;
+    return left.size === 0;
   }
 
   /**
@@ -157,20 +163,23 @@ export class TableFeed {
     if (drawn < this.#polledSeq) this.pollFromStart();
     const starts = this.#pollStarts;
     const complete = await this.#completeSeq(drawn);
+    const left = new Set<string>();
     let published = 0;
     for (let from = this.#polledSeq; ;) {
       this.#check();
-      const batch = await this.#table.readyRows(from, highest, LIST_ROWS);
+      const batch = await this.#table.readyRows(from, highest, this.#listRows);
       const last = batch.at(-1);
       if (!last) break;
       from = BigInt(last.seq);
-      const rows = batch.filter((each) => !this.#works.has(each.seq));
+      const others = batch.filter((each) => !this.#works.has(each.seq));
+      const rows = await this.#inTurn(others, left);
       if (rows.length === 0) continue;
       // F59: what a crash of the server could still take back must not be published.
       await this.#table.position();
       published += await this.#publish(rows, 'poll');
     }
-    if (complete !== undefined && starts === this.#pollStarts) this.#polledSeq = complete;
+    const isDone = left.size === 0 && starts === this.#pollStarts;
+    if (complete !== undefined && isDone) this.#polledSeq = complete;
     return published;
   }
 
@@ -195,17 +204,35 @@ export class TableFeed {
     return this.#ahead ? undefined : seq;
   }
 
-  /** Publishes rows whose time has come. Gives how many there were. */
+  /**
+   * Without the rows whose key is held up, and those that come after such a row: they stay in the table, where another
+   * round finds them in their order, and fill no memory meanwhile.
+   */
+  async #inTurn(rows: readonly ReadyRow[], left: Set<string>): Promise<readonly ReadyRow[]> {
+    if (!this.#lanes) return rows;
+    const heldUp = await this.#admission.heldUpKeys();
+    if (heldUp.size === 0 && left.size === 0) return rows;
+    return rows.filter(({ key }) => {
+      if (key === null || !(heldUp.has(key) || left.has(key))) return true;
+      left.add(key);
+      return false;
+    });
+  }
+
+  /** Lets rows go whose time has come. Gives how many there were. */
   async due(): Promise<number> {
-    const batch = await this.#table.makeDue(LIST_ROWS);
-    if (batch.length > 0) this.#admission.tryAgain();
-    await this.#publish(batch, 'due');
-    return batch.length;
+    const { rows, placed } = await this.#table.makeDue(LIST_ROWS);
+    const n = rows.length + placed.length;
+    if (n > 0) this.#admission.tryAgain();
+    // They go when their keys are asked: one before them may be on its way into the table.
+    this.#lanes?.due(placed);
+    await this.#publish(rows, 'due');
+    return n;
   }
 
   /**
-   * `ordering: strict`: asks the table which held rows may go, and publishes them. Gives the keys that it got no answer
-   * for, because somebody has locked them. `fresh`: only for keys that the table did not hold when the session began.
+   * `ordering: strict`: asks the table which held rows may go, and publishes them. Gives the keys that are to be asked
+   * again, because somebody has locked them or a row of theirs. `fresh`: only for keys that the table did not hold when the session began.
    */
   release(fresh = false): Promise<string[]> {
     const lanes = this.#lanes;
@@ -217,7 +244,7 @@ export class TableFeed {
       const rows = [...answers.values()].flatMap((answer) => answer.rows).filter((each) => !this.#works.has(each.seq));
       await this.#publishBatch(rows, 'released');
       for (const [key, { remains }] of answers) lanes.answered(key, remains);
-      return questions.flatMap(({ key }) => (answers.has(key) ? [] : [key]));
+      return questions.flatMap(({ key }) => (answers.get(key)?.isLocked === false ? [] : [key]));
     });
   }
 

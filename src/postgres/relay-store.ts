@@ -9,7 +9,9 @@ import {
   awaiting,
   heldKeysSql,
   holdSql,
+  lastHoldNoSql,
   makeDueSql,
+  placeSql,
   reblockSql,
   recordGoneSql,
   releaseSql,
@@ -40,6 +42,7 @@ interface HoldRow {
   error: string | null;
   delayMs: number | null;
   holdNo: bigint | null;
+  lane: string | null;
 }
 
 /** A row that was due or released, and the octets of its body. */
@@ -120,7 +123,21 @@ export class RelayStore {
         holds.map((each) => each.error),
         holds.map((each) => each.delayMs),
         holds.map((each) => (each.holdNo === null ? null : String(each.holdNo))),
-        holds.map((each) => (each.holdNo === null ? null : each.row.key)),
+        holds.map((each) => each.lane),
+      ]),
+    );
+    return new Set(this.#fenced(result.rows[0]).missing ?? []);
+  }
+
+  /** Gives held rows new places; see placeSql. */
+  async place(rows: readonly { row: RowId; holdNo: bigint }[]): Promise<Set<string>> {
+    const result = await this.#run('giving held rows their places', () =>
+      this.#client.query<{ fenced: boolean; missing: string[] | null }>(placeSql(this.#schema), [
+        this.#relay,
+        this.#epoch,
+        rows.map((each) => each.row.seq),
+        rows.map((each) => each.row.id),
+        rows.map((each) => String(each.holdNo)),
       ]),
     );
     return new Set(this.#fenced(result.rows[0]).missing ?? []);
@@ -167,19 +184,18 @@ export class RelayStore {
     );
   }
 
-  /** States by the seq asked for. By id: a row that was written back has another seq, and is there all the same. */
-  async states(rows: readonly RowId[]): Promise<Map<string, string>> {
+  /** By the seq asked for. By id: a row that was written back has another seq, and is there all the same. */
+  async states(rows: readonly RowId[]): Promise<Map<string, { seq: string; state: string; isPlaced: boolean }>> {
     const result = await this.#run('looking up rows', () =>
-      this.#client.query<{ seq: string; state: string }>(
-        `select i.seq::text as seq,
-           case when o.state = 'ready' and o.hold_no is not null then 'released' else o.state end as state
+      this.#client.query<{ asked: string; seq: string; state: string; isPlaced: boolean }>(
+        `select i.seq::text as asked, o.seq::text as seq, o.state, o.hold_no is not null as "isPlaced"
          from only ${this.#schema}.outbox o
          join unnest($1::bigint[], $2::uuid[]) as i (seq, id) on i.id = o.id
          where o.id = any($2::uuid[])`,
         [rows.map((row) => row.seq), rows.map((row) => row.id)],
       ),
     );
-    return new Map(result.rows.map((row) => [row.seq, row.state]));
+    return new Map(result.rows.map(({ asked, ...found }) => [asked, found]));
   }
 
   /**
@@ -256,19 +272,30 @@ export class RelayStore {
     await this.#update('flushing the log', 'holder = holder', [], 'local');
   }
 
-  /** Turns scheduled rows whose time has come `ready`, oldest first. */
-  async makeDue(limit: number): Promise<DueRow[]> {
+  /** Lets scheduled rows go whose time has come, oldest first; see makeDueSql. */
+  async makeDue(limit: number): Promise<{ rows: DueRow[]; placed: { key: string; order: bigint }[] }> {
     const result = await this.#run('making rows due', () =>
-      this.#client.query<DueRow>(makeDueSql(this.#schema), [this.#relay, this.#epoch, limit, this.#strict]),
+      this.#client.query<DueRow & { key: string | null; order: string | null }>(makeDueSql(this.#schema), [
+        this.#relay,
+        this.#epoch,
+        limit,
+        this.#strict,
+      ]),
     );
-    return result.rows;
+    const rows: DueRow[] = [];
+    const placed: { key: string; order: bigint }[] = [];
+    for (const { seq, bytes, key, order } of result.rows) {
+      if (key !== null && order !== null) placed.push({ key, order: BigInt(order) });
+      else rows.push({ seq, bytes });
+    }
+    return { rows, placed };
   }
 
   /** Lets held rows go, from the head of each key; see releaseSql. */
   async release(
     keys: readonly { key: string; after: bigint }[],
     rowsPerKey: number,
-  ): Promise<Map<string, { rows: DueRow[]; remains: boolean }>> {
+  ): Promise<Map<string, { rows: DueRow[]; remains: boolean; isLocked: boolean }>> {
     const result = await this.#run('releasing held rows', () =>
       this.#client.query<{
         fenced: boolean;
@@ -276,6 +303,7 @@ export class RelayStore {
         seq: string | null;
         bytes: number;
         remains: boolean;
+        locked: boolean;
       }>(releaseSql(this.#schema), [
         this.#relay,
         this.#epoch,
@@ -285,10 +313,10 @@ export class RelayStore {
       ]),
     );
     this.#fenced(result.rows[0]);
-    const answers = new Map<string, { rows: DueRow[]; remains: boolean }>();
-    for (const { key, seq, bytes, remains } of result.rows) {
+    const answers = new Map<string, { rows: DueRow[]; remains: boolean; isLocked: boolean }>();
+    for (const { key, seq, bytes, remains, locked } of result.rows) {
       if (key === null) continue;
-      const answer = answers.get(key) ?? { rows: [], remains };
+      const answer = answers.get(key) ?? { rows: [], remains, isLocked: locked };
       if (seq !== null) answer.rows.push({ seq, bytes });
       answers.set(key, answer);
     }
@@ -296,20 +324,28 @@ export class RelayStore {
   }
 
   /**
-   * At the start of a session with strict order: the keys that the table holds, and the highest number that was given to
-   * a held row. Nothing is in flight yet, and what an earlier session had let go is `blocked` again.
+   * At the start of a session with strict order: what an earlier session had let go is `blocked` again, because nothing
+   * is in flight yet. Gives the highest number that a held row has.
    */
-  async heldKeys(): Promise<{ keys: string[]; lastOrder: bigint }> {
+  async reblock(): Promise<bigint> {
     if (await this.#placed('ready')) {
       const back = await this.#run('putting released rows back', () =>
         this.#client.query<{ fenced: boolean }>(reblockSql(this.#schema), [this.#relay, this.#epoch]),
       );
       this.#fenced(back.rows[0]);
     }
-    const result = await this.#run('reading the held keys', () =>
-      this.#client.query<{ keys: string[]; last: string }>(heldKeysSql(this.#schema)),
+    const result = await this.#run('reading the places of held rows', () =>
+      this.#client.query<{ last: string }>(lastHoldNoSql(this.#schema)),
     );
-    return { keys: result.rows[0]?.keys ?? [], lastOrder: BigInt(result.rows[0]?.last ?? 0) };
+    return BigInt(result.rows[0]?.last ?? 0);
+  }
+
+  /** The keys that the table holds, after `after` in the order of the database; fewer than `limit` are the last. */
+  async heldKeys(after: string | null, limit: number): Promise<string[]> {
+    const result = await this.#run('reading the held keys', () =>
+      this.#client.query<{ key: string }>(heldKeysSql(this.#schema), [after, limit]),
+    );
+    return result.rows.map(({ key }) => key);
   }
 
   /** Frees rows that strict order held, when it is not in force any more. Gives how many. */

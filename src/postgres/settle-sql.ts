@@ -67,7 +67,7 @@ export function settleSql(schema: string, history: HistoryMode, durability: Dura
 
 /**
  * Gives rows their held state. A row that is no longer `ready` keeps what somebody else made of it. Rows of one `lane`
- * (the key, with strict order) are held up to the first that is not found; those behind it count as missing too.
+ * are held up to the first that is not found; those behind it count as missing too.
  */
 export function holdSql(schema: string): string {
   return `with ${fence(schema, 'on')}, input as materialized (
@@ -92,13 +92,26 @@ export function holdSql(schema: string): string {
        and not exists (select from found f where f.seq = i.seq and f.id = i.id and f.state <> 'ready')) as missing`;
 }
 
+/** Gives held rows new places in their keys. A row that has none any more needs none: somebody has withdrawn it. */
+export function placeSql(schema: string): string {
+  return `with ${fence(schema, 'on')}, input as materialized (
+    select * from unnest($3::bigint[], $4::uuid[], $5::bigint[]) as i (seq, id, hold_no)),
+  ${found(schema)}, placed as (
+    update only ${schema}.outbox o set hold_no = i.hold_no from input i
+    where o.ctid = any(array(select place from found)) and i.seq = o.seq and i.id = o.id and o.hold_no is not null)
+  select exists (select from fence) as fenced,
+    (select array_agg(i.seq::text) from input i
+     where not exists (select from found f where f.seq = i.seq and f.id = i.id)) as missing`;
+}
+
 /** The number of a row that is held without one. */
 function nextHoldNo(schema: string, state: string): string {
   return `case when ${state} in ('parked', 'blocked') then nextval('${schema.replaceAll("'", "''")}.outbox_hold_no') end`;
 }
 
 /**
- * Due rows become ready under the fence. `$3` is the most rows at once; with `$4` (strict order) they keep their places.
+ * Due rows become ready under the fence. `$3` is the most rows at once. With `$4` (strict order) those that have a place
+ * keep it and become `blocked`: the head of a key goes first, and what comes before them may not be in the table yet.
  * Why statement_timestamp: an index can be searched for it, which for clock_timestamp it cannot.
  */
 export function makeDueSql(schema: string): string {
@@ -106,9 +119,11 @@ export function makeDueSql(schema: string): string {
     select ctid as place from only ${schema}.outbox
     where state = 'scheduled' and next_attempt_at <= statement_timestamp() and exists (select from fence)
     order by next_attempt_at limit $3 for update skip locked)
-  update only ${schema}.outbox o set state = 'ready', next_attempt_at = null, hold_no = case when $4 then o.hold_no end
+  update only ${schema}.outbox o set next_attempt_at = null, hold_no = case when $4 then o.hold_no end,
+    state = case when $4 and o.hold_no is not null and o.key is not null then 'blocked' else 'ready' end
   where o.ctid = any(array(select place from due))
-  returning o.seq::text as seq, ${BODY_BYTES} as bytes`;
+  returning o.seq::text as seq, ${BODY_BYTES} as bytes, o.key,
+    case when o.state = 'blocked' then o.hold_no::text end as order`;
 }
 
 /** Octets of the body of row `o`. */
@@ -117,7 +132,8 @@ const BODY_BYTES = 'coalesce(octet_length(o.payload::text), octet_length(o.paylo
 /**
  * Lets held rows of keys go (strict order). `$3` are the keys, `$4` for each the number up to which its rows are on their
  * way out already, `$5` the most rows of a key. From the head of a key, in order, up to the first row that waits for a
- * time or a person, or that somebody has locked. A key whose lock an operator's act holds is left out of the answer.
+ * time or a person, or that somebody has locked (`locked`). A key whose lock an operator's act holds is left out of the
+ * answer.
  */
 export function releaseSql(schema: string): string {
   return `with ${fence(schema, 'on')}, asked as materialized (
@@ -132,14 +148,16 @@ export function releaseSql(schema: string): string {
     where o.seq = any(array(select seq from head where state in ('ready', 'blocked')))
       and o.state in ('ready', 'blocked') for update of o skip locked),
   run as materialized (
-    select h.key, h.seq, row_number() over ahead as place, bool_and(m.seq is not null) over ahead as free
+    select h.key, h.seq, row_number() over ahead as place, bool_and(m.seq is not null) over ahead as free,
+      bool_and(m.seq is not null or h.state in ('ready', 'blocked')) over ahead and m.seq is null as locked
     from head h left join mine m using (seq) window ahead as (partition by h.key order by h.hold_no)),
   released as (
     update only ${schema}.outbox o set state = 'ready', next_attempt_at = null
     from run r where o.seq = r.seq and r.free and r.place <= $5
     returning r.key, o.seq, o.hold_no, ${BODY_BYTES} as bytes)
   select exists (select from fence) as fenced, a.key, r.seq::text as seq, r.bytes,
-    exists (select from run x where x.key = a.key and not (x.free and x.place <= $5)) as remains
+    exists (select from run x where x.key = a.key and not (x.free and x.place <= $5)) as remains,
+    exists (select from run x where x.key = a.key and x.locked) as locked
   from (select) as once left join asked a on true left join released r on r.key = a.key
   order by a.key, r.hold_no`;
 }
@@ -158,10 +176,16 @@ export function reblockSql(schema: string): string {
   select exists (select from fence) as fenced`;
 }
 
-/** Keys with rows that hold them, and the highest number in use. */
+/** The highest number in use of rows that hold their keys. */
+export function lastHoldNoSql(schema: string): string {
+  return `select greatest((select last_value from ${schema}.outbox_hold_no),
+    (select max(hold_no) from only ${schema}.outbox), 0)::text as last`;
+}
+
+/** Keys with rows that hold them, `$2` at most, in their order after `$1` (null: from the first). */
 export function heldKeysSql(schema: string): string {
-  return `select array(select distinct key from only ${schema}.outbox where hold_no is not null and key is not null) as keys,
-    greatest((select last_value from ${schema}.outbox_hold_no), (select max(hold_no) from only ${schema}.outbox), 0)::text as last`;
+  return `select distinct key from only ${schema}.outbox
+    where hold_no is not null and ($1::text is null or key > $1) and key is not null order by key limit $2`;
 }
 
 /**

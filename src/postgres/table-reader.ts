@@ -14,6 +14,10 @@ interface SeqAndSize {
   bytes: number;
 }
 
+interface ReadyRow extends SeqAndSize {
+  key: string | null;
+}
+
 interface PlacedRow {
   row: OutboxRow;
   holdNo: string | null;
@@ -96,11 +100,11 @@ export class TableReader {
   }
 
   /** Rows that are `ready`, but for those that hold their place in a key: these go when their key asks for them. */
-  async readyRows(afterSeq: bigint, uptoSeq: bigint, limit: number): Promise<SeqAndSize[]> {
+  async readyRows(afterSeq: bigint, uptoSeq: bigint, limit: number): Promise<ReadyRow[]> {
     // Why outbox.seq: a bare seq is the text of the result, and sorts as text.
-    return this.#query<SeqAndSize>(
+    return this.#query<ReadyRow>(
       'reading the backlog',
-      `select seq::text as seq, coalesce(octet_length(payload::text), octet_length(payload_bytes), 0) as bytes
+      `select seq::text as seq, key, coalesce(octet_length(payload::text), octet_length(payload_bytes), 0) as bytes
        from only ${this.#table} where state = 'ready' and hold_no is null and seq > $1 and seq <= $2
        order by outbox.seq limit $3`,
       [String(afterSeq), String(uptoSeq), limit],
@@ -136,14 +140,14 @@ export class TableReader {
     return rows.map((row) => ({ row: toRow(row), state: row.state }));
   }
 
-  /** Turns scheduled rows whose time has come `ready`, durably, so that a cancel comes first or is told "too late". */
-  async makeDue(limit: number): Promise<SeqAndSize[]> {
+  /** Lets scheduled rows go whose time has come, durably, so that a cancel comes first or is told "too late". */
+  async makeDue(limit: number): ReturnType<RelayStore['makeDue']> {
     const due = await this.#query(
       'looking for due rows',
       `select 1 from only ${this.#table} where state = 'scheduled' and next_attempt_at <= statement_timestamp() limit 1`,
       [],
     );
-    if (due.length === 0) return [];
+    if (due.length === 0) return { rows: [], placed: [] };
     return this.#store.makeDue(limit);
   }
 
@@ -158,10 +162,7 @@ export class TableReader {
   }
 
   /** Lets held rows of keys go, durably, from the head of each key (strict order). */
-  release(
-    keys: readonly { key: string; after: bigint }[],
-    rowsPerKey: number,
-  ): Promise<Map<string, { rows: SeqAndSize[]; remains: boolean }>> {
+  release(keys: readonly { key: string; after: bigint }[], rowsPerKey: number): ReturnType<RelayStore['release']> {
     return this.#store.release(keys, rowsPerKey);
   }
 

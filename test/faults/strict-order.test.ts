@@ -168,6 +168,149 @@ describe('ordering', () => {
     expect(await relay.stop()).toBe(0);
   });
 
+  /** An operator asks for a row to be retried that is not held yet, and leaves his transaction open: its key is locked, too. */
+  async function lockFirst(key: string) {
+    const operator = await stage.database.connect();
+    await operator.query('begin');
+    const answer = await operator.query<{ retry: string }>('select waybill.retry($1)', [written.get(key)?.[0]]);
+    expect(answer.rows[0]?.retry).toBe('not held: ready');
+    return operator;
+  }
+  /** Commits n rows of one key in one transaction. */
+  async function writeMany(key: string, n: number): Promise<void> {
+    const ids = Array.from({ length: n }, () => randomUUID());
+    await stage.database.query(
+      `insert into waybill.outbox (id, key, type, payload)
+       select id, $2, 'order.paid', '{}' from unnest($1::uuid[]) with ordinality as i (id, n) order by n`,
+      [ids, key],
+    );
+    written.set(key, [...(written.get(key) ?? []), ...ids]);
+  }
+  const count = async (key: string, state: string): Promise<number> =>
+    (
+      await stage.database.query<{ n: number }>(
+        'select count(*)::int as n from waybill.outbox where key = $1 and state = $2',
+        [key, state],
+      )
+    )[0]?.n ?? -1;
+  /** Everything goes once the exchange of the first row of `key` is there. */
+  async function mend(key: string): Promise<void> {
+    await stage.broker(async (channel) => {
+      await channel.assertExchange('nowhere', 'fanout', { durable: true });
+      await channel.bindQueue(stage.queue, 'nowhere', '');
+    });
+    expect(await act('retry', written.get(key)?.[0])).toBe('scheduled');
+    await stage.emptied();
+    expect(firstCopies(await stage.taken())).toEqual(new Map([...written].sort()));
+  }
+  const SMALL = { WAYBILL_RELAY_MAX_IN_FLIGHT: '200' };
+
+  it('F120 3.5 strict: a row that is to be held and stays locked stops nobody else, also over a kill, and keeps its place', async () => {
+    await begin('strict');
+    await relay.stop();
+    await write(['a'], 1, { exchange: 'nowhere' });
+    const operator = await lockFirst('a');
+    await start('strict', SMALL);
+    // More than twice two windows.
+    await writeMany('a', 1_000);
+    await write(['free'], 20);
+    await reached('free', '');
+    await until(async () => (await count('a', 'blocked')) === 1_000, { what: 'the key to wait', withinMs: 30_000 });
+    await writeMany('a', 1_000);
+    await relay.kill9();
+    await start('strict', SMALL);
+    await write(['free', 'other'], 20);
+    await reached('free', '');
+    await reached('other', '');
+    await until(async () => (await count('a', 'blocked')) === 2_000, { what: 'the key to wait', withinMs: 30_000 });
+    await relay.kill9();
+    await start('strict', SMALL);
+    await write(['free'], 20);
+    await reached('free', '');
+    await operator.query('rollback');
+    await until(async () => (await count('a', 'parked')) === 1, {
+      what: 'the first row to be parked',
+      withinMs: 30_000,
+    });
+    await mend('a');
+    expect(await relay.stop()).toBe(0);
+  });
+
+  it('F120 3.5 strict: a row that is to be held and stays locked is not passed by those behind it when one of them is discarded', async () => {
+    await begin('strict');
+    await relay.stop();
+    await write(['a'], 1, { exchange: 'nowhere' });
+    const person = await stage.database.connect();
+    await person.query('begin');
+    await person.query(`select from waybill.outbox where key = 'a' for update`);
+    await start('strict');
+    await write(['a'], 3);
+    await reached('a', 'ready blocked blocked blocked');
+    expect(await act('discard', written.get('a')?.[1])).toBe('discarded');
+    written.get('a')?.splice(1, 1);
+    // The next one was let go, and waits for its turn again.
+    await reached('a', 'ready discarded blocked blocked');
+    await relay.kill9();
+    await start('strict');
+    await write(['a', 'free'], 1);
+    await reached('free', '');
+    await reached('a', 'ready discarded blocked blocked blocked');
+    await person.query('rollback');
+    await until(async () => (await count('a', 'parked')) === 1, {
+      what: 'the first row to be parked',
+      withinMs: 30_000,
+    });
+    await mend('a');
+    expect(await relay.stop()).toBe(0);
+  });
+
+  it('F120 3.4 3.5 strict with source: table: a row that is to be held and stays locked stops nobody else', async () => {
+    stage = await outboxStage();
+    const env = { ...SMALL, WAYBILL_RELAY_SOURCE: 'table' };
+    await write(['a'], 1, { exchange: 'nowhere' });
+    const operator = await lockFirst('a');
+    await start('strict', env);
+    await writeMany('a', 1_000);
+    await write(['free'], 20);
+    await reached('free', '');
+    await relay.kill9();
+    await start('strict', env);
+    await write(['free', 'other'], 20);
+    await reached('free', '');
+    await reached('other', '');
+    expect(await count('a', 'ready')).toBe(1_001);
+    await operator.query('rollback');
+    await until(async () => (await count('a', 'parked')) === 1, {
+      what: 'the first row to be parked',
+      withinMs: 30_000,
+    });
+    await mend('a');
+    expect(await relay.stop()).toBe(0);
+  });
+
+  it('F120 3.4 3.5 strict: a row that is to be held and stays locked stops nobody else of a table pass', async () => {
+    await begin('strict');
+    await relay.stop();
+    await write(['a'], 1, { exchange: 'nowhere' });
+    await writeMany('a', 1_000);
+    await write(['free'], 20);
+    const operator = await lockFirst('a');
+    // As if it had been killed in a table pass; making the slot would wait for the operator.
+    await stage.database.query('update waybill.relay set checkpoint_lsn = null, pass_after_seq = 0');
+    relay = startRelay({
+      databaseUrl: stage.database.url,
+      brokerUrl: stage.vhost.url,
+      env: { WAYBILL_RELAY_ORDERING: 'strict', ...SMALL },
+    });
+    await reached('free', '');
+    await write(['late'], 5);
+    await operator.query('rollback');
+    await relay.waitForPhase('streaming');
+    await reached('late', '');
+    await mend('a');
+    expect(await relay.stop()).toBe(0);
+  });
+
   it('F120 3.5 strict: a hot key starves nobody, and keeps its order through the table', async () => {
     await begin('strict');
     await relay.stop();

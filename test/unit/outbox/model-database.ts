@@ -3,9 +3,13 @@ import type { Lsn } from '../../../src/core/lsn.js';
 import { timestampMs, type OutboxRow } from '../../../src/core/message.js';
 import type { LaneQuestion } from '../../../src/core/key-lanes.js';
 import type {
+  Due,
   Hold,
   PlacedRow,
+  Placing,
+  ReadyRow,
   Released,
+  RowState,
   SeqAndSize,
   SettleResult,
   Settlement,
@@ -97,13 +101,16 @@ export class ModelDatabase {
     return transaction;
   }
 
-  /** Power fails: what was not flushed is lost, locks are gone, and the slot may be back where it was. */
-  crash(slotLsn: Lsn): void {
+  /**
+   * Power fails: what was not flushed is lost, locks are gone unless prepared transactions have them, and the slot may be
+   * back where it was.
+   */
+  crash(slotLsn: Lsn, keepsLocks: boolean): void {
     this.#table = new Map([...this.#durable.table].map(([seq, each]) => [seq, { ...each }]));
     this.#history = new Set(this.#durable.history);
     this.checkpointLsn = this.#durable.checkpointLsn;
     this.waitingForStandby.clear();
-    this.locked.clear();
+    if (!keepsLocks) this.locked.clear();
     this.slotLsn = slotLsn;
   }
 
@@ -164,7 +171,8 @@ export class ModelDatabase {
   /** A session with strict order begins. */
   reblock(): void {
     for (const each of this.rows) {
-      if (each.state === 'ready' && each.holdNo !== null && each.row.key !== null) each.state = 'blocked';
+      if (each.state !== 'ready' || each.holdNo === null || each.row.key === null) continue;
+      if (this.#lockable(each.row.seq, each.row.id)) each.state = 'blocked';
     }
     this.#flush();
   }
@@ -196,6 +204,7 @@ export class ModelDatabase {
     return {
       settle: (rows, candidate, durable) => fenced(() => this.#settle(rows, candidate, durable)),
       hold: (holds) => fenced(() => this.#hold(holds)),
+      place: (rows) => fenced(() => this.#place(rows)),
       writeBack: (holds) => fenced(() => this.#writeBack(holds)),
       whereabouts: (rows) => read(() => this.#whereabouts(rows)),
       states: (rows) => read(() => this.#states(rows)),
@@ -274,12 +283,24 @@ export class ModelDatabase {
   #hold(holds: readonly Hold[]): Set<string> {
     this.#assertLocks();
     const missing = new Set<string>();
-    const gaps = new Set<string | null>();
+    const gaps = new Set<string>();
     for (const hold of holds) {
       const found = this.#lockable(hold.row.seq, hold.row.id);
-      if (hold.holdNo !== null && (!found || gaps.has(hold.row.key))) gaps.add(hold.row.key);
-      if (!found || (hold.holdNo !== null && gaps.has(hold.row.key))) missing.add(hold.row.seq);
+      if (hold.lane !== null && !found) gaps.add(hold.lane);
+      if (!found || (hold.lane !== null && gaps.has(hold.lane))) missing.add(hold.row.seq);
       else if (found.state === 'ready') this.#keep(found, hold);
+    }
+    this.#flush();
+    return missing;
+  }
+
+  #place(rows: readonly Placing[]): Set<string> {
+    this.#assertLocks();
+    const missing = new Set<string>();
+    for (const { row, holdNo } of rows) {
+      const found = this.#lockable(row.seq, row.id);
+      if (!found) missing.add(row.seq);
+      else if (found.holdNo !== null) found.holdNo = holdNo;
     }
     this.#flush();
     return missing;
@@ -313,11 +334,11 @@ export class ModelDatabase {
     );
   }
 
-  #states(rows: readonly { seq: string; id: string }[]): Map<string, string> {
-    const states = new Map<string, string>();
+  #states(rows: readonly { seq: string; id: string }[]): Map<string, RowState> {
+    const states = new Map<string, RowState>();
     for (const { seq, id } of rows) {
       const found = this.#visibleById(id);
-      if (found) states.set(seq, found.state === 'ready' && found.holdNo !== null ? 'released' : found.state);
+      if (found) states.set(seq, { seq: found.row.seq, state: found.state, isPlaced: found.holdNo !== null });
     }
     return states;
   }
@@ -331,21 +352,26 @@ export class ModelDatabase {
     );
   }
 
-  #makeDue(): SeqAndSize[] {
+  #makeDue(): Due {
     const due = this.rows.filter(
       (each) =>
         each.state === 'scheduled' && each.dueAtMs <= this.#clock.now() && this.#lockable(each.row.seq, each.row.id),
     );
+    const rows: SeqAndSize[] = [];
+    const placed: Due['placed'] = [];
     for (const each of due) {
-      each.state = 'ready';
       if (!this.strict) each.holdNo = null;
+      const { key } = each.row;
+      each.state = each.holdNo !== null && key !== null ? 'blocked' : 'ready';
+      if (each.holdNo !== null && key !== null) placed.push({ key, order: each.holdNo });
+      else rows.push(this.#sizeOf(each));
     }
     this.#flush();
-    return due.map((each) => this.#sizeOf(each));
+    return { rows, placed };
   }
 
-  #sizeOf({ row }: TableRow): SeqAndSize {
-    return { seq: row.seq, bytes: row.body.length };
+  #sizeOf({ row }: TableRow): ReadyRow {
+    return { seq: row.seq, bytes: row.body.length, key: row.key };
   }
 
   #release(keys: readonly LaneQuestion[], rowsPerKey: number): Map<string, Released> {
@@ -362,7 +388,12 @@ export class ModelDatabase {
       );
       const run = held.slice(0, Math.min(end < 0 ? held.length : end, rowsPerKey));
       for (const each of run) each.state = 'ready';
-      answers.set(key, { rows: run.map((each) => this.#sizeOf(each)), remains: run.length < held.length });
+      const next = run.length < rowsPerKey ? held[run.length]?.state : undefined;
+      answers.set(key, {
+        rows: run.map((each) => this.#sizeOf(each)),
+        remains: run.length < held.length,
+        isLocked: next === 'ready' || next === 'blocked',
+      });
     }
     this.#flush();
     return answers;
@@ -373,7 +404,7 @@ export class ModelDatabase {
     return this.insertLsn;
   }
 
-  #readyRows(after: bigint, upto: bigint): SeqAndSize[] {
+  #readyRows(after: bigint, upto: bigint): ReadyRow[] {
     return this.rows
       .filter(({ row, state, holdNo }) => state === 'ready' && holdNo === null && this.#visible(row.seq, row.id))
       .filter(({ row }) => BigInt(row.seq) > after && BigInt(row.seq) <= upto)

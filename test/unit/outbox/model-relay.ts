@@ -153,6 +153,7 @@ export class ModelRelay {
       check,
       lanes: this.lanes,
       rowsPerKey: LANE_DEPTH,
+      listRows: Infinity,
     });
     const startLsn = maxLsn(database.checkpointLsn, database.slotLsn);
     this.startLsn = this.handedLsn = startLsn;

@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { MAX_BYTES, noCounts } from './model-relay.js';
-import { FATES, World, type RowPlan, type Step } from './model-world.js';
+import { MAX_BYTES, MAX_MESSAGES, noCounts } from './model-relay.js';
+import { FATES, World, type Fate, type RowPlan, type Step } from './model-world.js';
 
 const few = fc.integer({ min: 1, max: 6 });
 const step = <T extends Step>(weight: number, shape: { [K in keyof T]: fc.Arbitrary<T[K]> }) => ({
@@ -83,6 +83,49 @@ test('3.5, O1-O3, F75: strict order: first copies of a key keep their order, one
   for (const [counter, count] of Object.entries(others)) expect(count, counter).toBeGreaterThan(0);
 }, 120_000);
 
+/** Rows of two keys, most of which wait; people lock, discard and retry them, and the relay dies again and again. */
+const lockedSteps = fc.array(
+  fc.oneof(
+    step(5, {
+      do: name('commit'),
+      rows: fc.array(
+        fc.record({
+          fate: fc.constantFrom<Fate>('ok', 'ok', 'unroutable', 'sometimes', 'bad_header'),
+          bytes: fc.constant(1),
+          deleted: fc.integer({ min: 0, max: 6 }).map((chance) => chance === 6),
+          key: fc.integer({ min: 1, max: 2 }),
+        }),
+        { minLength: 1, maxLength: 3 },
+      ),
+      gap: fc.integer({ min: 0, max: 2 }),
+      standby: fc.integer({ min: 0, max: 9 }).map((chance) => chance === 9),
+    }),
+    step(6, { do: name('run', 'run', 'run', 'burst'), count: few }),
+    step(4, { do: name('database', 'send'), count: few }),
+    step(4, { do: name('lock', 'lock', 'discard', 'retry'), which: fc.nat({ max: 9 }) }),
+    step(3, { do: name('due', 'due', 'keepalive', 'sweep', 'standby answers') }),
+    step(1, { do: name('unlock', 'unlock', 'exchange', 'lock timeout') }),
+    step(2, { do: name('restart'), late: fc.boolean() }),
+    step(1, { do: name('crash server'), which: fc.nat({ max: 6 }) }),
+    step(2, { do: name('pass time'), ms: fc.constantFrom(200, 1_000, 30_000) }),
+  ),
+  { minLength: 20, maxLength: 120, size: 'max' },
+);
+
+test('3.5, F120: strict order: rows that stay locked over restarts, behind and before rows that the table holds', async () => {
+  await fc.assert(
+    fc.asyncProperty(lockedSteps, async (all) => {
+      const world = new World(noCounts(), 'strict');
+      await world.startRelay();
+      for (const each of all) await world.apply(each);
+      await world.heal();
+      world.checkEnd();
+      world.checkCopies();
+    }),
+    { timeout: 10_000, numRuns: Number(process.env['WAYBILL_PROPERTY_RUNS'] ?? 500) },
+  );
+}, 120_000);
+
 test.each(['bad_header', 'later', 'expired'] as const)(
   'O4, F45: many %s rows in one transaction wait for a slow database in the log, not in memory',
   async (fate) => {
@@ -136,7 +179,33 @@ test('3.3, O3: a cancelled row behind an unsettled one stays in the table, so th
   world.checkEnd();
 });
 
-test('3.5: a locked row is held before the one behind it, although that one was looked for earlier', async () => {
+test('F120 3.5: a row that is to be held and stays locked stops no other key, however many rows come behind it', async () => {
+  const counters = noCounts();
+  const world = new World(counters, 'strict');
+  await world.startRelay();
+  const row = (fate: Fate, key: number): RowPlan => ({ fate, key, bytes: 5, deleted: false });
+  const write = async (...rows: RowPlan[]): Promise<void> => {
+    await world.apply({ do: 'commit', rows, gap: 1, standby: false });
+    await world.apply({ do: 'run', count: 8 });
+  };
+  const stateOf = (key: number): string[] =>
+    world.database.rows.filter((each) => each.row.key === `key ${key}`).map(({ state }) => state);
+  await world.apply({ do: 'commit', rows: [row('bad_header', 1)], gap: 1, standby: false });
+  await world.apply({ do: 'lock', which: 0 });
+  for (const restart of [false, true, true]) {
+    if (restart) await world.apply({ do: 'restart', late: false });
+    for (let n = 0; n < MAX_MESSAGES * 3; n += 1) await write(row('ok', 1), row('ok', 1), row('ok', 2));
+    await world.apply({ do: 'run', count: 60 });
+    expect(stateOf(2)).toEqual([]);
+    expect(world.relay.works.size).toBe(1);
+  }
+  const [first, ...others] = stateOf(1);
+  expect([first, new Set(others), others.length]).toEqual(['ready', new Set(['blocked']), MAX_MESSAGES * 18]);
+  await world.heal();
+  world.checkEnd();
+});
+
+test('3.5: a locked row goes before the one behind it, although that one is in the table when a restart comes between', async () => {
   const world = new World(noCounts(), 'strict');
   await world.startRelay();
   const plan = { bytes: 0, deleted: false, key: 2 };
@@ -146,7 +215,7 @@ test('3.5: a locked row is held before the one behind it, although that one was 
   await world.apply({ do: 'run', count: 5 });
   await world.apply({ do: 'standby answers' });
   await world.apply({ do: 'run', count: 2 });
-  expect(world.database.rows.map(({ state }) => state)).toEqual(['ready', 'ready']);
+  expect(world.database.rows.map(({ state }) => state)).toEqual(['ready', 'blocked']);
   await world.apply({ do: 'unlock' });
   await world.apply({ do: 'restart', late: false });
   await world.heal();

@@ -1,6 +1,6 @@
 import { Ledger, type LedgerEntry } from '../../../src/core/ledger.js';
 import type { Lsn } from '../../../src/core/lsn.js';
-import type { Hold, Settlement, SettleResult, Store, Whereabouts } from '../../../src/outbox/ports.js';
+import type { Settlement, SettleResult, Store, Whereabouts } from '../../../src/outbox/ports.js';
 import { Settler } from '../../../src/outbox/settler.js';
 import { Works, type Work } from '../../../src/outbox/work.js';
 import { ManualClock, turn } from '../../support/manual-clock.js';
@@ -36,7 +36,8 @@ export class SettlerBench {
       this.calls.make(() => void this.asked.push({ what, seqs: [] }));
     const store: Store = {
       settle: (rows, candidate, durable) => this.calls.make(() => this.#settle(rows, candidate, durable)),
-      hold: (holds) => this.calls.make(() => this.#hold(holds)),
+      hold: (holds) => this.calls.make(() => this.#find('hold', holds)),
+      place: (rows) => this.calls.make(() => this.#find('place', rows)),
       writeBack: (holds) => this.calls.make(() => void this.asked.push({ what: 'write back', seqs: seqsOf(holds) })),
       recordGone: (rows) => this.calls.make(() => void this.asked.push({ what: 'gone', seqs: seqsOf(rows) })),
       whereabouts: (rows) => this.calls.make(() => new Map(rows.map(({ seq }) => [seq, this.whereabouts]))),
@@ -81,6 +82,14 @@ export class SettlerBench {
     return this.#work('sweep', [], 3);
   }
 
+  /** The next row of a key that `source: table` reads, with strict order. */
+  polledRow(key: string, order: bigint): Work {
+    const work = this.#work('poll', [], 3);
+    work.row.key = key;
+    work.order = order;
+    return work;
+  }
+
   /** A whole transaction that ends at `endLsn`. */
   transaction(endLsn: Lsn, rows: number): Work[] {
     this.ledger.begin();
@@ -107,7 +116,7 @@ export class SettlerBench {
     return this.asked.filter(({ what }) => what === 'settle');
   }
 
-  #work(origin: 'stream' | 'sweep', entries: LedgerEntry[], bytes: number): Work {
+  #work(origin: 'stream' | 'sweep' | 'poll', entries: LedgerEntry[], bytes: number): Work {
     this.#seq += 1;
     const row = outboxRow({ seq: String(this.#seq), id: `id-${this.#seq}`, body: Buffer.alloc(bytes) });
     const xid = origin === 'stream' ? 7 : null;
@@ -133,10 +142,10 @@ export class SettlerBench {
     return { checkpointLsn: this.#storedLsn, missing: new Set(seqsOf(missing)) };
   }
 
-  #hold(holds: readonly Hold[]): Set<string> {
-    this.asked.push({ what: 'hold', seqs: seqsOf(holds) });
+  #find(what: string, rows: readonly { row: { seq: string } }[]): Set<string> {
+    this.asked.push({ what, seqs: seqsOf(rows) });
     this.#take();
-    return new Set(seqsOf(holds).filter((seq) => this.missing.has(seq)));
+    return new Set(seqsOf(rows).filter((seq) => this.missing.has(seq)));
   }
 }
 

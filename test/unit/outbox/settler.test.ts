@@ -1,5 +1,6 @@
 import { expect, test } from 'vitest';
 import { WaybillError } from '../../../src/core/errors.js';
+import type { Work } from '../../../src/outbox/work.js';
 import { turn } from '../../support/manual-clock.js';
 import { INTERVAL_MS, SettlerBench } from './settler-bench.js';
 
@@ -172,6 +173,54 @@ test('F120 3.5 strict: rows of one key that their application deleted are writte
   await bench.cycle();
   expect(bench.asked.filter(({ what }) => what === 'write back').map(({ seqs }) => seqs)).toEqual([['2', '3', '1']]);
   expect(bench.works.size).toBe(0);
+});
+
+test('3.5 strict: a row from the log that is not found stops none behind it; one that was read by its seq stops its key', async () => {
+  const bench = new SettlerBench();
+  bench.whereabouts = 'undecided';
+  bench.ledger.begin();
+  const streamed = [1n, 2n].map((order) => bench.keyedRow('s', order));
+  bench.ledger.commit(110n);
+  const polled = [3n, 4n, 5n].map((order) => bench.polledRow(order === 5n ? 'other' : 'p', order));
+  bench.missing = new Set(['1', '3']);
+  const hold = async (n: number, ...works: (Work | undefined)[]): Promise<void> => {
+    for (const work of works) bench.settler.hold(work!, n === 0 ? parked : { ...parked, state: 'blocked' });
+    await bench.answer();
+  };
+  await hold(0, streamed[0], polled[0]);
+  expect([...(await bench.settler.heldUpKeys()).keys()]).toEqual(['p']);
+  await hold(1, streamed[1], polled[1], polled[2]);
+  await bench.cycle();
+  const held = (): string[] => bench.asked.filter(({ what }) => what === 'hold').flatMap(({ seqs }) => seqs);
+  expect(held()).toEqual(['1', '3', '2', '5']);
+  expect(bench.works.size).toBe(3);
+  bench.missing.clear();
+  bench.whereabouts = 'present';
+  await bench.cycle();
+  await bench.cycle();
+  expect(held().slice(4)).toEqual(['1', '3', '4']);
+  expect([bench.works.size, (await bench.settler.heldUpKeys()).size]).toEqual([0, 0]);
+});
+
+test('3.5 strict: a row that gets a new place holds its position until it has it; one that is gone needs none', async () => {
+  const bench = new SettlerBench();
+  bench.ledger.begin();
+  const [a, b] = [1n, 2n].map((order) => bench.keyedRow('k', order));
+  bench.ledger.commit(110n);
+  bench.settler.committed();
+  bench.throwNext = lockTimeout();
+  for (const work of [a, b]) bench.settler.place(work!);
+  await bench.answer();
+  bench.missing = new Set(['1', '2']);
+  await bench.cycle();
+  bench.missing = new Set(['1']);
+  await bench.cycle();
+  bench.whereabouts = 'gone';
+  expect([bench.works.size, bench.reported.at(-1)]).toEqual([1, undefined]);
+  await bench.cycle();
+  const places = bench.asked.filter(({ what }) => what === 'place' || what === 'write back');
+  expect(places.map(({ what, seqs }) => `${what} ${seqs.join()}`)).toEqual(['place 1,2', 'place 1,2', 'place 1,2']);
+  expect([bench.works.size, bench.reported.at(-1), bench.settler.isIdle]).toEqual([0, 110n, true]);
 });
 
 test('any other error ends the session, once, and nothing is settled after it', async () => {

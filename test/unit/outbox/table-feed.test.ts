@@ -52,6 +52,7 @@ test('3.4: a row that the stream brings and settles while the answer to the swee
     check: () => undefined,
     lanes: undefined,
     rowsPerKey: 1,
+    listRows: Infinity,
   });
   expect(await feed.sweep(() => Promise.resolve())).toBe(1);
   expect(admitted).toEqual(['2']);
@@ -75,6 +76,7 @@ test('3.5: the key of a row that was discarded is asked, also while the row itse
     check: () => undefined,
     lanes,
     rowsPerKey: 1,
+    listRows: Infinity,
   });
   const settler = { hasPassed: () => false } as unknown as Settler;
   await feed.removeWithdrawn(settler, () => Promise.resolve());
@@ -91,6 +93,8 @@ describe('source: table, whose polls start where nothing more can come', () => {
       readFrom: [] as bigint[],
       whileReading: (): unknown => undefined,
       log: [] as string[],
+      /** Keys behind a row that somebody has locked; each row has the last digit of its seq for a key. */
+      heldUp: new Map<string, bigint>(),
     };
     const works = new Works();
     const table = {
@@ -103,13 +107,14 @@ describe('source: table, whose polls start where nothing more can come', () => {
       readyRows: (after: bigint, upto: bigint) => {
         state.readFrom.push(after);
         state.whileReading();
-        const seqs = [...state.ready].filter((seq) => seq > after && seq <= upto);
-        return Promise.resolve(seqs.map((seq) => ({ seq: String(seq), bytes: 1 })));
+        const seqs = [...state.ready].filter((seq) => seq > after && seq <= upto).slice(0, 500);
+        return Promise.resolve(seqs.map((seq) => ({ seq: String(seq), bytes: 1, key: String(seq).slice(-1) })));
       },
       readRows: (seqs: readonly string[]) =>
         Promise.resolve(seqs.map((seq) => ({ row: outboxRow({ seq, id: `id-${seq}` }), holdNo: null }))),
     } as unknown as Table;
     const admission = {
+      heldUpKeys: () => Promise.resolve(state.heldUp),
       admit(work: Work) {
         // Published and settled at once.
         state.log.push(work.row.seq);
@@ -126,8 +131,9 @@ describe('source: table, whose polls start where nothing more can come', () => {
       log: silent,
       turns: new Turns(),
       check: () => undefined,
-      lanes: undefined,
+      lanes: {} as unknown as LaneTraffic,
       rowsPerKey: 1,
+      listRows: Infinity,
     });
     const poll = async (): Promise<bigint | undefined> => {
       state.readFrom.length = 0;
@@ -174,6 +180,39 @@ describe('source: table, whose polls start where nothing more can come', () => {
     state.ready = new Set([1n, 2n, 3n]);
     expect(await poll()).toBe(0n);
     expect(state.log).toEqual(['flush', '1', '2', '3']);
+  });
+
+  test('F120: rows behind a locked one of their key stay in the table, and are found again however long it takes', async () => {
+    const { state, poll } = polled();
+    state.drawn = 5_000n;
+    state.ready = new Set([11n, 12n, 21n]);
+    state.heldUp.set('1', 1n);
+    await poll();
+    expect(state.log).toEqual(['flush', '12']);
+    // Nothing is flushed for rows that stay.
+    expect(await poll()).toBe(0n);
+    expect(await poll()).toBe(0n);
+    expect(state.log).toEqual(['flush', '12']);
+    state.heldUp.clear();
+    await poll();
+    expect(state.log).toEqual(['flush', '12', 'flush', '11', '21']);
+    expect(await poll()).toBe(5_000n);
+  });
+
+  test('3.5: the rest of a key whose row stayed behind stays too, although the lock has ended meanwhile', async () => {
+    const { state, poll } = polled();
+    state.drawn = 1_000n;
+    // More than one reading of the list.
+    for (let seq = 1n; seq <= 600n; seq += 1n) state.ready.add(seq);
+    state.heldUp.set('1', 1n);
+    let reads = 0;
+    state.whileReading = () => (reads += 1) > 1 && state.heldUp.clear();
+    await poll();
+    expect(state.log.filter((each) => each.endsWith('1'))).toEqual([]);
+    await poll();
+    const late = state.log.filter((each) => each.endsWith('1'));
+    expect(late.slice(0, 2)).toEqual(['1', '11']);
+    expect(late).toHaveLength(60);
   });
 
   test('F59: nothing is published that is not on the disk of the server', async () => {
