@@ -213,6 +213,9 @@ describe('the slot and the publication, lost, moved or in use', () => {
     const next = scene.start();
     await scene.probe.waitForDistinct(26);
     expect(scene.probe.firstIds().toSorted()).toEqual(ids.toSorted());
+    // At once and in order, not after a stream that fails, nor by the sweep behind one that skips them.
+    expect(next.log.find((line) => line.level === 'error')?.['reason']).toContain('its publication was missing');
+    expect(next.log.some((line) => line.msg.includes('session ended'))).toBe(false);
     expect(await next.stop()).toBe(0);
   });
 });
