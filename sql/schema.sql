@@ -282,10 +282,22 @@ CREATE OR REPLACE FUNCTION waybill.consumer_break(consumer text, reason text)
  LANGUAGE plpgsql
  SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
 AS $function$
+declare
+  -- It is said again several times in this time, as long as it is so.
+  counts_for constant interval := '2 minutes';
+  moment constant timestamptz := clock_timestamp();
+  before record;
 begin
-  update waybill.consumer c set paused_at = clock_timestamp(), paused_by = 'breaker', paused_reason = left(reason, 4000)
-  where c.name = consumer_break.consumer and c.paused_at is null;
-  return found;
+  select c.paused_by = 'operator' as by_operator, c.paused_by = 'breaker' and c.paused_until > moment as is_known
+  into before from waybill.consumer c where c.name = consumer_break.consumer for update;
+  if not found or before.by_operator then
+    return false;
+  end if;
+  update waybill.consumer c
+  set paused_at = case when before.is_known then c.paused_at else moment end, paused_by = 'breaker',
+    paused_reason = left(reason, 4000), paused_until = moment + counts_for
+  where c.name = consumer_break.consumer;
+  return before.is_known is not true;
 end
 $function$;
 
@@ -295,7 +307,7 @@ CREATE OR REPLACE FUNCTION waybill.consumer_mend(consumer text)
  SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
 AS $function$
 begin
-  update waybill.consumer c set paused_at = null, paused_by = null, paused_reason = null
+  update waybill.consumer c set paused_at = null, paused_by = null, paused_reason = null, paused_until = null
   where c.name = consumer_mend.consumer and c.paused_by = 'breaker';
   return found;
 end
@@ -318,7 +330,8 @@ begin
     return 'already paused';
   end if;
   update waybill.consumer c
-  set paused_at = clock_timestamp(), paused_by = 'operator', paused_reason = left(consumer_pause.reason, 4000)
+  set paused_at = clock_timestamp(), paused_by = 'operator', paused_reason = left(consumer_pause.reason, 4000),
+    paused_until = null
   where c.name = consumer_pause.consumer;
   insert into waybill.action_log (action, target, reason) values ('consumer.pause', consumer, reason);
   perform pg_notify('waybill_inbox', consumer);
@@ -339,10 +352,10 @@ begin
   where c.name = consumer_resume.consumer for update;
   if not found then
     return 'unknown';
-  elsif before.paused_by is null then
+  elsif before.paused_by is distinct from 'operator' then
     return 'not paused';
   end if;
-  update waybill.consumer c set paused_at = null, paused_by = null, paused_reason = null
+  update waybill.consumer c set paused_at = null, paused_by = null, paused_reason = null, paused_until = null
   where c.name = consumer_resume.consumer;
   insert into waybill.action_log (action, target, reason, details)
   values ('consumer.resume', consumer, consumer_resume.reason, jsonb_strip_nulls(jsonb_build_object(
@@ -675,7 +688,8 @@ declare
   taken bigint[];
 begin
   perform waybill.check_claim(max, lease);
-  if settings.paused_at is not null then
+  -- Why not for a breaker: it speaks of one process, and another one's handler may work.
+  if settings.paused_by = 'operator' then
     return;
   end if;
   perform waybill.end_expired_leases(settings);
@@ -950,6 +964,24 @@ begin
 end
 $function$;
 
+CREATE OR REPLACE FUNCTION waybill.inbox_extend_rows(consumer text, seqs bigint[], token uuid, lease interval)
+ RETURNS integer
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  settings constant waybill.consumer := waybill.consumer_settings(inbox_extend_rows.consumer);
+  extended int;
+begin
+  perform waybill.check_claim(1, lease);
+  update waybill.inbox i set lease_until = clock_timestamp() + inbox_extend_rows.lease
+  where i.seq = any (seqs) and i.consumer = settings.name and i.status = 'running'
+    and i.claim_token = inbox_extend_rows.token;
+  get diagnostics extended = row_count;
+  return extended;
+end
+$function$;
+
 CREATE OR REPLACE FUNCTION waybill.inbox_fail(seq bigint, token uuid, error text, retry_in interval DEFAULT NULL::interval, never boolean DEFAULT false)
  RETURNS text
  LANGUAGE plpgsql
@@ -961,6 +993,50 @@ declare
 begin
   select * into claimed from waybill.claimed_row(seq, token);
   return (waybill.put_back(claimed.settings, seq, case when never then 'never' else 'retry' end, error, retry_in)).status;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.inbox_give_back(consumer text, seqs bigint[], attempts integer[])
+ RETURNS integer
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  settings constant waybill.consumer := waybill.consumer_settings(inbox_give_back.consumer);
+  moment constant timestamptz := clock_timestamp();
+  owed record;
+  given record;
+  rows_given int := 0;
+begin
+  perform waybill.lock_keys(settings, seqs);
+  for owed in
+    select i.seq, i.status, i.dead_reason, o.attempts
+    from unnest(seqs, attempts) as o (seq, attempts)
+    join waybill.inbox i on i.seq = o.seq and i.consumer = settings.name
+    order by i.seq for update of i
+  loop
+    with refunded as (
+      update waybill.inbox_attempt a set verdict = 'refunded'
+      where a.inbox_seq = owed.seq and a.number = any (array(
+        select b.number from waybill.inbox_attempt b
+        where b.inbox_seq = owed.seq and b.verdict = 'broken' order by b.number desc limit owed.attempts))
+      returning a.number
+    )
+    select count(*)::int as n, coalesce(max(r.number), 0) as newest into given from refunded r;
+    continue when given.n = 0;
+    rows_given := rows_given + 1;
+    -- It waits, or is dead, because of that attempt if none came after it.
+    select given.newest = max(a.number) as is_last, given.n, given.newest into given
+    from waybill.inbox_attempt a where a.inbox_seq = owed.seq;
+    update waybill.inbox i
+    set failures = greatest(i.failures - given.n, 0),
+      next_attempt_at = case when i.status = 'waiting' and given.is_last then moment else i.next_attempt_at end
+    where i.seq = owed.seq;
+    if owed.status = 'dead' and owed.dead_reason in ('attempts', 'age') and given.is_last then
+      perform waybill.revive_row(settings, owed.seq, moment, false);
+    end if;
+  end loop;
+  return rows_given;
 end
 $function$;
 
@@ -1020,7 +1096,8 @@ declare
   -- Why: over 64 open subtransactions slow every snapshot of the server.
   most_applied constant int := 60;
   settings constant waybill.consumer := waybill.consumer_settings(inbox_receive.consumer);
-  applying constant boolean := settings.handler = 'sql' and inbox_receive.apply and settings.paused_at is null;
+  applying constant boolean := settings.handler = 'sql' and inbox_receive.apply
+    and settings.paused_by is distinct from 'operator';
   calling constant text := case when applying then waybill.handler_call(settings) end;
   deferred constant text := case when applying then waybill.deferred_constraints() end;
   stuck text[] := '{}';
@@ -2219,6 +2296,7 @@ create table waybill.consumer (
   created_at timestamp with time zone default clock_timestamp() not null,
   registered_at timestamp with time zone default clock_timestamp() not null,
   renaming_to text,
+  paused_until timestamp with time zone,
   constraint consumer_pkey PRIMARY KEY (name),
   constraint consumer_ages_are_positive CHECK (((max_age > '00:00:00'::interval) AND (not_yet_for > '00:00:00'::interval))),
   constraint consumer_function_is_schema_and_name CHECK ((function ~ '^[A-Za-z_][A-Za-z0-9_$]*\.[A-Za-z_][A-Za-z0-9_$]*$'::text)),
@@ -2651,9 +2729,20 @@ CREATE OR REPLACE FUNCTION waybill.inbox_deaths(consumer text, max_rows integer 
  STABLE
  SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
 AS $function$
+  with undecided as materialized (
+    -- The breaker of a program may open a moment later and give the attempt back.
+    select i.processed_at, i.seq from waybill.inbox i join waybill.consumer c on c.name = i.consumer
+    where i.consumer = inbox_deaths.consumer and i.status = 'dead' and i.dead_reason in ('attempts', 'age')
+      and (i.processed_at, i.seq) > (c.copied_died_at, c.copied_seq)
+      and i.processed_at > statement_timestamp() - interval '30 seconds'
+      and 'broken' = (
+        select a.verdict from waybill.inbox_attempt a where a.inbox_seq = i.seq order by a.number desc limit 1)
+    order by i.consumer, i.processed_at, i.seq limit 1
+  )
   select i.* from waybill.inbox i join waybill.consumer c on c.name = i.consumer
   where i.consumer = inbox_deaths.consumer and i.status = 'dead'
     and (i.processed_at, i.seq) > (c.copied_died_at, c.copied_seq)
+    and not exists (select from undecided u where (i.processed_at, i.seq) >= (u.processed_at, u.seq))
   order by i.consumer, i.processed_at, i.seq limit inbox_deaths.max_rows
 $function$;
 
@@ -3194,9 +3283,9 @@ comment on column waybill.consumer.retain_bodies is 'How long the body of a proc
 
 comment on column waybill.consumer.retain_dead is 'How long a dead row stays.';
 
-comment on column waybill.consumer.paused_at is 'Since when nothing is handed out; null: it is not paused.';
+comment on column waybill.consumer.paused_at is 'Since when that is so; null: neither an operator nor a breaker has said anything.';
 
-comment on column waybill.consumer.paused_by is 'operator, until consumer_resume; or breaker: the program saw that the handler is broken, and probes.';
+comment on column waybill.consumer.paused_by is 'operator: nothing is handed out until consumer_resume. breaker: a program says that its handler is broken; it pauses and probes, and nobody else is stopped.';
 
 comment on column waybill.consumer.paused_reason is 'Why.';
 
@@ -3209,6 +3298,8 @@ comment on column waybill.consumer.created_at is 'When the consumer was seen fir
 comment on column waybill.consumer.registered_at is 'When a program wrote this row last.';
 
 comment on column waybill.consumer.renaming_to is 'The name that its rows are being given; null: none. Until that is finished nothing is received or handed out under either name.';
+
+comment on column waybill.consumer.paused_until is 'What a breaker says counts until then; null: until consumer_resume.';
 
 comment on table waybill.consumer_grant is 'Which roles may claim rows of which consumers; written by grant_consumer and revoke_consumer.';
 
@@ -3606,7 +3697,7 @@ comment on function waybill.clean_freshness(before timestamp with time zone, fro
 
 comment on function waybill.clean_idempotency(older_than interval, max_rows integer) is 'Forgets what first_time was told longer ago than that, at most max_rows; remaining says how many are left, counted up to 100,000.';
 
-comment on function waybill.consumer_break(consumer text, reason text) is 'Notes that the handler of a consumer is broken; false if it is paused already.';
+comment on function waybill.consumer_break(consumer text, reason text) is 'Notes, for two minutes, that the handler of a consumer is broken, for whoever looks; it stops nobody. False if that is known already, or an operator has paused the consumer.';
 
 comment on function waybill.consumer_for_caller(name text) is 'The registered consumer of that name, if the role that logged in (or that it has set) may claim its rows: it or a role of which it is a member was granted the consumer, or it may change the inbox itself, as the program''s role may. Else error WB007.';
 
@@ -3614,7 +3705,7 @@ comment on function waybill.consumer_mend(consumer text) is 'Notes that the hand
 
 comment on function waybill.consumer_pause(consumer text, reason text) is 'From now on no row of the consumer is handed out; what is being handled ends. Answers: paused; or, with nothing changed: already paused, unknown.';
 
-comment on function waybill.consumer_resume(consumer text, reason text) is 'Ends a pause, an operator''s or the program''s own. Answers: resumed; or, with nothing changed: not paused, unknown.';
+comment on function waybill.consumer_resume(consumer text, reason text) is 'Ends an operator''s pause. What a breaker notes ends by itself when the handler answers. Answers: resumed; or, with nothing changed: not paused, unknown.';
 
 comment on function waybill.consumer_settings(name text) is 'The registered consumer of that name, or error WB004; WB005 while it is being renamed.';
 
@@ -3648,7 +3739,7 @@ comment on function waybill.inbox_age(seq bigint, message_id text, received_at t
 
 comment on function waybill.inbox_apply(consumer text, seqs bigint[], token uuid) is 'Calls the sql handler for rows that were claimed with the token, at most 60, each in a subtransaction, all in this transaction, and settles them. Verdict lost: the claim is, and nothing was done. released is the row of the same key that may go next. Errors as of inbox_receive.';
 
-comment on function waybill.inbox_claim(consumer text, max integer, lease interval) is 'Gives up to max rows of a consumer to the caller, until the lease is over: rows that are due again first, then new ones in order. Each row comes with a claim_token, the proof that the other functions ask for. Call it in a transaction of its own. Expired leases count as abandoned; a row that was abandoned twice comes alone. No rows while the consumer is paused. Errors: WB004 (no such consumer), WB007 (not granted).';
+comment on function waybill.inbox_claim(consumer text, max integer, lease interval) is 'Gives up to max rows of a consumer to the caller, until the lease is over: rows that are due again first, then new ones in order. Each row comes with a claim_token, the proof that the other functions ask for. Call it in a transaction of its own. Expired leases count as abandoned; a row that was abandoned twice comes alone. No rows while an operator has paused the consumer. Errors: WB004 (no such consumer), WB007 (not granted).';
 
 comment on function waybill.inbox_claim_rows(consumer text, seqs bigint[], attempts integer[], lease interval) is 'Claims exactly these rows, as far as each is pending, or waiting and due, at the attempt that stands at the same place in attempts, and nobody else has it: so a timer that is lost, late or doubled does no harm. A row that was abandoned twice is claimed only alone. None while an operator has paused the consumer.';
 
@@ -3656,7 +3747,7 @@ comment on function waybill.inbox_clean(consumer text, max_rows integer) is 'Rem
 
 comment on function waybill.inbox_complete(seq bigint, token uuid, result text) is 'The message is done. Call it in the transaction that has the effect: then the effect is there once. Raises WB003 if the claim is lost, so that the transaction of a worker that was too slow rolls back.';
 
-comment on function waybill.inbox_deaths(consumer text, max_rows integer) is 'Dead rows that were not copied to the dead-letter exchange yet, in order of their deaths.';
+comment on function waybill.inbox_deaths(consumer text, max_rows integer) is 'Dead rows that were not copied to the dead-letter exchange yet, in order of their deaths, up to one that died of a broken handler within the last 30 seconds: a breaker may give it back.';
 
 comment on function waybill.inbox_deaths_copied(consumer text, died_at timestamp with time zone, seq bigint) is 'All deaths up to this one (processed_at and seq of the row) are copied.';
 
@@ -3668,13 +3759,17 @@ comment on function waybill.inbox_due(consumer text, within interval, max_rows i
 
 comment on function waybill.inbox_extend(seq bigint, token uuid, lease interval) is 'Prolongs the lease, from now, and returns its new end. Call it in a transaction of its own. WB003 if the claim is lost.';
 
+comment on function waybill.inbox_extend_rows(consumer text, seqs bigint[], token uuid, lease interval) is 'Prolongs the leases of rows that were claimed with the token, from now, and returns how many still are.';
+
 comment on function waybill.inbox_fail(seq bigint, token uuid, error text, retry_in interval, never boolean) is 'The attempt failed: the row waits for retry_in, or by the schedule of its consumer, or is dead after its last attempt, or at once if it can never succeed. Returns waiting or dead. Roll the effect back first, then call it in another transaction. WB003 if the claim is lost.';
+
+comment on function waybill.inbox_give_back(consumer text, seqs bigint[], attempts integer[]) is 'The handler was broken, not these messages: of each row, so many of its newest attempts with that verdict do not count; it is due at once if it waits, or died, because of them. Returns how many rows.';
 
 comment on function waybill.inbox_handling(seq bigint, token uuid) is 'This transaction handles that message: what it publishes has the message as its cause, and its correlation and trace, unless told otherwise. WB003 if the claim is lost.';
 
 comment on function waybill.inbox_postpone(consumer text, message_id text, delay interval, reason text) is 'Lets a message wait that long from now before it is tried; its attempts stay as they are. Answers: waiting; or, with nothing changed: already applied, running, blocked, dead, discarded, unknown.';
 
-comment on function waybill.inbox_receive(consumer text, messages json, bodies bytea, apply boolean) is 'Stores a batch of deliveries in the order of the array; bodies are all bodies one after the other, size says how many bytes are whose. For sql handlers also applies them, at most 60, in this transaction, unless the consumer is paused: then they are pending. Says of each delivery, by its place from 1: inserted, duplicate or conflict; the row''s status; what the handler came to; the number of the next attempt and when it is due. All of them may be acknowledged once this is committed. Errors: WB004, WB006 (the handler is missing: nothing is written).';
+comment on function waybill.inbox_receive(consumer text, messages json, bodies bytea, apply boolean) is 'Stores a batch of deliveries in the order of the array; bodies are all bodies one after the other, size says how many bytes are whose. For sql handlers also applies them, at most 60, in this transaction, unless an operator has paused the consumer: then they are pending. Says of each delivery, by its place from 1: inserted, duplicate or conflict; the row''s status; what the handler came to; the number of the next attempt and when it is due. All of them may be acknowledged once this is committed. Errors: WB004, WB006 (the handler is missing: nothing is written).';
 
 comment on function waybill.inbox_refund(consumer text, seqs bigint[], since timestamp with time zone) is 'The handler was broken, not these messages: failures since then do not count, and rows that died of them wait again. Returns how many rows.';
 

@@ -67,7 +67,7 @@ export class ConfiguredConsumerBroker implements ConsumerBroker {
     return ConsumeChannel.open(await this.#consuming.get(), queue, DEATHS_PREFETCH, events, this.#clock);
   }
 
-  async openTimers(onTimer: (timer: Timer) => void, onClosed: (error: Error) => void): Promise<OpenTimers> {
+  async openTimers(onTimer: (timer: Timer | undefined) => void, onClosed: (error: Error) => void): Promise<OpenTimers> {
     const { name, retry, delay } = this.#consumer;
     const usesPlugin = delay === 'x-delayed-message';
     if (usesPlugin) await requireDelayPlugin(this.#publishing.endpoints(), [name], this.#clock);
@@ -90,8 +90,7 @@ export class ConfiguredConsumerBroker implements ConsumerBroker {
       TIMERS_PREFETCH,
       {
         onDelivery: ({ body, deliveryTag }) => {
-          const timer = readTimer(body);
-          if (timer) onTimer(timer);
+          onTimer(readTimer(body));
           // At once: a timer is a hint, and the sweep covers what a crash forgets.
           channel.ackUpTo(deliveryTag);
         },

@@ -16,6 +16,10 @@ export async function registerConsumers(config: Config): Promise<void> {
       await client.query(`select ${quoteIdentifier(schema)}.register_consumers($1::json)`, [
         JSON.stringify(config.consumers.map(toRegistration)),
       ]);
+      // What a breaker noted is a former process's word; one that runs says it again.
+      await client.query(`select ${quoteIdentifier(schema)}.consumer_mend(c) from unnest($1::text[]) as c`, [
+        config.consumers.map(({ name }) => name),
+      ]);
     } catch (error) {
       throw toInboxError(error, 'registering the consumers');
     }

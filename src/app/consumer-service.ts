@@ -270,6 +270,7 @@ function newCounters(): ConsumerCounters {
     brokerDeaths: 0,
     timersSent: 0,
     timersReceived: 0,
+    timersRefused: 0,
     copies: 0,
   };
 }

@@ -79,7 +79,15 @@ export function checkConsumers(
     }
     if (pausedBy !== null) {
       const why = pausedReason === null ? '' : `: ${pausedReason}`;
-      findings.push(warn(id, `consumer ${name} is paused by ${pausedBy}${why}`, `waybill consumer resume ${name}`));
+      findings.push(
+        pausedBy === 'breaker'
+          ? warn(
+              id,
+              `the handler of consumer ${name} is broken${why}`,
+              'mend the handler; it is tried until it answers',
+            )
+          : warn(id, `consumer ${name} is paused by ${pausedBy}${why}`, `waybill consumer resume ${name}`),
+      );
     }
     if (dead > 0) {
       const count =

@@ -178,15 +178,22 @@ function backlog({ backlog: rows, activity: now, parkedErrors }: StatusFacts, co
 
 function consumers({ consumers: all }: StatusFacts): StatusProblem[] {
   const problems: StatusProblem[] = [];
-  for (const { name, owner, pausedAt, pausedReason, states } of all ?? []) {
+  for (const { name, owner, pausedAt, pausedBy, pausedReason, states } of all ?? []) {
     const whose = `Consumer ${name}${owner === null ? '' : ` (${owner})`}`;
     if (pausedAt) {
       const why = pausedReason === null ? '' : `: ${pausedReason}`;
-      problems.push({
-        id: 'consumer-paused',
-        problem: `${whose} is paused${why}.`,
-        next: `waybill consumer resume ${name}`,
-      });
+      if (pausedBy === 'breaker') {
+        problems.push({
+          id: 'consumer-broken',
+          problem: `The handler of ${whose.replace('C', 'c')} is broken${why}. It is tried with one message at a time.`,
+          next: `waybill doctor`,
+        });
+      } else
+        problems.push({
+          id: 'consumer-paused',
+          problem: `${whose} is paused${why}.`,
+          next: `waybill consumer resume ${name}`,
+        });
     }
     const dead = states?.find(({ state }) => state === 'dead');
     if (dead) {

@@ -153,7 +153,7 @@ export function formatConsumers(consumers: readonly ConsumerEntry[]): string {
         ? []
         : wrapped(
             printable(
-              `PAUSED by ${one.pausedBy ?? ''} since ${one.pausedAt.toISOString()}: ${one.pausedReason ?? 'no reason given'}`,
+              `${one.pausedBy === 'breaker' ? 'BROKEN handler' : `PAUSED by ${one.pausedBy ?? ''}`} since ${one.pausedAt.toISOString()}: ${one.pausedReason ?? 'no reason given'}`,
             ).replaceAll('\n', ' '),
             WIDTH - 4,
           ).map((line) => `    ${line}`);

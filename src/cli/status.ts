@@ -189,9 +189,10 @@ function consumerRows({ consumers }: Status): [string, string][] {
             .join(', ') || 'nothing waits',
     ]),
   ).split('\n');
-  const all = consumers.flatMap(({ name, pausedAt, pausedReason }, index) => {
+  const all = consumers.flatMap(({ name, pausedAt, pausedBy, pausedReason }, index) => {
     const line = lines[index] ?? '';
-    return pausedAt === null ? [line] : [line, `${name} is PAUSED${pausedReason === null ? '' : `: ${pausedReason}`}`];
+    const said = pausedBy === 'breaker' ? `the handler of ${name} is BROKEN` : `${name} is PAUSED`;
+    return pausedAt === null ? [line] : [line, `${said}${pausedReason === null ? '' : `: ${pausedReason}`}`];
   });
   return all.map((line, index): [string, string] => [index === 0 ? 'consumers' : '', line]);
 }

@@ -45,7 +45,10 @@ interface Task {
   cut: Failure;
   /** Aborts when the attempt is over. */
   ended: AbortController;
+  /** Written when the lease is prolonged, read when the attempt is settled. */
   leaseEndMs: number;
+  /** Aborts with `#over`: a signal of its own, because each one takes a few listeners only. */
+  over: AbortController;
   whole: Promise<void>;
 }
 
@@ -131,6 +134,7 @@ export class InboxWorker<C extends PooledClient> {
       await within(this.#clock, all, LAST_WORDS_MS, false);
     }
     this.#over.abort();
+    for (const { over } of this.#tasks) over.abort();
     // What waits for a server that does not answer ends with its connection.
     const closed = this.#opening?.then((control) => control.close()).catch(() => undefined);
     await within(this.#clock, Promise.all([closed, all]), LAST_WORDS_MS, undefined);
@@ -193,6 +197,7 @@ export class InboxWorker<C extends PooledClient> {
       cut: new Failure(),
       ended: new AbortController(),
       leaseEndMs: this.#clock.now() + this.#leaseMs,
+      over: new AbortController(),
       whole: Promise.resolve(),
     };
     this.#tasks.add(task);
@@ -218,8 +223,9 @@ export class InboxWorker<C extends PooledClient> {
   }
 
   /** Prolongs the lease while the handler works within its time; tells the handler when there is none any more. */
-  async #keepLease({ claim, aborting, ended, ...task }: Task): Promise<void> {
+  async #keepLease(task: Task): Promise<void> {
     const { timeoutMs = 300_000 } = this.#options;
+    const { claim, aborting, ended } = task;
     const endMs = this.#clock.now() + timeoutMs;
     for (;;) {
       const leftMs = endMs - this.#clock.now();
@@ -256,7 +262,7 @@ export class InboxWorker<C extends PooledClient> {
         const isTooLate = this.#clock.now() + delayMs >= task.leaseEndMs || this.#over.signal.aborted;
         // What the server refuses it refuses again; the lease runs out.
         if (isTooLate || sqlState(error)?.startsWith('22')) return false;
-        await pause(this.#clock, delayMs, this.#over.signal);
+        await pause(this.#clock, delayMs, task.over.signal);
       }
     }
   }

@@ -48,8 +48,6 @@ export interface Ruling {
   change: 'none' | 'opened' | 'probe-failed' | 'closed';
   /** Only when it opened: what earlier attempts have cost and must not. */
   refunds: readonly Refund[];
-  /** When the first of these attempts ended, on the clock of `nowMs`; `nowMs` itself without one. */
-  sinceMs: number;
 }
 
 /**
@@ -68,7 +66,6 @@ export class Breaker {
   readonly #policy: BreakerPolicy;
   /** Attempts of each message that were broken since the last answer; fewer than `threshold` of them. */
   readonly #streak = new Map<string, number>();
-  #streakSinceMs = 0;
   /** Counts openings, so that an attempt which began before one is known. */
   #period = 0;
   #open: { untilMs: number; probes: number; probe: Ticket | undefined } | undefined;
@@ -94,13 +91,12 @@ export class Breaker {
 
   /** Notes how an attempt ended. `random` is in [0, 1). */
   settle(ticket: Ticket, id: string, outcome: BreakerOutcome, nowMs: number, random: number): Ruling {
-    const ruling = { spends: outcome === 'failed', change: 'none', refunds: [], sinceMs: nowMs } as const;
+    const ruling = { spends: outcome === 'failed', change: 'none', refunds: [] } as const;
     if (this.#open && this.#open.probe === ticket) return { ...ruling, change: this.#probed(outcome, nowMs, random) };
     // An attempt from before the last opening: if broken, then by the consumer's fault like those that were refunded.
     if (ticket.period !== this.#period) return ruling;
     if (outcome === 'answered') this.#streak.clear();
     if (outcome !== 'broken') return ruling;
-    if (this.#streak.size === 0) this.#streakSinceMs = nowMs;
     const before = this.#streak.get(id) ?? 0;
     if (before === 0 && this.#streak.size + 1 >= this.#policy.threshold) return this.#trip(nowMs, random);
     this.#streak.set(id, before + 1);
@@ -109,7 +105,7 @@ export class Breaker {
 
   /** Opens it at once: what was seen concerns the consumer whatever the message, such as a handler that is not there. */
   trip(nowMs: number, random: number): Ruling {
-    if (this.#open) return { spends: false, change: 'none', refunds: [], sinceMs: nowMs };
+    if (this.#open) return { spends: false, change: 'none', refunds: [] };
     return this.#trip(nowMs, random);
   }
 
@@ -123,7 +119,7 @@ export class Breaker {
     this.#streak.clear();
     this.#period += 1;
     this.#pause(0, nowMs, random);
-    return { spends: false, change: 'opened', refunds, sinceMs: this.#streakSinceMs };
+    return { spends: false, change: 'opened', refunds };
   }
 
   #probed(outcome: BreakerOutcome, nowMs: number, random: number): 'closed' | 'probe-failed' {

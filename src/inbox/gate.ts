@@ -1,26 +1,37 @@
 import { Breaker, breakerOutcome, type Ruling, type Ticket } from '../core/breaker.js';
+import { backoffMs, type Backoff } from '../core/schedule.js';
 import type { Verdict } from '../core/verdict.js';
-import type { Clock } from '../runtime/clock.js';
+import { pause, type Clock } from '../runtime/clock.js';
 import type { ConsumerLog, InboxStore, Outcome } from './ports.js';
 
-/** Of an attempt that was counted a moment ago. */
-const REFUND_SPAN_MS = 5_000;
+const TELLING_BACKOFF: Backoff = { firstMs: 200, factor: 2, maxMs: 10_000, jitter: 0.3 };
+
+type GateStore = Pick<InboxStore, 'break' | 'mend' | 'giveBack'>;
 
 /**
- * The circuit breaker of one consumer with its clock, its record in the table and its word in the log (design 4.7, F126).
- * While it is open nothing is taken from the queue, arrivals are stored without being handled, and one row at a time is
- * the probe.
+ * The circuit breaker of one consumer in this process, with its clock, its note in the table and its word in the log
+ * (design 4.7, F126). While it is open nothing is handled but one row at a time, the probe, and nothing is taken from the
+ * queue unless no row is there to probe with. The note is for whoever looks; it stops no other process.
  */
 export class Gate {
   readonly #breaker = new Breaker();
-  readonly #store: Pick<InboxStore, 'break' | 'mend' | 'refund'>;
+  readonly #store: GateStore;
   readonly #clock: Clock;
   readonly #log: ConsumerLog;
   readonly #listeners = new Set<() => void>();
-  /** What the table is told, one after the other. */
-  #telling: Promise<unknown> = Promise.resolve();
+  readonly #over = new AbortController();
+  /** Attempts of each row that the table must give back; removed when it has. */
+  readonly #owed = new Map<bigint, number>();
+  /** Attempts that are being written, and may have to be given back. */
+  readonly #writing = new Set<Promise<unknown>>();
+  /** What the table must note: why it is open, or null that it is not; undefined: nothing. */
+  #note: string | null | undefined;
+  #telling: Promise<void> | undefined;
+  /** Why it opened last. */
+  #reason = '';
+  #wantsArrival = false;
 
-  constructor(options: { store: Pick<InboxStore, 'break' | 'mend' | 'refund'>; clock: Clock; log: ConsumerLog }) {
+  constructor(options: { store: GateStore; clock: Clock; log: ConsumerLog }) {
     this.#store = options.store;
     this.#clock = options.clock;
     this.#log = options.log;
@@ -34,7 +45,19 @@ export class Gate {
     return this.#breaker.state;
   }
 
-  /** Calls whenever it opens or closes; the result ends that. */
+  /** It is open and has no row to probe with: the next arrival is one. */
+  get wantsArrival(): boolean {
+    return this.isOpen && this.#wantsArrival;
+  }
+
+  /** Whether there are rows to probe with. */
+  foundRows(some: boolean): void {
+    if (this.#wantsArrival === !some) return;
+    this.#wantsArrival = !some;
+    this.#changed();
+  }
+
+  /** Calls whenever it opens, closes, or wants an arrival or no more; the result ends that. */
   onChange(listener: () => void): () => void {
     this.#listeners.add(listener);
     return () => this.#listeners.delete(listener);
@@ -58,8 +81,7 @@ export class Gate {
   /** Notes how an attempt ended; false: it must not be counted against its message. */
   settle(ticket: Ticket, seq: bigint, verdict: Verdict): boolean {
     const outcome = breakerOutcome(verdict);
-    const nowMs = this.#clock.now();
-    const ruling = this.#breaker.settle(ticket, String(seq), outcome, nowMs, this.#clock.random());
+    const ruling = this.#breaker.settle(ticket, String(seq), outcome, this.#clock.now(), this.#clock.random());
     if (ruling.change === 'opened') this.#opened(verdict.kind === 'done' ? '' : verdict.error, ruling);
     if (ruling.change === 'closed') this.#closed();
     return ruling.spends;
@@ -76,13 +98,25 @@ export class Gate {
       seq,
       verdict === 'done' ? { kind: 'done' } : { kind: verdict, error: error ?? '' },
     );
-    if (verdict === 'broken' && !spends) this.#tell(() => this.#store.refund([seq], REFUND_SPAN_MS));
+    if (verdict === 'broken' && !spends) this.#giveBack(seq, 1);
+  }
+
+  /** A broken attempt that counts is on its way to the table: it can be given back when it is there. */
+  whileWriting(work: Promise<unknown>): void {
+    this.#writing.add(work);
+    const done = (): void => void this.#writing.delete(work);
+    work.then(done, done);
+  }
+
+  /** Whether what the table says of this row is about to be taken back. */
+  isGivenBack(seq: bigint): boolean {
+    return this.#owed.has(seq);
   }
 
   /** An attempt that ended without a word on its message. */
   withdraw(ticket: Ticket): void {
     this.#breaker.withdraw(ticket);
-    for (const listener of this.#listeners) listener();
+    this.#changed();
   }
 
   /** What was seen concerns the consumer, whatever the message. As the end of a probe it makes the pause longer. */
@@ -96,36 +130,94 @@ export class Gate {
     if (ruling.change === 'opened') this.#opened(reason, ruling);
   }
 
-  #opened(reason: string, { refunds, sinceMs }: Ruling): void {
+  /** Says it again, while it is open: the note is forgotten after a time, because its process may be gone. */
+  renew(): void {
+    if (this.isOpen) this.#tell(this.#reason);
+  }
+
+  /** The process ends: nobody probes any more. What is to be told can be waited for with `told`. */
+  leave(): void {
+    if (this.isOpen) this.#tell(null);
+  }
+
+  /** Tells nothing any more. */
+  stop(): void {
+    this.#over.abort();
+  }
+
+  /** Resolves when the table has been told; not while it cannot be. */
+  told(): Promise<void> {
+    return this.#telling ?? Promise.resolve();
+  }
+
+  #opened(reason: string, { refunds }: Ruling): void {
     this.#log.error({ reason }, 'the handler is broken: the consumer pauses and probes; no message is spent on it');
-    // A little more than that: the attempt was written a moment after it was noted here.
-    const agoMs = this.#clock.now() - sinceMs + 1_000;
-    this.#tell(() => this.#store.break(reason));
-    if (refunds.length > 0) {
-      this.#tell(() =>
-        this.#store.refund(
-          refunds.map(({ id }) => BigInt(id)),
-          agoMs,
-        ),
-      );
-    }
-    for (const listener of this.#listeners) listener();
+    this.#reason = reason;
+    this.#wantsArrival = false;
+    for (const { id, attempts } of refunds) this.#giveBack(BigInt(id), attempts);
+    this.#tell(reason);
+    this.#changed();
   }
 
   #closed(): void {
     this.#log.info({}, 'the handler answers again');
-    this.#tell(() => this.#store.mend());
+    this.#wantsArrival = false;
+    this.#tell(null);
+    this.#changed();
+  }
+
+  #changed(): void {
     for (const listener of this.#listeners) listener();
   }
 
-  #tell(what: () => Promise<unknown>): void {
-    this.#telling = this.#telling.then(what).catch((error: unknown) => {
-      this.#log.warn({ err: error }, 'the state of the breaker could not be written');
+  #giveBack(seq: bigint, attempts: number): void {
+    this.#owed.set(seq, (this.#owed.get(seq) ?? 0) + attempts);
+    this.#tell(this.#note);
+  }
+
+  #tell(note: string | null | undefined): void {
+    this.#note = note;
+    this.#telling ??= this.#tellAll().finally(() => {
+      this.#telling = undefined;
+      const isLeft = this.#owed.size > 0 || this.#note !== undefined;
+      if (isLeft && !this.#over.signal.aborted) this.#tell(this.#note);
     });
   }
 
-  /** Resolves when the table has been told. */
-  told(): Promise<unknown> {
-    return this.#telling;
+  /** Until all of it is in the table: an attempt that is not given back is a message spent on somebody else's fault. */
+  async #tellAll(): Promise<void> {
+    for (let failures = 0; !this.#over.signal.aborted;) {
+      try {
+        await Promise.allSettled([...this.#writing]);
+        if (this.#owed.size > 0) await this.#repay();
+        else if (this.#note !== undefined) await this.#writeNote(this.#note);
+        else return;
+        failures = 0;
+      } catch (error) {
+        failures += 1;
+        if (failures === 1) {
+          this.#log.warn({ err: error }, 'the state of the breaker cannot be written now; trying again');
+        }
+        await pause(this.#clock, backoffMs(TELLING_BACKOFF, failures, this.#clock.random()), this.#over.signal);
+      }
+    }
+  }
+
+  async #repay(): Promise<void> {
+    const owed = [...this.#owed].map(([seq, attempts]) => ({ seq, attempts }));
+    const messages = await this.#store.giveBack(owed);
+    for (const { seq, attempts } of owed) {
+      const left = (this.#owed.get(seq) ?? 0) - attempts;
+      if (left > 0) this.#owed.set(seq, left);
+      else this.#owed.delete(seq);
+    }
+    if (messages > 0)
+      this.#log.info({ messages }, 'attempts were given back: the handler was broken, not the messages');
+  }
+
+  async #writeNote(note: string | null): Promise<void> {
+    if (note === null) await this.#store.mend();
+    else await this.#store.break(note);
+    if (this.#note === note) this.#note = undefined;
   }
 }

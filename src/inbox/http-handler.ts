@@ -40,6 +40,8 @@ export interface HttpHandlerOptions {
 
 /** Kept connections are let go when idle for less than the five seconds after which many servers close them. */
 const IDLE_MS = 4_000;
+/** Messages that must wait longer than this for their turn are left in the table. */
+const RATE_SPAN_MS = 60_000;
 const RESULT_CHARACTERS = 1_024;
 const ERROR_CHARACTERS = 300;
 
@@ -72,15 +74,18 @@ export class HttpHandler implements MessageHandler {
     this.#agent = this.#url.protocol === 'https:' ? new TlsAgent(kept) : new PlainAgent(kept);
   }
 
-  /** Messages that are worth being handed over at once. */
+  /** Messages that are worth being handed over at once: no more than the rate lets go soon, because each holds a lease. */
   get concurrency(): number {
-    return this.#options.concurrency;
+    const { concurrency, rate } = this.#options;
+    return rate
+      ? Math.min(concurrency, Math.max(1, Math.floor((RATE_SPAN_MS * rate.count) / rate.perMs)))
+      : concurrency;
   }
 
   /** The longest that `concurrency` messages handed over together take, in milliseconds: leases must be longer. */
   get longestMs(): number {
-    const { timeoutMs, concurrency, rate } = this.#options;
-    return timeoutMs + (rate ? (concurrency * rate.perMs) / rate.count : 0);
+    const { timeoutMs, rate } = this.#options;
+    return timeoutMs + (rate ? (this.concurrency * rate.perMs) / rate.count : 0);
   }
 
   /** Rejects only with WAYBILL_STOPPED, when `signal` aborts; the application may have seen the message then. */

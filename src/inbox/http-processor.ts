@@ -31,12 +31,16 @@ export interface HttpProcessorOptions {
 export class HttpProcessor implements Processor {
   readonly #options: HttpProcessorOptions;
   readonly #running = new Set<Promise<void>>();
+  /** One for each message under way: a signal takes a few listeners only. */
+  readonly #cuts = new Set<AbortController>();
   readonly gatherMs = 0;
   /** Answers that cannot be written down because the database is away. */
   #unwritten = 0;
 
   constructor(options: HttpProcessorOptions) {
     this.#options = options;
+    const cut = (): void => this.#cuts.forEach((each) => each.abort());
+    options.giveUp.addEventListener('abort', cut, { once: true });
   }
 
   /** None while answers cannot be written down: a claim would count rows as abandoned whose answer is here (I4). */
@@ -82,10 +86,13 @@ export class HttpProcessor implements Processor {
 
   async #attempt(message: InboxMessage, token: string, ticket: Ticket | undefined): Promise<Outcome | undefined> {
     const { handler, gate, clock, giveUp, onHandled } = this.#options;
+    const cut = new AbortController();
+    this.#cuts.add(cut);
+    if (giveUp.aborted) cut.abort();
     const beganMs = clock.now();
     let verdict: Settlement;
     try {
-      const said = await handler.handle(message, giveUp);
+      const said = await handler.handle(message, cut.signal);
       onHandled?.((clock.now() - beganMs) / 1_000);
       const spends = ticket ? gate.settle(ticket, message.seq, said) : false;
       // While the breaker is closed a broken attempt is spent, because one message that gets a 404 again and again must
@@ -93,17 +100,22 @@ export class HttpProcessor implements Processor {
       verdict = said.kind === 'broken' && !spends ? { kind: 'release', error: said.error } : said;
     } catch (error) {
       if (ticket) gate.withdraw(ticket);
-      if (!isWaybillError(error, 'WAYBILL_STOPPED')) throw error;
+      if (!isWaybillError(error, 'WAYBILL_STOPPED')) {
+        this.#cuts.delete(cut);
+        throw error;
+      }
       // Whoever runs next tries it; the application may have seen it, which its idempotency key is for.
       verdict = { kind: 'release', error: 'the service stopped before there was an answer' };
     }
-    const [outcome] = await this.#settle(token, message.seq, verdict);
+    const writing = this.#settle(token, message.seq, verdict, cut.signal).finally(() => this.#cuts.delete(cut));
+    if (verdict.kind === 'broken') gate.whileWriting(writing);
+    const [outcome] = await writing;
     return outcome;
   }
 
   /** The effect is there; the word on it must not be lost because the database is away for a moment. */
-  async #settle(token: string, seq: bigint, verdict: Settlement) {
-    const { store, clock, log, giveUp } = this.#options;
+  async #settle(token: string, seq: bigint, verdict: Settlement, giveUp: AbortSignal) {
+    const { store, clock, log } = this.#options;
     let unwritten = 0;
     try {
       for (let attempt = 1; ; attempt += 1) {

@@ -22,16 +22,31 @@ export class Outcomes {
   readonly #log: ConsumerLog;
   readonly #logsAll: boolean;
   readonly #followers: Followers;
+  readonly #isGivenBack: (seq: bigint) => boolean;
 
-  constructor(options: { counters: ConsumerCounters; log: ConsumerLog; logsAll: boolean; followers: Followers }) {
+  constructor(options: {
+    counters: ConsumerCounters;
+    log: ConsumerLog;
+    logsAll: boolean;
+    followers: Followers;
+    /** Whether the attempt at this row is about to be taken back. */
+    isGivenBack: (seq: bigint) => boolean;
+  }) {
     this.#counters = options.counters;
     this.#log = options.log;
     this.#logsAll = options.logsAll;
     this.#followers = options.followers;
+    this.#isGivenBack = options.isGivenBack;
   }
 
   note(message: Described, outcome: Outcome, attempt: number): void {
     const { counters, fields } = { counters: this.#counters, fields: describe(message, outcome, attempt) };
+    if (outcome.verdict === 'broken' && this.#isGivenBack(outcome.seq)) {
+      counters.broken += 1;
+      if (outcome.hasReleased) this.#followers.onReleased();
+      this.#log.debug({ ...fields, result: 'released' }, 'a message was given back');
+      return;
+    }
     if (outcome.status === 'waiting' && outcome.dueInMs !== null && outcome.attempt !== null) {
       this.#followers.onWaiting({ seq: outcome.seq, attempt: outcome.attempt, dueInMs: outcome.dueInMs });
     }

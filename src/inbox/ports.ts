@@ -103,9 +103,11 @@ export interface InboxStore {
   /** Calls the `sql` handler for claimed rows, each in a subtransaction of its own. */
   apply(seqs: readonly bigint[], token: string): Promise<Outcome[]>;
   settle(token: string, results: readonly { seq: bigint; verdict: Settlement }[]): Promise<Outcome[]>;
-  /** Gives back what rows have spent within the last `sinceMs`. */
-  refund(seqs: readonly bigint[], sinceMs: number): Promise<number>;
-  /** Rows that are due, without claiming them; also while the breaker pauses the consumer. */
+  /** Prolongs the leases of those rows that are still claimed with the token. */
+  extend(seqs: readonly bigint[], token: string, leaseMs: number): Promise<void>;
+  /** Takes back so many of each row's newest broken attempts; gives how many rows. */
+  giveBack(owed: readonly { seq: bigint; attempts: number }[]): Promise<number>;
+  /** Rows that are due, without claiming them. */
   due(max: number): Promise<{ seq: bigint; attempt: number; alone: boolean }[]>;
   /**
    * Releases followers whose key nobody holds any more; gives how many. Looks at a bounded number of keys, and goes on
@@ -116,9 +118,9 @@ export interface InboxStore {
   deathsCopied(last: Death): Promise<void>;
   /** Wakes the applications that claim rows. */
   wake(): Promise<void>;
-  /** By whom the consumer is paused, as the table says; undefined: it is not. */
-  pause(): Promise<{ by: 'operator' | 'breaker'; reason: string | null } | undefined>;
+  /** Notes for a time that the handler of this process is broken. */
   break(reason: string): Promise<void>;
+  /** Takes that back. */
   mend(): Promise<void>;
 }
 
@@ -154,8 +156,8 @@ export interface ConsumerBroker {
   /** Whether there is a queue of deaths that the broker decides. */
   hasDeaths(): Promise<boolean>;
   consumeDeaths(events: ConsumeChannelEvents): Promise<ConsumeChannel>;
-  /** Opens the delay exchange and listens to what comes back. `onClosed` is called once for both. */
-  openTimers(onTimer: (timer: Timer) => void, onClosed: (error: Error) => void): Promise<OpenTimers>;
+  /** Opens the delay exchange and listens to what comes back; undefined: no timer of ours. `onClosed` is called once for both. */
+  openTimers(onTimer: (timer: Timer | undefined) => void, onClosed: (error: Error) => void): Promise<OpenTimers>;
   readonly copies: CopyPublisher;
 }
 
@@ -198,6 +200,7 @@ export interface ConsumerCounters {
   brokerDeaths: number;
   timersSent: number;
   timersReceived: number;
+  timersRefused: number;
   copies: number;
 }
 

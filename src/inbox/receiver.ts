@@ -49,6 +49,8 @@ const SWEEP_INTERVAL_MS = 30_000;
 /** How often rows are looked for that nobody told of: an operator's retry, a lost timer. One statement by an index. */
 const LOOK_INTERVAL_MS = 5_000;
 const OPERATOR_RETRY_MS = 15_000;
+/** A message is taken as a probe at most this often. */
+const PROBE_INTERVAL_MS = 1_000;
 /** Most bytes of bodies taken and not yet written, whatever the prefetch. */
 const MOST_HELD_BYTES = 64 * 2 ** 20;
 /** Applications that claim rows are woken at most this often. */
@@ -105,6 +107,7 @@ export class Receiver {
         onDead: () => this.#deathSeen.wake(),
         onReleased: () => this.#pending(),
       },
+      isGivenBack: (seq) => this.gate.isGivenBack(seq),
     });
     const tooSlow =
       handler.kind === 'sql' ? `the handler took longer than ${handler.timeoutMs} ms` : 'the statement took too long';
@@ -180,11 +183,13 @@ export class Receiver {
     try {
       const result = await Promise.race([loops.then(() => 'drained' as const), gaveUp]);
       if (result === 'incomplete') await within(clock, loops, CLOSING_MS, undefined);
+      this.gate.leave();
       await within(clock, this.gate.told(), CLOSING_MS, undefined);
       return result;
     } finally {
       stopping.removeEventListener('abort', onStop);
       ended.abort();
+      this.gate.stop();
       this.#timers.stop();
       this.#wakeCancel?.();
     }
@@ -219,8 +224,12 @@ export class Receiver {
     stopping: AbortSignal,
   ): Promise<void> {
     const { store, broker, counters, log, clock, spans } = this.#options;
-    await this.#gateClosed(stopping);
+    await this.#gateTakes(stopping);
     if (stopping.aborted) return;
+    if (this.gate.isOpen) {
+      await this.#takeProbe(stopping);
+      return;
+    }
     // F109: nothing is taken from the queue before the database answers.
     await store.ping();
     await broker.prepare();
@@ -258,8 +267,9 @@ export class Receiver {
     }
   }
 
-  async #gateClosed(stopping: AbortSignal): Promise<void> {
-    while (this.gate.isOpen && !stopping.aborted) {
+  /** Until the breaker is closed, or wants a message to probe with. */
+  async #gateTakes(stopping: AbortSignal): Promise<void> {
+    while (this.gate.isOpen && !this.gate.wantsArrival && !stopping.aborted) {
       const changed = new Wakeup();
       const forget = this.gate.onChange(() => changed.wake());
       const onStop = (): void => changed.wake();
@@ -268,6 +278,47 @@ export class Receiver {
       stopping.removeEventListener('abort', onStop);
       forget();
     }
+  }
+
+  /** While the breaker is open and no row is there to probe with: the next message is stored, and the worker probes with it. */
+  async #takeProbe(stopping: AbortSignal): Promise<void> {
+    const { store, broker, counters, log, clock, rules, limits } = this.#options;
+    const enough = new AbortController();
+    const stop = (): void => enough.abort();
+    const forget = this.gate.onChange(() => {
+      if (!this.gate.wantsArrival) stop();
+    });
+    stopping.addEventListener('abort', stop, { once: true });
+    const arrived = (): void => {
+      this.gate.foundRows(true);
+      this.#pending();
+    };
+    try {
+      await store.ping();
+      await broker.prepare();
+      if (stopping.aborted || !this.gate.wantsArrival) return;
+      const intake = new Intake({
+        rules,
+        limits,
+        applies: false,
+        persisting: this.#persisting,
+        // One that is closed: here it is not the gate that ends it.
+        gate: new Gate({ store, clock, log }),
+        outcomes: this.#outcomes,
+        counters,
+        log,
+        clock,
+        mostHeldBytes: MOST_HELD_BYTES,
+        onPending: arrived,
+        onSuspects: arrived,
+      });
+      await intake.run((events) => broker.consume(events, 1), enough.signal);
+    } finally {
+      stopping.removeEventListener('abort', stop);
+      forget();
+    }
+    // While an operator has paused the consumer none of them becomes a probe.
+    await pause(clock, PROBE_INTERVAL_MS, stopping);
   }
 
   async #takeDeaths(stopping: AbortSignal): Promise<void> {
@@ -306,7 +357,7 @@ export class Receiver {
     const over = new Wakeup();
     let closedBy: Error | undefined;
     const opened = await broker.openTimers(
-      (timer) => this.#timers.arrived(timer),
+      (timer) => (timer ? this.#timers.arrived(timer) : this.#refuseTimer()),
       (error) => {
         closedBy = error;
         over.wake();
@@ -326,9 +377,19 @@ export class Receiver {
     if (closedBy) throw closedBy;
   }
 
+  #refuseTimer(): void {
+    const { counters, log } = this.#options;
+    counters.timersRefused += 1;
+    // Once: whoever sends such messages may send many.
+    const level = counters.timersRefused === 1 ? 'warn' : 'debug';
+    log[level]({ refused: counters.timersRefused }, 'what came to the retry queue is no timer; it is dropped');
+  }
+
   async #copyDeaths(stopping: AbortSignal): Promise<void> {
     const { store, broker, counters, deadLetterExchange, clock } = this.#options;
     while (!stopping.aborted) {
+      // What is about to be given back must not be told of as dead.
+      await within(clock, this.gate.told(), CLOSING_MS, undefined);
       await copyDeaths(store, broker.copies, deadLetterExchange, counters);
       this.#troubles.delete('copies of dead messages');
       await this.#deathSeen.wait();
@@ -345,7 +406,7 @@ export class Receiver {
           const released = await store.sweepKeys();
           if (released > 0) log.warn({ released }, 'rows waited behind nothing; they go on');
         }
-        await this.#seePause();
+        if (n % looks === 0) this.gate.renew();
         if (this.#worker) this.#worker.look();
         else await store.wake();
       } catch (error) {
@@ -355,20 +416,6 @@ export class Receiver {
       if (n % looks === 0) this.#deathSeen.wake();
       await pause(clock, LOOK_INTERVAL_MS, stopping);
     }
-  }
-
-  /**
-   * A pause that a breaker left in the table is ours to end: whoever opened it may be gone, and while it is there nobody
-   * claims anything. So it is probed from here as well; where nothing is handled here, there is no handler to be broken.
-   */
-  async #seePause(): Promise<void> {
-    if (this.gate.isOpen) return;
-    const { store } = this.#options;
-    await this.gate.told();
-    const found = await store.pause();
-    if (found?.by !== 'breaker') return;
-    if (this.#worker) this.gate.trip(found.reason ?? 'as the table says');
-    else await store.mend();
   }
 
   #due(rows: DueRow[]): void {

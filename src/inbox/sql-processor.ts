@@ -1,5 +1,6 @@
 import type { Ticket } from '../core/breaker.js';
-import { isWaybillError } from '../core/errors.js';
+import { consequenceOf } from '../core/error-policy.js';
+import { isWaybillError, WaybillError } from '../core/errors.js';
 import { pause, type Clock } from '../runtime/clock.js';
 import type { Gate } from './gate.js';
 import type { Outcomes } from './outcomes.js';
@@ -15,7 +16,7 @@ const REPEAT_MS = 20;
 const GATHER_MS = 50;
 
 export interface SqlProcessorOptions {
-  store: Pick<InboxStore, 'apply' | 'settle'>;
+  store: Pick<InboxStore, 'apply' | 'settle' | 'extend'>;
   gate: Gate;
   outcomes: Outcomes;
   counters: ConsumerCounters;
@@ -29,6 +30,8 @@ export interface SqlProcessorOptions {
 /** Has rows handled by a function in the database: a batch in one transaction, each row in a subtransaction of its own. */
 export class SqlProcessor implements Processor {
   readonly #options: SqlProcessorOptions;
+  /** Claims that an error left behind. */
+  readonly #left: { claim: Claim; error: string }[] = [];
 
   constructor(options: SqlProcessorOptions) {
     this.#options = options;
@@ -40,9 +43,31 @@ export class SqlProcessor implements Processor {
     return MOST_SUBTRANSACTIONS;
   }
 
-  /** The batch once, and each row by itself after that. */
-  leaseMs(rows: number): number {
-    return (rows + 1) * this.#options.timeoutMs + MARGIN_MS;
+  /** One statement, whatever the number of rows; where they go one by one it is prolonged before each. */
+  leaseMs(): number {
+    return 2 * this.#options.timeoutMs + MARGIN_MS;
+  }
+
+  /**
+   * What was claimed when the database went away goes back as it was, rather than wait for the end of its lease and count
+   * as abandoned. A row that was settled all the same has another token by then, and stays as it is.
+   */
+  async recover(): Promise<void> {
+    for (let left = this.#left[0]; left; left = this.#left[0]) {
+      const { claim, error: why } = left;
+      const verdict = { kind: 'release', error: why } as const;
+      try {
+        await this.#options.store.settle(
+          claim.token,
+          claim.messages.map(({ seq }) => ({ seq, verdict })),
+        );
+      } catch (error) {
+        // What is refused for another reason is refused again; the lease runs out.
+        if (!isTransient(error)) this.#left.shift();
+        throw error;
+      }
+      this.#left.shift();
+    }
   }
 
   idle(): Promise<void> {
@@ -50,7 +75,7 @@ export class SqlProcessor implements Processor {
   }
 
   async process(claim: Claim, tickets: Ticket[]): Promise<void> {
-    const { gate, outcomes, store, spans, clock } = this.#options;
+    const { gate, outcomes, spans, clock } = this.#options;
     const beganMs = clock.now();
     const trace = (message: InboxMessage, outcome: Omit<Outcome, 'seq'>): void =>
       spans?.begin('process', message, message.attempt, clock.now() - beganMs)?.end(spanEnd(outcome));
@@ -58,23 +83,26 @@ export class SqlProcessor implements Processor {
       const rows = await this.#apply(claim.messages, claim.token);
       const bySeq = new Map(claim.messages.map((message) => [message.seq, message]));
       for (const row of rows) {
+        const ticket = tickets.shift();
+        if (ticket) gate.settleRow(ticket, row);
+      }
+      // Why not in one go: the last row may show that the first is to be given back.
+      for (const row of rows) {
         const message = bySeq.get(row.seq);
         if (!message) continue;
         outcomes.note(message, row, message.attempt);
         trace(message, row);
-        const ticket = tickets.shift();
-        if (ticket) gate.settleRow(ticket, row);
       }
     } catch (error) {
-      if (!isWaybillError(error, 'WAYBILL_HANDLER_BROKEN')) throw error;
+      if (!isWaybillError(error, 'WAYBILL_HANDLER_BROKEN')) {
+        this.#left.push({ claim, error: 'the database was away while it was handled' });
+        throw error;
+      }
       gate.trip(error.message, tickets[0]);
       for (const message of claim.messages) trace(message, brokenOutcome(error.message));
       // They go back as they were: nothing of them was tried.
-      const verdict = { kind: 'release', error: error.message } as const;
-      await store.settle(
-        claim.token,
-        claim.messages.map(({ seq }) => ({ seq, verdict })),
-      );
+      this.#left.push({ claim, error: error.message });
+      await this.recover();
     } finally {
       for (const ticket of tickets) gate.withdraw(ticket);
     }
@@ -98,7 +126,10 @@ export class SqlProcessor implements Processor {
           return await store.settle(token, [{ seq: only.seq, verdict: { kind: 'retry', error: tooSlow } }]);
         }
         const results: Outcome[] = [];
-        for (const message of messages) results.push(...(await this.#apply([message], token)));
+        for (const [index, message] of messages.entries()) {
+          await store.extend(seqs.slice(index), token, this.leaseMs());
+          results.push(...(await this.#apply([message], token)));
+        }
         return results;
       }
     }
@@ -109,4 +140,8 @@ export class SqlProcessor implements Processor {
 function brokenOutcome(error: string): Omit<Outcome, 'seq'> {
   const nothing = { attempt: null, dueInMs: null, deadReason: null, hasReleased: false };
   return { ...nothing, status: 'running', verdict: 'broken', error };
+}
+
+function isTransient(error: unknown): boolean {
+  return error instanceof WaybillError && consequenceOf(error.code) === 'again';
 }

@@ -12,12 +12,14 @@ import type { DueRow } from './retry-timers.js';
 export interface Processor {
   /** How many rows it would take now; 0: it is busy, and calls `onRoom` when it is not. */
   room(): number;
-  /** How long a claim of that many rows must hold, milliseconds. */
-  leaseMs(rows: number): number;
+  /** How long a claim must hold, milliseconds. */
+  leaseMs(): number;
   /** Rows that are due again within so many milliseconds of a claim are taken together, as far as there is room. */
   readonly gatherMs: number;
   /** Has the rows handled and settled; resolves when it can be asked again. `broken`: the handler is not to be had. */
   process(claim: Claim, tickets: Ticket[]): Promise<void>;
+  /** Gives back what an error left claimed; rejects while that cannot be done. */
+  recover?(): Promise<void>;
   /** Resolves when nothing is being handled. */
   idle(): Promise<void>;
 }
@@ -33,6 +35,8 @@ export interface WorkerOptions {
 const FAILURE_BACKOFF: Backoff = { firstMs: 200, factor: 2, maxMs: 10_000, jitter: 0.3 };
 /** Rows among which a probe is chosen, so that one bad message does not keep the breaker open. */
 const PROBE_CHOICE = 50;
+/** How often something is looked for to probe with. */
+const PROBE_LOOK_MS = 1_000;
 const MOST_DUE = 10_000;
 
 /**
@@ -89,6 +93,7 @@ export class Worker {
     try {
       while (!stopping.aborted) {
         try {
+          await processor.recover?.();
           const worked = gate.isOpen ? await this.#probe(stopping) : await this.#work();
           this.#failures = 0;
           if (!worked) await this.#wakeup.wait();
@@ -97,6 +102,7 @@ export class Worker {
         }
       }
       await processor.idle();
+      await processor.recover?.().catch((error: unknown) => this.#options.log.debug({ err: error }, 'claims remain'));
     } finally {
       stopping.removeEventListener('abort', wake);
       forget();
@@ -110,8 +116,9 @@ export class Worker {
     const [alone] = this.#alone;
     if (alone) {
       await processor.idle();
-      const claim = await store.claimRows([{ seq: alone.seq, attempt: null }], processor.leaseMs(1));
+      // Why first: what is refused would be refused for ever, and a look finds it when it can be claimed.
       this.#alone.shift();
+      const claim = await store.claimRows([{ seq: alone.seq, attempt: null }], processor.leaseMs());
       if (claim) await this.#process(claim);
       await processor.idle();
       return true;
@@ -121,10 +128,10 @@ export class Worker {
     if (this.#due.length > 0) {
       // Why no look meanwhile: it would claim rows whose timers are here already.
       if (!this.#hasGathered(room)) return false;
-      const rows = this.#due.slice(0, room);
-      const claim = await store.claimRows(rows, processor.leaseMs(rows.length));
+      // Why before the claim: a hint that is refused would be refused for ever; a look finds what is due.
+      const rows = this.#due.splice(0, room);
+      const claim = await store.claimRows(rows, processor.leaseMs());
       this.#claimedDueAtMs = this.#options.clock.now();
-      this.#due.splice(0, rows.length);
       // Rows that are only claimed alone, or that somebody holds: a look finds them when it can.
       if ((claim?.messages.length ?? 0) < rows.length && rows.length > 1) this.#look = true;
       if (claim) await this.#process(claim);
@@ -133,7 +140,7 @@ export class Worker {
     if (!this.#look) return false;
     this.#look = false;
     try {
-      const claim = await store.claim(room, processor.leaseMs(room));
+      const claim = await store.claim(room, processor.leaseMs());
       if (!claim) return false;
       this.#look = true;
       await this.#process(claim);
@@ -182,17 +189,17 @@ export class Worker {
     }
     const rows = await store.due(PROBE_CHOICE);
     const row = rows[Math.floor(clock.random() * rows.length)];
-    const claim = row && (await store.claimRows([{ seq: row.seq, attempt: null }], processor.leaseMs(1)));
-    const ticket = gate.admit();
-    if (!ticket) return true;
+    const claim = row && (await store.claimRows([{ seq: row.seq, attempt: null }], processor.leaseMs()));
+    // That nothing is due says nothing of the handler: the next arrival is the probe then.
+    gate.foundRows(rows.length > 0);
     if (!claim) {
-      // Nothing is there that could be a probe: the next arrival will be.
-      if (rows.length === 0) gate.settle(ticket, 0n, { kind: 'done' });
-      else gate.withdraw(ticket);
-      await pause(clock, 1_000, stopping);
+      const cancel = clock.after(PROBE_LOOK_MS, () => this.#wakeup.wake());
+      await this.#wakeup.wait();
+      cancel();
       return true;
     }
-    await processor.process(claim, [ticket]);
+    const ticket = gate.admit();
+    await processor.process(claim, ticket ? [ticket] : []);
     await processor.idle();
     this.#look = true;
     return true;

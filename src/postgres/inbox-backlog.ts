@@ -1,6 +1,7 @@
 import type { Client } from 'pg';
 import { BUDGET_MS, soon, type StateCount } from './backlog.js';
 import { select } from './inspect.js';
+import { IS_PAUSED } from './pause.js';
 import { quoteSchema } from './schema-name.js';
 
 /** One consumer that was registered, with what waits for it. */
@@ -9,6 +10,8 @@ export interface ConsumerBacklog {
   owner: string | null;
   queue: string;
   pausedAt: Date | null;
+  /** A breaker's word counts for a time; it stops nobody but its own process. */
+  pausedBy: 'operator' | 'breaker' | null;
   pausedReason: string | null;
   /** By status, without those that are done; null when counting took too long. */
   states: StateCount[] | null;
@@ -33,8 +36,9 @@ export async function readConsumers(
   const prefix = quoteSchema(schema);
   const consumers = await select<Omit<ConsumerBacklog, 'states'>>(
     client,
-    `select name, owner, queue, paused_at as "pausedAt", paused_reason as "pausedReason"
-     from ${prefix}.consumer order by name`,
+    `select c.name, c.owner, c.queue, p.paused_at as "pausedAt", p.paused_by as "pausedBy",
+       p.paused_reason as "pausedReason"
+     from ${prefix}.consumer c left join ${prefix}.consumer p on p.name = c.name and ${IS_PAUSED} order by c.name`,
   );
   if (consumers.length === 0) return [];
   const counts = await countStatuses(client, prefix, performance.now() + budgetMs, bounds);

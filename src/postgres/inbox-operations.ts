@@ -5,6 +5,7 @@ import { INBOX_COLUMNS, type InboxRow } from './inbox-rows.js';
 import { select } from './inspect.js';
 import type { Answer, RowSnapshot } from './operator-rows.js';
 import { conditionOf, type FilterColumns, type RowFilter } from './row-filter.js';
+import { IS_PAUSED } from './pause.js';
 import { quoteSchema } from './schema-name.js';
 
 /** What an operator can do to messages of one consumer. */
@@ -230,11 +231,12 @@ const LIST_BOUNDS = [10_000, 1_000, 100];
 
 /** Every registered consumer with what is unfinished. */
 export async function listConsumerRows(client: Client, schema: string): Promise<ConsumerEntry[]> {
+  const own = quoteSchema(schema);
   const consumers = await select<Omit<ConsumerEntry, 'states'>>(
     client,
-    `select c.name, c.owner, c.queue, c.handler, c.ordering, c.paused_at as "pausedAt", c.paused_by as "pausedBy",
-       c.paused_reason as "pausedReason", c.registered_at as "registeredAt"
-     from ${quoteSchema(schema)}.consumer c order by c.name`,
+    `select c.name, c.owner, c.queue, c.handler, c.ordering, p.paused_at as "pausedAt", p.paused_by as "pausedBy",
+       p.paused_reason as "pausedReason", c.registered_at as "registeredAt"
+     from ${own}.consumer c left join ${own}.consumer p on p.name = c.name and ${IS_PAUSED} order by c.name`,
   );
   const counted = await readConsumers(client, schema, LIST_BUDGET_MS, LIST_BOUNDS);
   return consumers.map((consumer) => ({

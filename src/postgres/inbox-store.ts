@@ -139,11 +139,19 @@ export class InboxStore {
     return rows.map((row) => toOutcome({ ...row, error: errors.get(row.seq) ?? null }));
   }
 
-  async refund(seqs: readonly bigint[], sinceMs: number): Promise<number> {
+  async extend(seqs: readonly bigint[], token: string, leaseMs: number): Promise<void> {
+    await this.#query(
+      'prolonging leases',
+      `select ${this.#schema}.inbox_extend_rows($1, $2::bigint[], $3::uuid, $4::interval)`,
+      [this.#consumer, seqs.map(String), token, `${leaseMs} ms`],
+    );
+  }
+
+  async giveBack(owed: readonly { seq: bigint; attempts: number }[]): Promise<number> {
     const rows = await this.#query<{ n: number }>(
       'giving attempts back',
-      `select ${this.#schema}.inbox_refund($1, $2::bigint[], clock_timestamp() - $3::interval) as n`,
-      [this.#consumer, seqs.map(String), `${Math.ceil(sinceMs)} ms`],
+      `select ${this.#schema}.inbox_give_back($1, $2::bigint[], $3::int[]) as n`,
+      [this.#consumer, owed.map(({ seq }) => String(seq)), owed.map(({ attempts }) => attempts)],
     );
     return rows[0]?.n ?? 0;
   }
@@ -206,25 +214,17 @@ export class InboxStore {
     await this.#query('waking workers', `select ${this.#schema}.inbox_wake($1)`, [this.#consumer]);
   }
 
-  async pause(): Promise<{ by: 'operator' | 'breaker'; reason: string | null } | undefined> {
-    const rows = await this.#query<{ by: 'operator' | 'breaker'; reason: string | null }>(
-      'looking for a pause',
-      `select c.paused_by as by, c.paused_reason as reason from ${this.#schema}.consumer c
-       where c.name = $1 and c.paused_at is not null`,
-      [this.#consumer],
-    );
-    return rows[0];
-  }
-
   async break(reason: string): Promise<void> {
-    await this.#query('pausing the consumer', `select ${this.#schema}.consumer_break($1, $2)`, [
+    await this.#query('noting that the handler is broken', `select ${this.#schema}.consumer_break($1, $2)`, [
       this.#consumer,
       reason,
     ]);
   }
 
   async mend(): Promise<void> {
-    await this.#query('ending the pause', `select ${this.#schema}.consumer_mend($1)`, [this.#consumer]);
+    await this.#query('noting that the handler is not broken', `select ${this.#schema}.consumer_mend($1)`, [
+      this.#consumer,
+    ]);
   }
 
   async #claimed(doing: string, call: string, values: unknown[]) {

@@ -1,5 +1,6 @@
 import type { Client } from 'pg';
 import { select } from './inspect.js';
+import { IS_PAUSED } from './pause.js';
 import { quoteSchema } from './schema-name.js';
 
 /** Settings and objects that let Waybill start and hurt it later. */
@@ -89,7 +90,7 @@ export async function inspectConsumers(
   const own = quoteSchema(schema);
   return select<ConsumerInspection>(
     client,
-    `select w.name, c.paused_by as "pausedBy", c.paused_reason as "pausedReason",
+    `select w.name, p.paused_by as "pausedBy", p.paused_reason as "pausedReason",
        (select count(*)::int from ${own}.consumer_grant g where g.consumer = w.name) as grants,
        (select count(*)::int from (select from ${own}.inbox i
          where i.consumer = w.name and i.status = 'dead' limit 10000) d) as dead,
@@ -99,7 +100,7 @@ export async function inspectConsumers(
            and has_schema_privilege((select p.pronamespace from pg_proc p where p.oid = f.oid), 'usage') then 'fits'
          else 'refused' end as handler
      from rows from (json_to_recordset($1) as (name text, function text)) with ordinality w (name, function, place)
-     left join ${own}.consumer c on c.name = w.name
+     left join ${own}.consumer p on p.name = w.name and ${IS_PAUSED}
      left join lateral (select p.oid from pg_proc p join pg_namespace n on n.oid = p.pronamespace
        where n.nspname = split_part(w.function, '.', 1) and p.proname = split_part(w.function, '.', 2)
          and p.pronargs = 1 and p.proargtypes[0] = $2::regtype::oid) f on true

@@ -75,6 +75,11 @@ export class DelayExchange {
   }
 }
 
+const MOST_SEQ = 2n ** 63n - 1n;
+const MOST_ATTEMPT = 2 ** 31 - 1;
+/** Longer than any delay: a retry waits for 30 days at most. */
+const MOST_REST_MS = 366 * 86_400_000;
+
 /** What came back to the retry queue, or undefined when it is no timer of ours. */
 export function readTimer(body: Buffer): Timer | undefined {
   try {
@@ -82,7 +87,10 @@ export function readTimer(body: Buffer): Timer | undefined {
       Record<keyof Timer, unknown>
     >;
     if (typeof consumer !== 'string' || typeof seq !== 'string' || !/^\d{1,19}$/.test(seq)) return undefined;
-    if (typeof attempt !== 'number' || typeof restMs !== 'number' || !(restMs >= 0)) return undefined;
+    if (typeof attempt !== 'number' || typeof restMs !== 'number') return undefined;
+    // Whoever may write to the queue may write anything: what PostgreSQL would refuse as a number must not come to it.
+    if (BigInt(seq) > MOST_SEQ || !Number.isInteger(attempt) || attempt < 1 || attempt > MOST_ATTEMPT) return undefined;
+    if (!(restMs >= 0 && restMs <= MOST_REST_MS)) return undefined;
     return { consumer, seq, attempt, restMs };
   } catch {
     return undefined;

@@ -156,6 +156,7 @@ describe('counting never hurts: the backlog of a long table', () => {
         name: 'billing',
         owner: 'team-a',
         pausedAt: null,
+        pausedBy: null,
         states: [
           { state: 'pending', count: 1_000, accuracy: 'at-least' },
           { state: 'dead', count: 2, accuracy: 'exact' },

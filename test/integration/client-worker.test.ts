@@ -238,6 +238,29 @@ test('facts 66, 67: transactions that deadlock are repeated, and spend nothing',
   expect(await database.query('select failures from waybill.inbox')).toEqual([{ failures: 0 }, { failures: 0 }]);
 });
 
+test('I4: a word that cannot be written at once is written later, while the lease holds that was prolonged meanwhile', async () => {
+  await rows.receive({});
+  const leaseMs = 1_000;
+  const claimedAt = performance.now();
+  await workerWith(
+    async () => {
+      await until(() => performance.now() - claimedAt > 1.5 * leaseMs, { what: 'the first lease to be over' });
+      // The worker's own connection, not that of this transaction.
+      await database.query(
+        `select pg_terminate_backend(pid) from pg_stat_activity
+         where datname = current_database() and query ~ 'inbox_extend|inbox_claim|listen' and pid <> pg_backend_pid()`,
+      );
+      throw new Never('no such product');
+    },
+    { leaseMs, concurrency: 1 },
+  ).start();
+  await until(() => kinds().includes('never') || kinds().includes('lost'), { what: 'the end of the attempt' });
+  expect(kinds().filter((kind) => kind !== 'trouble')).toEqual(['never']);
+  expect(await database.query('select status, dead_reason from waybill.inbox')).toEqual([
+    { status: 'dead', dead_reason: 'never' },
+  ]);
+});
+
 test('F124, I7: a worker whose lease is over finds its word refused: its effect is rolled back, the other one counts', async () => {
   const [id = ''] = await rows.receive({});
   let goOn = (): void => undefined;

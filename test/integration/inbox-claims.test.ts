@@ -93,7 +93,13 @@ describe('inbox_claim', () => {
     expect(rows.map(({ message_id, attempt }) => [message_id, attempt])).toEqual([['old', 2]]);
   });
 
-  test('nothing while the consumer is paused', async () => {
+  test('F126: what a breaker has noted of its own process stops nobody, and is not a pause that is resumed', async () => {
+    await receive(client, 'billing', [{ message_id: 'a' }]);
+    await client.query(`select waybill.consumer_break('billing', 'HTTP 404')`);
+    expect(await claim(client, 'billing')).toHaveLength(1);
+  });
+
+  test('nothing while an operator has paused the consumer', async () => {
     await receive(client, 'billing', [{ message_id: 'a' }]);
     await client.query(`select waybill.consumer_pause('billing', 'deploying')`);
     expect(await claim(client, 'billing')).toEqual([]);

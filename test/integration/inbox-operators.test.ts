@@ -153,6 +153,7 @@ describe('consumers', () => {
   test('pause and resume; a pause by the breaker gives way to an operator, not the other way round', async () => {
     expect(await answer(`consumer_break('billing', 'no function')`)).toBe(true);
     expect(await answer(`consumer_break('billing', 'no function')`)).toBe(false);
+    expect(await answer(`consumer_resume('billing')`)).toBe('not paused');
     expect(await answer(`consumer_pause('billing', 'looking')`)).toBe('paused');
     expect(await answer(`consumer_pause('billing', 'looking')`)).toBe('already paused');
     expect(await answer(`consumer_mend('billing')`)).toBe(false);

@@ -1,7 +1,7 @@
 import type pg from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import type { FreshDatabase } from '../support/database.js';
-import { claim, receive, register, statuses, type Arrival, type Received } from '../support/inbox.js';
+import { receive, register, statuses, type Arrival, type Received } from '../support/inbox.js';
 import { migratedDatabase } from '../support/migrated-database.js';
 import { until } from '../support/waiting.js';
 
@@ -182,10 +182,16 @@ describe('one batch in one transaction', () => {
     expect(await receive(client, 'billing', many.slice(1))).toHaveLength(60);
   });
 
-  test('while the consumer is paused, rows are stored and the handler is not called', async () => {
-    await client.query(`select waybill.consumer_break('billing', 'function is missing')`);
+  test('while an operator has paused the consumer, rows are stored and the handler is not called', async () => {
+    await client.query(`select waybill.consumer_pause('billing', 'looking')`);
     expect(await receive(client, 'billing', [message('a')])).toMatchObject([{ status: 'pending', verdict: null }]);
     expect(await effects()).toEqual([]);
+  });
+
+  test('F126: what a breaker has noted keeps nobody else from applying', async () => {
+    await client.query(`select waybill.consumer_break('billing', 'function is missing')`);
+    expect(await receive(client, 'billing', [message('a')])).toMatchObject([{ status: 'done', verdict: 'done' }]);
+    expect(await effects()).toEqual(['a']);
   });
 
   test('dead at arrival, suspects: not called', async () => {
@@ -330,7 +336,6 @@ describe('rows from the table', () => {
     await due();
     const dueRows = async () => (await client.query<Received>(`select * from waybill.inbox_due('billing')`)).rows;
     await client.query(`select waybill.consumer_break('billing', 'x')`);
-    expect(await claim(client, 'billing')).toEqual([]);
     expect(await dueRows()).toMatchObject([{ seq: answer?.seq, attempt: 2, status: 'waiting', alone: false }]);
     expect(await claimRows([answer?.seq], [2])).toHaveLength(1);
     await client.query(`update waybill.inbox set lease_until = clock_timestamp()`);
@@ -426,5 +431,67 @@ describe('rows from the table', () => {
       'select verdict from waybill.inbox_attempt order by number',
     );
     expect(attempts.rows.map(({ verdict }) => verdict)).toEqual(['retry', 'refunded']);
+  });
+
+  describe('F126, I4: what a broken handler has cost is given back by its number', () => {
+    const settle = async (verdict: string): Promise<void> => {
+      await due();
+      const { rows } = await client.query<{ seq: string }>('select seq from waybill.inbox');
+      const [row] = await claimRows([rows[0]?.seq], null);
+      await client.query(`select * from waybill.inbox_settle('billing', $1, $2)`, [
+        row?.claim_token,
+        JSON.stringify([{ seq: row?.seq, verdict, error: verdict }]),
+      ]);
+    };
+    const giveBack = async (attempts: number): Promise<number | undefined> => {
+      const { rows } = await client.query<{ n: number }>(
+        `select waybill.inbox_give_back('billing', array(select seq from waybill.inbox), array[$1::int]) as n`,
+        [attempts],
+      );
+      return rows[0]?.n;
+    };
+    const verdicts = async () =>
+      (await client.query<{ verdict: string }>('select verdict from waybill.inbox_attempt order by number')).rows.map(
+        ({ verdict }) => verdict,
+      );
+    const deaths = async () => (await client.query(`select from waybill.inbox_deaths('billing')`)).rows.length;
+
+    test('the newest ones, however long ago they were written; failures of the message stay', async () => {
+      await receive(client, 'billing', [message('a', 'boom')]);
+      await settle('broken');
+      await settle('retry');
+      await settle('broken');
+      await settle('broken');
+      await client.query(`update waybill.inbox_attempt set at = at - interval '1 hour'`);
+      expect(await giveBack(2)).toBe(1);
+      expect(await verdicts()).toEqual(['retry', 'broken', 'retry', 'refunded', 'refunded']);
+      expect(await column('failures')).toEqual([3]);
+      // It need not wait for somebody else's fault.
+      expect(await column('next_attempt_at <= clock_timestamp()')).toEqual([true]);
+      expect(await giveBack(5)).toBe(1);
+      expect(await giveBack(5)).toBe(0);
+      expect(await column('failures')).toEqual([2]);
+    });
+
+    test('a death of it is taken back, and its copy has waited for that; not a death of something else', async () => {
+      await consumer({ max_attempts: 2 });
+      await receive(client, 'billing', [message('a', 'boom')]);
+      await settle('broken');
+      expect(await statuses(client, 'billing')).toEqual({ a: 'dead' });
+      expect(await deaths()).toBe(0);
+      expect(await giveBack(1)).toBe(1);
+      expect(await statuses(client, 'billing')).not.toEqual({ a: 'dead' });
+      expect(await column('failures')).toEqual([1]);
+      await settle('broken');
+      await client.query(`update waybill.inbox set processed_at = processed_at - interval '31 seconds'`);
+      await client.query(`update waybill.consumer set copied_died_at = '-infinity'`);
+      expect(await deaths()).toBe(1);
+      await client.query(`select waybill.inbox_retry('billing', 'a', 'again')`);
+      await settle('retry');
+      await settle('retry');
+      expect(await deaths()).toBe(1);
+      expect(await giveBack(1)).toBe(1);
+      expect(await statuses(client, 'billing')).toEqual({ a: 'dead' });
+    });
   });
 });

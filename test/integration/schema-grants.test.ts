@@ -267,6 +267,8 @@ describe('the inbox', () => {
     `select waybill.inbox_wake('foreign')`,
     `select waybill.consumer_break('foreign', 'x'), waybill.consumer_mend('foreign')`,
     `select waybill.inbox_refund('foreign', '{1}', now())`,
+    `select waybill.inbox_give_back('foreign', '{1}', '{1}')`,
+    `select waybill.inbox_extend_rows('foreign', '{1}', gen_random_uuid(), '1 minute')`,
     `select * from waybill.inbox_settle('foreign', gen_random_uuid(), '[{"seq": 1, "verdict": "done"}]')`,
     `select waybill.inbox_fail(seq, claim_token, 'x') from waybill.inbox_claim('foreign')`,
     `select waybill.inbox_retry('foreign', 'a'), waybill.inbox_replay('foreign', 'a'), waybill.inbox_discard('foreign', 'a')`,

@@ -187,7 +187,14 @@ describe('the text', () => {
   });
 
   it('shows consumers with what waits, and whose turn it is', () => {
-    const billing = { name: 'billing', owner: 'team-a', queue: 'billing', pausedAt: null, pausedReason: null };
+    const billing = {
+      name: 'billing',
+      owner: 'team-a',
+      queue: 'billing',
+      pausedAt: null,
+      pausedBy: null,
+      pausedReason: null,
+    };
     const states = [
       { state: 'dead', count: 1, accuracy: 'exact' as const, oldestAgeMs: 1 },
       { state: 'pending', count: 5_000, accuracy: 'at-least' as const, oldestAgeMs: 1 },
@@ -197,15 +204,18 @@ describe('the text', () => {
       name: 'emails',
       owner: null,
       pausedAt: new Date(0),
+      pausedBy: 'operator' as const,
       pausedReason: 'a deployment',
       states: [],
     };
-    const text = shown({ consumers: [{ ...billing, states }, paused] });
+    const broken = { ...paused, name: 'sms', pausedBy: 'breaker' as const, pausedReason: 'HTTP 404' };
+    const text = shown({ consumers: [{ ...billing, states }, paused, broken] });
     expect(text).toContain('consumers    billing  team-a  dead 1, pending at least 5,000\n');
     expect(text).toContain(
       '             emails           nothing waits\n             emails is PAUSED: a deployment\n',
     );
-    expect(problems({ consumers: [{ ...billing, states }, paused] })).toEqual([
+    expect(text).toContain('             the handler of sms is BROKEN: HTTP 404\n');
+    expect(problems({ consumers: [{ ...billing, states }, paused, broken] })).toEqual([
       {
         id: 'dead',
         problem: 'Consumer billing (team-a) has given up 1 message.',
@@ -215,6 +225,11 @@ describe('the text', () => {
         id: 'consumer-paused',
         problem: 'Consumer emails is paused: a deployment.',
         next: 'waybill consumer resume emails',
+      },
+      {
+        id: 'consumer-broken',
+        problem: 'The handler of consumer sms is broken: HTTP 404. It is tried with one message at a time.',
+        next: 'waybill doctor',
       },
     ]);
   });

@@ -354,6 +354,14 @@ test('no more requests in a time than `rate`', async () => {
   expect(handler.longestMs).toBe(5_000 + 2_000);
 });
 
+test('with a slow rate no more are taken than may go soon: a lease of all of them would be longer than one may be', () => {
+  const slow = handlerWith({ concurrency: 32, rate: { count: 1, perMs: 3_600_000 } });
+  expect(slow.concurrency).toBe(1);
+  expect(slow.longestMs).toBe(5_000 + 3_600_000);
+  expect(handlerWith({ concurrency: 32, rate: { count: 10, perMs: 60_000 } }).concurrency).toBe(10);
+  expect(handlerWith({ concurrency: 32, rate: { count: 50, perMs: 1_000 } }).concurrency).toBe(32);
+});
+
 test('F112: an abort ends the request and the waiting for one, without a verdict', async () => {
   const handler = handlerWith({ concurrency: 1 });
   const stopping = new AbortController();

@@ -40,7 +40,7 @@ class Stage {
     const log = silentLogger;
     const counters = this.counters as unknown as ConsumerCounters;
     const done = (): Promise<never> => Promise.resolve(undefined as never);
-    this.gate = new Gate({ store: { break: done, mend: done, refund: done }, clock, log });
+    this.gate = new Gate({ store: { break: done, mend: done, giveBack: done }, clock, log });
     const persisting = new Persisting({
       store: { receive: (arrivals) => this.#receive(arrivals) },
       clock,
@@ -53,6 +53,7 @@ class Stage {
       log,
       logsAll: false,
       followers: { onWaiting: () => undefined, onDead: () => undefined, onReleased: () => undefined },
+      isGivenBack: () => false,
     });
     const intake = new Intake({
       rules: { identification: { kind: 'message-id' }, idNamespace: 'none', accept: [], maxBodyBytes: 1_000 },

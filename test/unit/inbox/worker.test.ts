@@ -14,7 +14,7 @@ const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve)
 const settled = () => Promise.resolve();
 
 function gateOf(clock: ManualClock): Gate {
-  return new Gate({ store: { break: settled, mend: settled, refund: () => Promise.resolve(0) }, clock, log });
+  return new Gate({ store: { break: settled, mend: settled, giveBack: () => Promise.resolve(0) }, clock, log });
 }
 
 describe('rows that are due', () => {
@@ -143,6 +143,7 @@ describe('answers over HTTP', () => {
         log,
         logsAll: false,
         followers: { onWaiting: nothing, onDead: nothing, onReleased: nothing },
+        isGivenBack: () => false,
       }),
       clock,
       log,
