@@ -72,6 +72,7 @@ billing:
     expect((await scene.rows("status = 'done'")).length).toBe(1);
     expect((await scene.rows()).length).toBe(2);
     expect(await second.stop()).toBe(0);
+    expect(await scene.depth('billing.dlq')).toBe(0);
   });
 
   it('a consumer queue of ours dead-letters at least once and has a large delivery limit (facts 40, 65)', async () => {

@@ -110,6 +110,8 @@ describe('kill -9 of a consumer', () => {
     await second.waitForLog(({ msg }) => msg === 'consuming', 'the second consumer');
     expect(await second.stop()).toBe(0);
     expect(second.noise).toEqual([]);
+    // What was not acknowledged would be back in the queue.
+    expect(await scene.depth('billing')).toBe(0);
   });
 
   it('F12 consumer crash in the middle of processing: data reconciles', async () => {
@@ -127,6 +129,7 @@ describe('kill -9 of a consumer', () => {
     const second = scene.start(CONSUMER);
     await expectOnce(31);
     expect(await second.stop()).toBe(0);
+    expect(await scene.depth('billing')).toBe(0);
   });
 
   it('F15 after a row was left waiting, before its timer was sent: the sweep of the next consumer finds it', async () => {
@@ -141,6 +144,7 @@ describe('kill -9 of a consumer', () => {
     const second = scene.start(CONSUMER);
     await expectOnce(1);
     expect(await second.stop()).toBe(0);
+    expect(await scene.depth('billing')).toBe(0);
   });
 
   it('F17 after the death, before its copy went out: the table has it, and the copy goes out later', async () => {
@@ -207,6 +211,7 @@ describe('connections of a consumer', () => {
     expect((await scene.rows()).length).toBe(MESSAGES.length);
     await until(async () => (await scene.depth('billing')) === 0, { what: 'the queue to be empty' });
     expect(await consumer.stop()).toBe(0);
+    expect(await scene.depth('billing')).toBe(0);
   });
 
   it('F19 F111 the broker connection is cut while a batch is being written: its late acknowledgement is dropped', async () => {
@@ -227,6 +232,7 @@ describe('connections of a consumer', () => {
     expect(consumer.log.filter(({ msg }) => msg === 'consuming').length).toBe(2);
     expect(consumer.log.some((line) => JSON.stringify(line).includes('PRECONDITION'))).toBe(false);
     expect(await consumer.stop()).toBe(0);
+    expect(await scene.depth('billing')).toBe(0);
   });
 
   it('F16 the timers come back after the broker connection was cut', async () => {
@@ -256,6 +262,7 @@ describe('connections of a consumer', () => {
     // The channel was kept: nothing was delivered twice.
     expect(consumer.log.filter(({ msg }) => msg === 'consuming').length).toBe(1);
     expect(await consumer.stop()).toBe(0);
+    expect(await scene.depth('billing')).toBe(0);
   });
 
   it('F94 the queue is deleted: it is declared again and consumed again', async () => {
@@ -279,6 +286,7 @@ describe('connections of a consumer', () => {
     await scene.waitForRows(3, "status = 'dead'");
     await scene.waitForRows(10, "status = 'done'");
     expect(await consumer.stop()).toBe(0);
+    expect(await scene.depth('billing')).toBe(0);
     expect(givenBack()).toEqual(before.givenBack);
     // Thirteen messages; and the timers of the poison one, up to three for each of its two waits.
     const delivered = broker.count('amqp.server.basic.deliver') - before.delivered;

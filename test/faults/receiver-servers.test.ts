@@ -63,6 +63,8 @@ describe('servers that go away under a consumer', () => {
     await scene.send('billing', messages(2_000, 100));
     await expectOnce(2_100);
     expect(await consumer.stop()).toBe(0);
+    // What was not acknowledged would be back in the queue.
+    expect(await scene.depth('billing')).toBe(0);
   });
 
   it('I1 F20 nothing is acknowledged before it is on the disk, also where the database says synchronous_commit = off', async () => {
@@ -95,6 +97,7 @@ describe('servers that go away under a consumer', () => {
       await expectOnce(11);
       expect(consumer.log.filter(({ msg }) => msg === 'consuming').length).toBeGreaterThan(1);
       expect(await consumer.stop()).toBe(0);
+      expect(await scene.depth('billing')).toBe(0);
     } finally {
       await rabbit.ctl(
         'eval',

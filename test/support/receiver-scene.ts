@@ -33,7 +33,10 @@ export interface ReceiverScene {
   send(to: string | { exchange: string; routingKey: string }, messages: readonly Sent[]): Promise<void>;
   /** Does something on a channel of its own, with a connection of its own. */
   broker<T>(use: (channel: amqp.Channel) => Promise<T>): Promise<T>;
-  /** Ready and unacknowledged messages of a queue, by asking RabbitMQ; undefined while there is no such queue. */
+  /**
+   * Messages of a queue that nobody has, by asking RabbitMQ; undefined while there is no such queue. Those that a consumer
+   * has and has not acknowledged are back once it has stopped.
+   */
   depth(queue: string): Promise<number | undefined>;
   rows(where?: string): Promise<InboxRow[]>;
   /** Waits until so many rows of the inbox have a status. */
