@@ -36,7 +36,7 @@ billing:
     const probe = await startBrokerProbe({
       url: scene.vhost.url,
       queue: 'billing.dead',
-      arguments: { 'x-queue-type': 'quorum', 'x-max-length': 100_000 },
+      arguments: { 'x-queue-type': 'quorum', 'x-max-length': 100_000, 'x-delivery-limit': 1_000_000 },
     });
     const [copy] = await probe.waitFor(1);
     expect(copy).toMatchObject({ id: 'bad', exchange: 'waybill.dlx', routingKey: 'dead.billing', type: 'order.paid' });
