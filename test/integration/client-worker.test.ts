@@ -241,21 +241,31 @@ test('facts 66, 67: transactions that deadlock are repeated, and spend nothing',
 test('I4: a word that cannot be written at once is written later, while the lease holds that was prolonged meanwhile', async () => {
   await rows.receive({});
   const leaseMs = 1_000;
-  const claimedAt = performance.now();
+  const locker = await database.connect();
   await workerWith(
     async () => {
-      await until(() => performance.now() - claimedAt > 1.5 * leaseMs, { what: 'the first lease to be over' });
-      // The worker's own connection, not that of this transaction.
-      await database.query(
-        `select pg_terminate_backend(pid) from pg_stat_activity
-         where datname = current_database() and query ~ 'inbox_extend|inbox_claim|listen' and pid <> pg_backend_pid()`,
-      );
+      const beganMs = performance.now();
+      await until(() => performance.now() - beganMs > 1.5 * leaseMs, { what: 'the first lease to be over' });
+      await locker.query('begin; select from waybill.inbox for update');
       throw new Never('no such product');
     },
     { leaseMs, concurrency: 1 },
   ).start();
+  // The connection ends while the word is being written.
+  await until(
+    async () =>
+      (
+        await database.query(
+          `select pg_terminate_backend(pid) from pg_stat_activity
+           where datname = current_database() and wait_event_type = 'Lock' and query ~ 'inbox_fail'`,
+        )
+      ).length > 0,
+    { what: 'the word to wait for the row' },
+  );
+  await locker.query('rollback');
   await until(() => kinds().includes('never') || kinds().includes('lost'), { what: 'the end of the attempt' });
   expect(kinds().filter((kind) => kind !== 'trouble')).toEqual(['never']);
+  expect(kinds()).toContain('trouble');
   expect(await database.query('select status, dead_reason from waybill.inbox')).toEqual([
     { status: 'dead', dead_reason: 'never' },
   ]);

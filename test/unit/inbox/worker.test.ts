@@ -123,6 +123,53 @@ describe('rows that are due', () => {
   });
 });
 
+describe('hints that the database refuses', () => {
+  it.each(['due', 'alone'] as const)('F16: are dropped, and the others are claimed: %s', async (how) => {
+    const clock = new ManualClock();
+    const claimed: bigint[] = [];
+    let looks = 0;
+    const worker = new Worker({
+      store: {
+        claim: () => {
+          looks += 1;
+          return Promise.resolve(undefined);
+        },
+        claimRows: (rows) => {
+          if (rows.some(({ seq }) => seq === 99n)) {
+            return Promise.reject(new WaybillError('WAYBILL_DATABASE_REFUSED', 'as the test says'));
+          }
+          claimed.push(...rows.map(({ seq }) => seq));
+          return Promise.resolve(undefined);
+        },
+        due: () => Promise.resolve([]),
+      },
+      gate: gateOf(clock),
+      processor: { room: () => 1, leaseMs: () => 1_000, gatherMs: 0, process: settled, idle: settled },
+      clock,
+      log,
+    });
+    const stopping = new AbortController();
+    const ended = worker.run(stopping.signal);
+    const pass = async (): Promise<void> => {
+      for (let n = 0; n < 10; n += 1) await turn();
+      clock.advance(60_000);
+      for (let n = 0; n < 10; n += 1) await turn();
+    };
+    await pass();
+    const before = looks;
+    worker[how]([
+      { seq: 99n, attempt: 1 },
+      { seq: 1n, attempt: 1 },
+    ]);
+    await pass();
+    await pass();
+    expect(claimed).toEqual([1n]);
+    expect(looks).toBeGreaterThan(before);
+    stopping.abort();
+    await ended;
+  });
+});
+
 describe('answers over HTTP', () => {
   it('I4 while one cannot be written down because the database is away there is room for no other', async () => {
     const clock = new ManualClock();
