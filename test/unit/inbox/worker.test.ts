@@ -1,3 +1,4 @@
+import { getEventListeners } from 'node:events';
 import { describe, expect, it } from 'vitest';
 import { WaybillError } from '../../../src/core/errors.js';
 import { Gate } from '../../../src/inbox/gate.js';
@@ -219,4 +220,50 @@ describe('answers over HTTP', () => {
     expect(written.sort()).toEqual([1n, 2n]);
     expect(processor.room()).toBe(4);
   });
+});
+
+it('F112: messages under way hang on one listener to the end of all waiting, however many they are, and all learn of it', async () => {
+  const clock = new ManualClock();
+  const giveUp = new AbortController();
+  const cut: bigint[] = [];
+  const released: bigint[] = [];
+  const processor = new HttpProcessor({
+    store: {
+      settle: (_, results) => {
+        released.push(...results.map(({ seq }) => seq));
+        return Promise.resolve<Outcome[]>([]);
+      },
+    },
+    handler: {
+      concurrency: 32,
+      longestMs: 1_000,
+      handle: ({ seq }, signal) =>
+        new Promise((_, reject) => {
+          signal.addEventListener('abort', () => {
+            cut.push(seq);
+            reject(new WaybillError('WAYBILL_STOPPED', 'stopping'));
+          });
+        }),
+    },
+    gate: gateOf(clock),
+    outcomes: new Outcomes({
+      counters: {} as ConsumerCounters,
+      log,
+      logsAll: false,
+      followers: { onWaiting: nothing, onDead: nothing, onReleased: nothing },
+      isGivenBack: () => false,
+    }),
+    clock,
+    log,
+    giveUp: giveUp.signal,
+    onRoom: nothing,
+  });
+  const messages = Array.from({ length: 32 }, (_, n) => ({ seq: BigInt(n) }) as InboxMessage);
+  await processor.process({ token: 't', messages }, []);
+  await turn();
+  expect(getEventListeners(giveUp.signal, 'abort').length).toBe(1);
+  giveUp.abort();
+  await processor.idle();
+  expect(cut.length).toBe(32);
+  expect(released.length).toBe(32);
 });
