@@ -44,6 +44,8 @@ export interface RelayServiceOptions {
   onPhase?: (phase: RelayPhase) => void;
   /** Told of each confirmed row, for measuring; must be quick and not throw. */
   onConfirmed?: SessionOptions['onConfirmed'];
+  /** Runs one session; for tests of what follows its end. */
+  runSession?: typeof runRelaySession;
 }
 
 /** How long an error that needs a person is left before another look. */
@@ -98,7 +100,7 @@ class Supervisor implements RelayService {
   readonly #onPhase: (phase: RelayPhase) => void;
   readonly #suspects = new Suspects();
   #failures = 0;
-  /** Of the session that ended last. */
+  /** Of the last session that had begun to work. */
   #unsettled = 0;
   #phase: RelayPhase = 'connecting';
   /** The session's stream has ended by itself; it may do so before the phase is `streaming`. */
@@ -110,6 +112,7 @@ class Supervisor implements RelayService {
   #lastError: Error | undefined;
   #session: SessionView | undefined;
   readonly #onConfirmed: SessionOptions['onConfirmed'];
+  readonly #runSession: typeof runRelaySession;
 
   constructor(config: Config, log: Logger, options: RelayServiceOptions) {
     const {
@@ -117,6 +120,7 @@ class Supervisor implements RelayService {
       clock = systemClock,
       onPhase = () => undefined,
       onConfirmed = () => undefined,
+      runSession = runRelaySession,
     } = options;
     this.#config = config;
     this.#reload = reload;
@@ -124,6 +128,7 @@ class Supervisor implements RelayService {
     this.#clock = clock;
     this.#onPhase = onPhase;
     this.#onConfirmed = onConfirmed;
+    this.#runSession = runSession;
     this.#phaseSinceMs = clock.now();
     const watching = watchKeptWal(
       () => this.#freshConfig(),
@@ -160,10 +165,9 @@ class Supervisor implements RelayService {
     let replaceSlot = false;
     for (let first = true; ; first = false) {
       const failure = new Failure();
-      this.#unsettled = 0;
       this.#sessions += 1;
       try {
-        return await runRelaySession({
+        return await this.#runSession({
           config: this.#config,
           connectionSettings: () => this.#freshConfig(),
           log: this.#log,
@@ -182,7 +186,7 @@ class Supervisor implements RelayService {
           onPhase: (phase) => this.#enter(phase),
         });
       } catch (error) {
-        if (isWaybillError(error, 'WAYBILL_STOPPED')) return 'drained';
+        if (isWaybillError(error, 'WAYBILL_STOPPED')) return this.#lastWord();
         if (
           first &&
           !this.#hasWorked &&
@@ -200,12 +204,17 @@ class Supervisor implements RelayService {
         }
         if (this.#isStopping()) {
           this.#log.error({ err: error, unsettled: this.#unsettled }, 'the relay session ended while stopping');
-          return this.#unsettled > 0 ? 'incomplete' : 'drained';
+          return this.#lastWord();
         }
         await this.#afterError(error);
-        if (this.#isStopping()) return 'drained';
+        if (this.#isStopping()) return this.#lastWord();
       }
     }
+  }
+
+  /** F9, F112: what a failed session has left in flight is told, unless another relay has it now. */
+  #lastWord(): 'drained' | 'incomplete' {
+    return this.#unsettled > 0 && this.#phase !== 'standby' ? 'incomplete' : 'drained';
   }
 
   #isStopping(): boolean {

@@ -83,7 +83,7 @@ export async function runUntilStopped(
       logger.info({}, 'Ended.');
       return;
     case 'incomplete':
-      throw incomplete('the drain timeout passed');
+      throw incomplete('the drain timeout passed, or a session ended with an error before it had settled them');
     case 'deadline':
       throw incomplete('closing took longer than the drain timeout and 5 s');
     case 'insisted':
