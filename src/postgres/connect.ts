@@ -10,8 +10,9 @@ export interface DatabaseEndpoint {
 }
 
 /**
- * Settings that change how values are written as text. Both connections pin them, because role and database settings
- * would change what pgoutput sends, and a copy from the table would differ from a copy from the log (O7).
+ * Settings of the role, the database or the server that every connection of ours pins. Those that change how values are
+ * written as text would change what pgoutput sends, and a copy from the table would differ from a copy from the log (O7).
+ * Under another isolation, a statement that waited for the lock of a key would not see the row that it waited for.
  */
 const PINNED_SETTINGS: Readonly<Record<string, string>> = {
   bytea_output: 'hex',
@@ -20,6 +21,7 @@ const PINNED_SETTINGS: Readonly<Record<string, string>> = {
   timezone: 'UTC',
   extra_float_digits: '1',
   client_encoding: 'UTF8',
+  default_transaction_isolation: 'read committed',
 };
 
 const CONNECT_TIMEOUT_MS = 10_000;
