@@ -89,10 +89,10 @@ export class ConfiguredConsumerBroker implements ConsumerBroker {
       retryQueue(name),
       TIMERS_PREFETCH,
       {
-        onDelivery: ({ body, deliveryTag }) => {
+        onDelivery: ({ body, deliveryTag }, receiving) => {
           onTimer(readTimer(body));
           // At once: a timer is a hint, and the sweep covers what a crash forgets.
-          channel.ackUpTo(deliveryTag);
+          receiving.ackUpTo(deliveryTag);
         },
         onClosed: closed,
       },

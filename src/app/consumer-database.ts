@@ -41,13 +41,16 @@ export class ConsumerDatabase {
 
   async #connected(): Promise<SqlClient> {
     if (this.#client) return this.#client;
+    // Why not the answer itself: the connection may be lost before there is one.
+    const opened: { client?: SqlClient } = {};
     const { client } = await connectToPrimary(databaseEndpoints(this.#settings()), {
       applicationName: this.#name,
       onError: () => {
-        if (this.#client === client) this.#drop();
+        if (opened.client && this.#client === opened.client) this.#drop();
       },
       limits: { lockTimeoutMs: LOCK_TIMEOUT_MS, statementTimeoutMs: this.#statementTimeoutMs },
     });
+    opened.client = client;
     try {
       await withDurableCommits(client);
     } catch (error) {

@@ -186,6 +186,8 @@ class Consumers implements ConsumerService {
     const http = handler.kind === 'http' ? httpHandler(handler, this.#clock) : undefined;
     const receiver = new Receiver({
       consumer: name,
+      queue: consumer.queue,
+      prefetch: consumer.prefetch,
       handler: handlerPart(handler, http),
       rules: {
         identification: consumer.identification,

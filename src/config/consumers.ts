@@ -130,7 +130,11 @@ function consumerOf<H extends z.ZodObject>(handler: H) {
       'With `order: key`: whether a dead message holds its key until somebody acts, or is passed over.',
     ),
     prefetch: integer(400, 1, 10_000, 'Most messages that the broker hands out unacknowledged.'),
-    maxBodyBytes: size('15MiB', { min: '1KiB', max: '128MiB' }, 'A message with a larger body is kept as malformed.'),
+    maxBodyBytes: size(
+      '15MiB',
+      { min: '1KiB', max: '128MiB' },
+      'A message with a larger body is kept as malformed, body and all.',
+    ),
     batch,
     retry,
     retention,

@@ -68,6 +68,8 @@ export interface IntakeRules {
 /** Deeper headers are not JSON that anybody reads. */
 const MAX_HEADER_DEPTH = 16;
 const NOT_TEXT = 'cannot be text in PostgreSQL (a NUL or half a character)';
+/** Of key and type, as the table's constraints say. */
+const MAX_TEXT_BYTES = 1_024;
 const LAST_SECOND = 253_402_300_799;
 const MAX_VERSION = 2_147_483_647;
 
@@ -105,9 +107,11 @@ export function toInboundRow(delivery: Delivery, rules: IntakeRules): InboundRow
   if (untextual.length > 0) {
     return malformed(row, properties, `${untextual.join(', ')} ${NOT_TEXT}`);
   }
+  const long = (['key', 'type'] as const).find((name) => !isShort(row[name]));
+  if (long) return malformed(row, properties, `its ${long} has more than ${MAX_TEXT_BYTES} bytes`);
   if (body.length > rules.maxBodyBytes) {
-    // Why without its body: a row larger than the limit could not be read back in one piece.
-    return malformed({ ...row, body: Buffer.alloc(0) }, properties, `its body has ${body.length} bytes`);
+    // With its body: it is acknowledged, so it is nowhere else.
+    return malformed(row, properties, `its body has ${body.length} bytes, and maxBodyBytes is ${rules.maxBodyBytes}`);
   }
   const id = identify(rules.identification, rules.idNamespace, {
     ...row,
@@ -135,8 +139,8 @@ export function malformed(row: InboundRow, properties: DeliveryProperties, text:
     messageId: syntheticId('malformed', row, properties),
     originalId: readable(asText(properties.messageId)),
     dead: { reason: 'malformed', text },
-    type: readable(row.type),
-    key: readable(row.key),
+    type: short(readable(row.type)),
+    key: short(readable(row.key)),
     contentType: null,
     contentEncoding: null,
     headers: '{}',
@@ -149,6 +153,22 @@ export function malformed(row: InboundRow, properties: DeliveryProperties, text:
     traceparent: null,
     tracestate: null,
     rawProperties: readableJson(toJson(properties) ?? '{}'),
+  };
+}
+
+/** The least that a message can be, when PostgreSQL refuses what was to be kept of it besides: its body, under an id. */
+export function bare(row: InboundRow): InboundRow {
+  return {
+    ...row,
+    originalId: null,
+    type: null,
+    key: null,
+    exchange: '',
+    routingKey: '',
+    priority: null,
+    occurredAt: null,
+    schemaVersion: null,
+    rawProperties: null,
   };
 }
 
@@ -196,6 +216,15 @@ function isText(value: string | null, isJson: boolean): boolean {
   if (value === null) return true;
   if (isJson) return value.search(UNTEXTUAL_ESCAPE) === -1;
   return !value.includes('\0') && value.isWellFormed();
+}
+
+function isShort(value: string | null): boolean {
+  return value === null || Buffer.byteLength(value) <= MAX_TEXT_BYTES;
+}
+
+/** What is too long is in `rawProperties` only. */
+function short(value: string | null): string | null {
+  return isShort(value) ? value : null;
 }
 
 function readable(value: string | null): string | null {

@@ -37,19 +37,25 @@ export interface IntakeOptions {
   onPending: () => void;
   /** Rows that must be handled by themselves. */
   onSuspects: (rows: { seq: bigint; attempt: number }[]) => void;
+  /** Whether the database answers at this moment. */
+  answers: () => Promise<boolean>;
+  /** The prefetch to go back to once bodies are small again, where a smaller one is in use. */
+  usualPrefetch?: number;
   /** Makes the arrival of a delivery, where that is not the usual way. */
   toArrival?: (delivery: Delivery) => Arrival;
 }
 
 /**
  * How a channel was left. `paused`: the breaker opened; `away`: the database was away for too long; `too-much`: the broker
- * handed out more bytes than may be here, so the prefetch is too large for these bodies (F110); `stopped`: told to.
- * A channel that the broker closed is an error.
+ * handed out more bytes than may be here, so the prefetch is too large for these bodies (F110); `roomy`: the bodies are
+ * small enough again for the usual one; `stopped`: told to. A channel that the broker closed is an error.
  */
-export type IntakeEnd = 'paused' | 'away' | 'too-much' | 'stopped';
+export type IntakeEnd = 'paused' | 'away' | 'too-much' | 'roomy' | 'stopped';
 
 /** Deliveries of one message after which it is handled by itself (fact 65, F125). */
 const SUSPECT_DELIVERIES = 3;
+/** So often a batch may fail with a database that answers before and after: then one of its messages is to blame (F125). */
+const MOST_STRIKES = 3;
 /**
  * How long a batch is held while the database is away. Why not longer: the broker's consumer timeout (30 min by default,
  * minutes on some services) would close the channel for us (F93); a closed channel costs every message a delivery.
@@ -78,6 +84,13 @@ export class Intake {
   #heldBytes = 0;
   /** Set by the channel's end. */
   #closedBy: Error | undefined;
+  #channel: ConsumeChannel | undefined;
+  /** The bytes that may be here were exceeded: how many messages of this size would fit. */
+  #fitting: number | undefined;
+  /** Of the latest arrivals, to see whether the usual prefetch would do. */
+  #latest = 0;
+  #latestBytes = 0;
+  #isRoomy = false;
 
   constructor(options: IntakeOptions) {
     this.#options = options;
@@ -97,6 +110,7 @@ export class Intake {
         this.#wakeup.wake();
       },
     });
+    this.#channel = channel;
     const wake = (): void => this.#wakeup.wake();
     stopping.addEventListener('abort', wake, { once: true });
     const forget = gate.onChange(wake);
@@ -104,9 +118,9 @@ export class Intake {
     try {
       for (;;) {
         if (this.#closedBy) throw this.#closedBy;
-        if (this.#heldBytes > this.#options.mostHeldBytes && this.#held > 1) return 'too-much';
-        if (!end && (stopping.aborted || gate.isOpen)) {
-          end = stopping.aborted ? 'stopped' : 'paused';
+        if (this.#fitting !== undefined) return 'too-much';
+        if (!end && (stopping.aborted || gate.isOpen || this.#isRoomy)) {
+          end = stopping.aborted ? 'stopped' : gate.isOpen ? 'paused' : 'roomy';
           await channel.cancel();
           continue;
         }
@@ -126,10 +140,11 @@ export class Intake {
 
   /** How many messages of the size of those that were here fit, for the next channel's prefetch. */
   get fitting(): number {
-    return Math.max(1, Math.floor((this.#held * this.#options.mostHeldBytes) / Math.max(1, this.#heldBytes) / 2));
+    return this.#fitting ?? 1;
   }
 
   #arrived(delivery: Delivery): void {
+    if (this.#fitting !== undefined) return;
     this.#prefix.deliver(delivery.deliveryTag);
     this.#options.counters.received += 1;
     this.#held += 1;
@@ -137,7 +152,27 @@ export class Intake {
     const wasEmpty = this.#gathering.size === 0;
     this.#gathering.add(delivery, delivery.body.length, this.#options.clock.now());
     if (wasEmpty || (this.#gathering.dueAtMs() ?? Infinity) <= this.#options.clock.now()) this.#wakeup.wake();
-    if (this.#heldBytes > this.#options.mostHeldBytes) this.#wakeup.wake();
+    if (this.#heldBytes > this.#options.mostHeldBytes && this.#held > 1) this.#overflow();
+    this.#measure(delivery.body.length);
+  }
+
+  /** At once, whatever is being written: what is not acknowledged comes again, to a channel that takes less. */
+  #overflow(): void {
+    const { mostHeldBytes } = this.#options;
+    this.#fitting = Math.max(1, Math.floor((this.#held * mostHeldBytes) / this.#heldBytes / 2));
+    this.#channel?.close().catch(() => undefined);
+    this.#wakeup.wake();
+  }
+
+  #measure(bytes: number): void {
+    const { usualPrefetch, mostHeldBytes } = this.#options;
+    if (usualPrefetch === undefined || this.#isRoomy) return;
+    this.#latest += 1;
+    this.#latestBytes += bytes;
+    if (this.#latest < usualPrefetch) return;
+    this.#isRoomy = this.#latestBytes < mostHeldBytes / 2;
+    this.#latest = this.#latestBytes = 0;
+    if (this.#isRoomy) this.#wakeup.wake();
   }
 
   async #wakeOrTime(ms: number): Promise<void> {
@@ -173,10 +208,11 @@ export class Intake {
 
   /** Undefined: the database was away for too long, or is while we are to stop. */
   async #write(arrivals: readonly Arrival[], stopping: AbortSignal): Promise<ReceivedRow[] | undefined> {
-    const { persisting, gate, clock, log, applies } = this.#options;
+    const { persisting, gate, clock, log, applies, answers } = this.#options;
     const sinceMs = clock.now();
+    let strikes = 0;
     for (let attempt = 1; ; attempt += 1) {
-      const ticket = applies && !gate.isOpen ? gate.admit() : undefined;
+      const ticket = applies && !gate.isOpen && strikes < MOST_STRIKES ? gate.admit() : undefined;
       try {
         const rows = await persisting.write(arrivals, ticket !== undefined);
         if (ticket) for (const row of rows) gate.settleRow(ticket, row);
@@ -188,6 +224,16 @@ export class Intake {
           continue;
         }
         if (!(error instanceof WaybillError) || consequenceOf(error.code) !== 'again') throw error;
+        if (ticket && (await answers())) strikes += 1;
+        if (strikes === MOST_STRIKES) {
+          strikes += 1;
+          log.warn(
+            { err: error, rows: arrivals.length },
+            'a batch fails again and again although the database answers; each of its messages is handled by itself',
+          );
+          for (const arrival of arrivals) if (arrival.row.dead === null) arrival.hold = true;
+          continue;
+        }
         const heldMs = clock.now() - sinceMs;
         const delayMs = backoffMs(HOLD_BACKOFF, attempt, clock.random());
         if (heldMs + delayMs > HOLD_MS || stopping.aborted) {

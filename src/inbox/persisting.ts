@@ -1,4 +1,5 @@
-import { malformed } from '../core/delivery.js';
+import { isDeepStrictEqual } from 'node:util';
+import { bare, malformed } from '../core/delivery.js';
 import { isWaybillError } from '../core/errors.js';
 import { backoffMs, type Backoff } from '../core/schedule.js';
 import { pause, type Clock } from '../runtime/clock.js';
@@ -74,9 +75,11 @@ export class Persisting {
   async #halves(arrivals: readonly Arrival[], apply: boolean, error: Error): Promise<ReceivedRow[]> {
     const [only, ...others] = arrivals;
     if (only && others.length === 0) {
-      if (only.row.dead?.reason === 'malformed') throw error;
+      const least = bare(only.row);
+      if (isDeepStrictEqual(only.row, least)) throw error;
+      const isMalformed = only.row.dead?.reason === 'malformed';
       // Why not the server's words: they quote values.
-      const row = malformed(only.row, only.properties, 'PostgreSQL refuses it as a row');
+      const row = isMalformed ? least : malformed(only.row, only.properties, 'PostgreSQL refuses it as a row');
       return this.write([{ ...only, row }], apply);
     }
     const middle = Math.ceil(arrivals.length / 2);

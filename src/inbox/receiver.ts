@@ -3,7 +3,7 @@ import { consequenceOf } from '../core/error-policy.js';
 import { WaybillError } from '../core/errors.js';
 import type { GatheringLimits } from '../core/gathering.js';
 import { backoffMs, RECONNECT_BACKOFF } from '../core/schedule.js';
-import { pause, within, type Clock } from '../runtime/clock.js';
+import { pause, untilStopped, within, type Clock } from '../runtime/clock.js';
 import { Wakeup } from '../runtime/signal.js';
 import { copyDeaths, fromBrokerDeath } from './dead-letters.js';
 import { Gate } from './gate.js';
@@ -25,6 +25,9 @@ export type HandlerPart =
 
 export interface ReceiverOptions {
   consumer: string;
+  queue: string;
+  /** Deliveries that may be unacknowledged at once. */
+  prefetch: number;
   handler: HandlerPart;
   rules: IntakeRules;
   limits: GatheringLimits;
@@ -223,7 +226,7 @@ export class Receiver {
     part: Pick<IntakeOptions, 'rules' | 'limits' | 'applies' | 'toArrival'>,
     stopping: AbortSignal,
   ): Promise<void> {
-    const { store, broker, counters, log, clock, spans } = this.#options;
+    const { store, broker, counters, log, clock, spans, prefetch } = this.#options;
     await this.#gateTakes(stopping);
     if (stopping.aborted) return;
     if (this.gate.isOpen) {
@@ -243,6 +246,8 @@ export class Receiver {
       clock,
       spans,
       mostHeldBytes: MOST_HELD_BYTES,
+      answers: () => this.#answers(),
+      ...(this.#prefetch === undefined ? {} : { usualPrefetch: prefetch }),
       onPending: () => this.#pending(),
       onSuspects: (rows) => this.#worker?.alone(rows),
     });
@@ -255,6 +260,10 @@ export class Receiver {
         return channel;
       }, stopping);
       log.info({ end }, 'not consuming');
+      if (end === 'roomy') {
+        this.#prefetch = undefined;
+        log.info({ prefetch }, 'the bodies are small again; going on with the usual prefetch');
+      }
       if (end === 'too-much') {
         this.#prefetch = intake.fitting;
         log.warn(
@@ -265,6 +274,13 @@ export class Receiver {
     } finally {
       this.#isConsuming = false;
     }
+  }
+
+  #answers(): Promise<boolean> {
+    return this.#options.store.ping().then(
+      () => true,
+      () => false,
+    );
   }
 
   /** Until the breaker is closed, or wants a message to probe with. */
@@ -309,6 +325,7 @@ export class Receiver {
         log,
         clock,
         mostHeldBytes: MOST_HELD_BYTES,
+        answers: () => this.#answers(),
         onPending: arrived,
         onSuspects: arrived,
       });
@@ -322,7 +339,7 @@ export class Receiver {
   }
 
   async #takeDeaths(stopping: AbortSignal): Promise<void> {
-    const { store, broker, counters, log, clock, rules, limits } = this.#options;
+    const { store, broker, counters, log, clock, queue, rules, limits } = this.#options;
     await store.ping();
     const hasDeaths = await broker.hasDeaths();
     this.#troubles.delete('the queue of dead letters');
@@ -342,11 +359,12 @@ export class Receiver {
       log,
       clock,
       mostHeldBytes: MOST_HELD_BYTES,
+      answers: () => this.#answers(),
       onPending: () => undefined,
       onSuspects: () => undefined,
       toArrival: (delivery) => {
         counters.brokerDeaths += 1;
-        return fromBrokerDeath(delivery, rules);
+        return fromBrokerDeath(delivery, queue, rules);
       },
     });
     await intake.run((events) => broker.consumeDeaths(events), stopping);
@@ -390,7 +408,9 @@ export class Receiver {
     while (!stopping.aborted) {
       // What is about to be given back must not be told of as dead.
       await within(clock, this.gate.told(), CLOSING_MS, undefined);
-      await copyDeaths(store, broker.copies, deadLetterExchange, counters);
+      const copying = copyDeaths(store, broker.copies, deadLetterExchange, counters);
+      // A copy that is left behind goes out at the next start: the table says that it is still to come.
+      await untilStopped(clock, copying, stopping, CLOSING_MS);
       this.#troubles.delete('copies of dead messages');
       await this.#deathSeen.wait();
       await pause(clock, COPY_INTERVAL_MS, stopping);

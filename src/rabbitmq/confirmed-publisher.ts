@@ -24,7 +24,7 @@ export async function publishConfirmed(
   });
   // Awaited only after the publishes, during which it may fail already.
   confirmed.catch(() => undefined);
-  const channel = await connection.openChannel({
+  const opening = connection.openChannel({
     onAck: (tag, multiple) => {
       if (multiple) for (const each of [...open]) if (each <= tag) open.delete(each);
       open.delete(tag);
@@ -34,6 +34,12 @@ export async function publishConfirmed(
     onReturn: () => undefined,
     onClosed: (error) => fail(toBrokerError(error, 'publishing')),
   });
+  // During an alarm the broker reads nothing from this connection, so it does not answer this either.
+  const channel = await within(clock, opening, limitMs, undefined);
+  if (!channel) {
+    opening.then((late) => late.close()).catch(() => undefined);
+    throw new WaybillError('WAYBILL_BROKER_STALLED', 'RabbitMQ opened no channel');
+  }
   try {
     messages.forEach((_, index) => open.add(index + 1));
     for (const message of messages) channel.publish(message);

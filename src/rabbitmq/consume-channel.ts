@@ -7,7 +7,8 @@ import type { BrokerConnection } from './connection.js';
 import { replyCode, toBrokerError } from './errors.js';
 
 export interface ConsumeChannelEvents {
-  onDelivery(delivery: Delivery): void;
+  /** May be called before `open` has given the channel. */
+  onDelivery(delivery: Delivery, channel: ConsumeChannel): void;
   /** Once, when the channel has ended for any reason but `close`, or the broker has cancelled the consumer. */
   onClosed(error: WaybillError): void;
 }
@@ -62,7 +63,7 @@ export class ConsumeChannel {
   #receive(queue: string, message: ConsumeMessage | null): void {
     if (this.#ended) return;
     if (message) {
-      this.#events.onDelivery(toDelivery(message));
+      this.#events.onDelivery(toDelivery(message), this);
       return;
     }
     const error = new WaybillError('WAYBILL_CONSUMER_CANCELLED', `RabbitMQ cancelled the consumer of ${queue}`, {

@@ -51,3 +51,22 @@ export async function within<T, U>(clock: Clock, work: Promise<T>, limitMs: numb
     cancel();
   }
 }
+
+/** Settles as `work` does, but once `stopping` has aborted at the latest after `limitMs`: then the work is left behind. */
+export async function untilStopped(
+  clock: Clock,
+  work: Promise<unknown>,
+  stopping: AbortSignal,
+  limitMs: number,
+): Promise<void> {
+  const settled = new AbortController();
+  const stopped = new Promise<void>((resolve) => {
+    if (stopping.aborted) resolve();
+    else stopping.addEventListener('abort', () => resolve(), { once: true, signal: settled.signal });
+  });
+  try {
+    await Promise.race([work, stopped.then(() => within(clock, work, limitMs, undefined))]);
+  } finally {
+    settled.abort();
+  }
+}

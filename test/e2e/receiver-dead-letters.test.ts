@@ -95,6 +95,12 @@ billing:
       );
     await declare(1_000_000);
     await expect(declare(20)).rejects.toThrow(/PRECONDITION/);
+    const deaths = (limit: object) =>
+      scene.broker((channel) =>
+        channel.assertQueue('billing.dlq', { durable: true, arguments: { 'x-queue-type': 'quorum', ...limit } }),
+      );
+    await deaths({ 'x-delivery-limit': 1_000_000 });
+    await expect(deaths({})).rejects.toThrow(/PRECONDITION/);
     expect(await consumer.stop()).toBe(0);
   });
 });

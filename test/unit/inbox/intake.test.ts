@@ -25,6 +25,10 @@ class Stage {
   readonly gate: Gate;
   readonly counters = new Proxy<Record<string, number>>({}, { get: (all, name) => all[String(name)] ?? 0 });
   steps: Step[] = [];
+  answers = false;
+  /** Whether each statement was to handle its rows. */
+  readonly applied: boolean[] = [];
+  suspects = 0;
   events: ConsumeChannelEvents | undefined;
   isOpen = true;
   cancelled = false;
@@ -35,14 +39,14 @@ class Stage {
   /** Ids that PostgreSQL refuses as rows. */
   readonly refused = new Set<string>();
 
-  constructor(options: { applies?: boolean; rows?: number } = {}) {
+  constructor(options: { applies?: boolean; rows?: number; usualPrefetch?: number } = {}) {
     const { clock } = this;
     const log = silentLogger;
     const counters = this.counters as unknown as ConsumerCounters;
     const done = (): Promise<never> => Promise.resolve(undefined as never);
     this.gate = new Gate({ store: { break: done, mend: done, giveBack: done }, clock, log });
     const persisting = new Persisting({
-      store: { receive: (arrivals) => this.#receive(arrivals) },
+      store: { receive: (arrivals, apply) => this.#receive(arrivals, apply) },
       clock,
       log,
       counters,
@@ -66,8 +70,10 @@ class Stage {
       log,
       clock,
       mostHeldBytes: 1_000,
+      answers: () => Promise.resolve(this.answers),
       onPending: () => undefined,
-      onSuspects: () => undefined,
+      onSuspects: (rows) => (this.suspects += rows.length),
+      ...(options.usualPrefetch === undefined ? {} : { usualPrefetch: options.usualPrefetch }),
     });
     this.intake = intake;
     intake
@@ -89,7 +95,8 @@ class Stage {
       );
   }
 
-  #receive(arrivals: readonly Arrival[]): Promise<ReceivedRow[]> {
+  #receive(arrivals: readonly Arrival[], apply: boolean): Promise<ReceivedRow[]> {
+    this.applied.push(apply);
     const step = this.steps.shift() ?? 'ok';
     if (step !== 'ok') return Promise.reject(new WaybillError(step, 'as the test says'));
     if (arrivals.some(({ row }) => this.refused.has(row.messageId))) {
@@ -243,5 +250,49 @@ describe('the intake', () => {
     alone.deliver('larger', 999);
     await alone.pass(20);
     expect(alone.acks.at(-1)).toBe(2);
+  });
+
+  it('F110 lets the channel go also while it writes, and takes nothing more from it', async () => {
+    const stage = new Stage({ rows: 2 });
+    stage.steps = ['WAYBILL_DATABASE_UNAVAILABLE'];
+    await stage.pass(0);
+    for (let n = 0; n < 2; n += 1) stage.deliver(`m-${n}`, 100);
+    await stage.pass(0);
+    expect(stage.isOpen).toBe(true);
+    for (let n = 2; n < 20; n += 1) stage.deliver(`m-${n}`, 100);
+    expect(stage.isOpen).toBe(false);
+    expect(stage.counters['received']).toBe(11);
+    await stage.pass(1_000);
+    expect(stage.end).toBe('too-much');
+  });
+
+  it('F110 goes back to the usual prefetch once the bodies are small again, and finishes what is here', async () => {
+    const stage = new Stage({ usualPrefetch: 10 });
+    await stage.pass(0);
+    for (let n = 0; n < 9; n += 1) stage.deliver(`large-${n}`, 90);
+    await stage.pass(20);
+    stage.deliver('large-9', 90);
+    await stage.pass(20);
+    for (let n = 0; n < 9; n += 1) stage.deliver(`small-${n}`, 10);
+    await stage.pass(20);
+    expect(stage.cancelled).toBe(false);
+    stage.deliver('small-9', 10);
+    await stage.pass(20);
+    expect(stage.cancelled).toBe(true);
+    expect(stage.end).toBe('roomy');
+    expect(stage.acks.at(-1)).toBe(20);
+  });
+
+  it('F125 a batch that fails although the database answers is stored, to be handled one by one', async () => {
+    const stage = new Stage({ applies: true });
+    stage.answers = true;
+    stage.steps = Array.from({ length: 3 }, () => 'WAYBILL_DATABASE_UNAVAILABLE');
+    await stage.pass(0);
+    for (const id of ['a', 'b']) stage.deliver(id);
+    for (let n = 0; n < 6; n += 1) await stage.pass(1_000);
+    expect(stage.applied).toEqual([true, true, true, false]);
+    expect(stage.suspects).toBe(2);
+    expect(stage.acks).toEqual([2]);
+    expect(stage.end).toBeUndefined();
   });
 });

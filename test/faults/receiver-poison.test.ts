@@ -1,0 +1,151 @@
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { startBrokerProbe } from '../support/broker-probe.js';
+import { LEDGER } from '../support/ledger.js';
+import { receiverScene, type ReceiverScene } from '../support/receiver-scene.js';
+import { killRelays } from '../support/relay.js';
+import { startRabbit } from '../support/servers/rabbit.js';
+import { until } from '../support/waiting.js';
+
+const BILLING = `
+billing:
+  handler: { kind: sql, function: billing.on_event }
+  retry: { delays: [200ms], maxAttempts: 1 }
+  deadLetterQueue: billing.dead
+`;
+
+describe('one message that would stop a consumer', () => {
+  let scene: ReceiverScene;
+
+  beforeEach(async () => {
+    scene = await receiverScene();
+    await scene.database.query(LEDGER);
+  });
+  afterEach(async () => {
+    await killRelays();
+    await scene.drop();
+  });
+
+  const good = Array.from({ length: 5 }, (_, n) => ({ messageId: `good-${n}`, body: '{"amount": 1}' }));
+
+  it('F60 F110 a key that no row can have, a body above maxBodyBytes: kept dead with their bodies, the others go on', async () => {
+    const consumer = scene.start(`${BILLING}  maxBodyBytes: 1KiB\n`);
+    await consumer.waitForLog(({ msg }) => msg === 'consuming', 'the consumer');
+    const large = JSON.stringify({ amount: 1, filling: 'x'.repeat(2_000) });
+    await scene.send('billing', [
+      { messageId: 'long', key: 'k'.repeat(1_025), body: '{"amount": 1}' },
+      // Each NUL is written as a sign of three bytes.
+      { messageId: 'nuls', key: '\0'.repeat(1_000), body: '{"amount": 1}' },
+      { messageId: 'large', body: large },
+      ...good,
+    ]);
+    await scene.waitForRows(5, "status = 'done'");
+    const dead = await scene.waitForRows(3, "status = 'dead'");
+    expect(dead.map((row) => [row.original_id, row.dead_reason, row.last_error])).toEqual([
+      ['long', 'malformed', 'its key has more than 1024 bytes'],
+      ['nuls', 'malformed', 'key cannot be text in PostgreSQL (a NUL or half a character)'],
+      ['large', 'malformed', `its body has ${large.length} bytes, and maxBodyBytes is 1024`],
+    ]);
+    expect(dead.map((row) => row.body?.toString())).toEqual(['{"amount": 1}', '{"amount": 1}', large]);
+    await until(async () => (await scene.depth('billing')) === 0, { what: 'the queue to be empty' });
+    expect(await consumer.stop()).toBe(0);
+  });
+
+  it.each(['classic', 'quorum'])(
+    'F125 a message that ends its database connection, from a %s queue: the others go on, it is dead as suspect',
+    async (queueType) => {
+      await scene.database.query(
+        `create function billing.crash(message waybill.inbox_message) returns text language plpgsql as $$ begin
+           if message.message_id = 'killer' then
+             perform pg_terminate_backend(pg_backend_pid());
+             perform pg_sleep(60);
+           end if;
+           return 'booked';
+         end $$`,
+      );
+      const consumer = scene.start(
+        `billing:\n  queueType: ${queueType}\n  handler: { kind: sql, function: billing.crash, timeout: 60s }\n`,
+      );
+      await consumer.waitForLog(({ msg }) => msg === 'consuming', 'the consumer');
+      await scene.send('billing', [{ messageId: 'killer' }, ...good]);
+      await scene.waitForRows(5, "status = 'done'", 30_000);
+      await until(
+        async () => {
+          // Leases are not waited for.
+          await scene.database.query(
+            "update waybill.inbox set lease_until = clock_timestamp() where status = 'running'",
+          );
+          return (await scene.rows("status = 'dead'")).length === 1;
+        },
+        { withinMs: 60_000, everyMs: 500, what: 'the message to be dead' },
+      );
+      const [dead] = await scene.rows("status = 'dead'");
+      expect(dead).toMatchObject({ message_id: 'killer', dead_reason: 'suspect' });
+      expect(await consumer.stop()).toBe(0);
+    },
+  );
+
+  it('F105 headers that are too much for one frame: the copy of the dead message goes out without some of them', async () => {
+    const consumer = scene.start(BILLING);
+    await consumer.waitForLog(({ msg }) => msg === 'consuming', 'the consumer');
+    const headers = Object.fromEntries(Array.from({ length: 80 }, (_, n) => [`h-${n}`, 'ü'.repeat(500)]));
+    await scene.send('billing', [
+      { messageId: 'heavy', body: '{"fails": 9}', headers: { ...headers, last: 'x' } },
+      { messageId: 'light', body: '{"fails": 9}' },
+    ]);
+    await scene.waitForRows(2, "status = 'dead'");
+    const probe = await startBrokerProbe({
+      url: scene.vhost.url,
+      queue: 'billing.dead',
+      arguments: { 'x-queue-type': 'quorum', 'x-max-length': 100_000 },
+    });
+    const copies = await probe.waitFor(2);
+    expect(copies.map(({ id }) => id).sort()).toEqual(['heavy', 'light']);
+    const heavy = copies.find(({ id }) => id === 'heavy');
+    expect(heavy?.headers).toMatchObject({ 'h-0': 'ü'.repeat(500), 'x-waybill-dead-reason': 'attempts' });
+    await probe.close();
+    expect(await consumer.stop()).toBe(0);
+  });
+
+  it('F16 a timer that waits at the start does not hinder the delay exchange', async () => {
+    const consumer = scene.start(BILLING);
+    await consumer.waitForLog(({ msg }) => msg === 'consuming', 'the consumer');
+    expect(await consumer.stop()).toBe(0);
+    const timer = { consumer: 'billing', seq: '1', attempt: 1, restMs: 0 };
+    await scene.send(
+      'waybill.retry.billing',
+      Array.from({ length: 300 }, () => ({ body: JSON.stringify(timer) })),
+    );
+    const second = scene.start(BILLING);
+    await second.waitForLog(({ msg }) => msg === 'consuming', 'the consumer');
+    await until(async () => (await scene.depth('waybill.retry.billing')) === 0, { what: 'the timers to be taken' });
+    expect(second.log.filter(({ level }) => level === 'error' || level === 'warn')).toEqual([]);
+    expect(await second.stop()).toBe(0);
+  });
+
+  it('F112 SIGTERM while RabbitMQ takes nothing and a copy waits: the end comes soon, and the copy at the next start', async () => {
+    const rabbit = await startRabbit();
+    const alarmed = await receiverScene({ rabbit });
+    try {
+      await alarmed.database.query(LEDGER);
+      const consumer = alarmed.start(BILLING);
+      await consumer.waitForLog(({ msg }) => msg === 'consuming', 'the consumer');
+      await alarmed.database.query("select waybill.consumer_pause('billing', 'test')");
+      await alarmed.send('billing', [{ messageId: 'bad', body: '{"fails": 9}' }]);
+      await alarmed.waitForRows(1, "status = 'pending'");
+      await rabbit.alarm(true);
+      await alarmed.database.query("select waybill.consumer_resume('billing', 'test')");
+      await alarmed.waitForRows(1, "status = 'dead'");
+      const beganAt = performance.now();
+      expect(await consumer.stop()).toBe(0);
+      expect(performance.now() - beganAt).toBeLessThan(15_000);
+      await rabbit.alarm(false);
+      const second = alarmed.start(BILLING);
+      await until(async () => (await alarmed.depth('billing.dead')) === 1, { what: 'the copy' });
+      expect(await second.stop()).toBe(0);
+    } finally {
+      await killRelays();
+      await alarmed.drop();
+      await rabbit.close();
+    }
+  });
+});
