@@ -137,7 +137,14 @@ export class Receiver {
   #processor(tooSlow: string): Processor | undefined {
     const { handler, store, clock, counters, log, spans, onHandled } = this.#options;
     const shared = { store, gate: this.gate, outcomes: this.#outcomes, clock, spans };
-    if (handler.kind === 'sql') return new SqlProcessor({ ...shared, counters, timeoutMs: handler.timeoutMs, tooSlow });
+    if (handler.kind === 'sql')
+      return new SqlProcessor({
+        ...shared,
+        counters,
+        timeoutMs: handler.timeoutMs,
+        tooSlow,
+        onAlone: (rows) => this.#worker?.alone(rows),
+      });
     if (handler.kind === 'store') return undefined;
     return new HttpProcessor({
       ...shared,

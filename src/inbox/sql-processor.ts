@@ -14,6 +14,9 @@ const MARGIN_MS = 30_000;
 const MOST_REPEATS = 10;
 const REPEAT_MS = 20;
 const GATHER_MS = 50;
+/** The shortest that can be asked for. */
+const ENDED_LEASE_MS = 1_000;
+const MOST_STRUCK = 10_000;
 
 export interface SqlProcessorOptions {
   store: Pick<InboxStore, 'apply' | 'settle' | 'extend'>;
@@ -25,13 +28,17 @@ export interface SqlProcessorOptions {
   /** statement_timeout of the connection. */
   timeoutMs: number;
   tooSlow: string;
+  /** Rows that are to be handled by themselves. */
+  onAlone: (rows: { seq: bigint; attempt: number }[]) => void;
 }
 
 /** Has rows handled by a function in the database: a batch in one transaction, each row in a subtransaction of its own. */
 export class SqlProcessor implements Processor {
   readonly #options: SqlProcessorOptions;
   /** Claims that an error left behind. */
-  readonly #left: { claim: Claim; error: string }[] = [];
+  readonly #left: { claim: Claim; error: string; counts: boolean }[] = [];
+  /** Rows whose claim was lost with the connection before: by chance, or because of what is in them. */
+  readonly #struck = new Set<bigint>();
 
   constructor(options: SqlProcessorOptions) {
     this.#options = options;
@@ -50,24 +57,37 @@ export class SqlProcessor implements Processor {
 
   /**
    * What was claimed when the database went away goes back as it was, rather than wait for the end of its lease and count
-   * as abandoned. A row that was settled all the same has another token by then, and stays as it is.
+   * as abandoned. A row that was settled all the same has another token by then, and stays as it is. The rows are then
+   * handled by themselves; the one that loses its connection again is to blame, and each further time counts (F125).
    */
   async recover(): Promise<void> {
     for (let left = this.#left[0]; left; left = this.#left[0]) {
-      const { claim, error: why } = left;
+      const { claim, error: why, counts } = left;
       const verdict = { kind: 'release', error: why } as const;
+      const seqs = claim.messages.map(({ seq }) => seq);
       try {
-        await this.#options.store.settle(
-          claim.token,
-          claim.messages.map(({ seq }) => ({ seq, verdict })),
-        );
+        if (counts) await this.#options.store.extend(seqs, claim.token, ENDED_LEASE_MS);
+        else
+          await this.#options.store.settle(
+            claim.token,
+            seqs.map((seq) => ({ seq, verdict })),
+          );
       } catch (error) {
         // What is refused for another reason is refused again; the lease runs out.
         if (!isTransient(error)) this.#left.shift();
         throw error;
       }
       this.#left.shift();
+      if (!counts && seqs.some((seq) => this.#struck.has(seq))) this.#options.onAlone(claim.messages);
     }
+  }
+
+  #lost(claim: Claim): void {
+    const [only, ...others] = claim.messages;
+    const counts = only !== undefined && others.length === 0 && this.#struck.has(only.seq);
+    if (this.#struck.size > MOST_STRUCK) this.#struck.clear();
+    for (const { seq } of claim.messages) this.#struck.add(seq);
+    this.#left.push({ claim, error: 'the connection was lost while it was handled', counts });
   }
 
   idle(): Promise<void> {
@@ -83,6 +103,7 @@ export class SqlProcessor implements Processor {
       const rows = await this.#apply(claim.messages, claim.token);
       const bySeq = new Map(claim.messages.map((message) => [message.seq, message]));
       for (const row of rows) {
+        this.#struck.delete(row.seq);
         const ticket = tickets.shift();
         if (ticket) gate.settleRow(ticket, row);
       }
@@ -95,13 +116,13 @@ export class SqlProcessor implements Processor {
       }
     } catch (error) {
       if (!isWaybillError(error, 'WAYBILL_HANDLER_BROKEN')) {
-        this.#left.push({ claim, error: 'the database was away while it was handled' });
+        this.#lost(claim);
         throw error;
       }
       gate.trip(error.message, tickets[0]);
       for (const message of claim.messages) trace(message, brokenOutcome(error.message));
       // They go back as they were: nothing of them was tried.
-      this.#left.push({ claim, error: error.message });
+      this.#left.push({ claim, error: error.message, counts: false });
       await this.recover();
     } finally {
       for (const ticket of tickets) gate.withdraw(ticket);
