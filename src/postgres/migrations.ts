@@ -2,6 +2,7 @@ import { readdirSync, readFileSync } from 'node:fs';
 import type { ClientBase } from 'pg';
 import { WaybillError } from '../core/errors.js';
 import { sqlState, toDatabaseError } from './errors.js';
+import { withOwner } from './owners.js';
 import { DEFAULT_SCHEMA, quoteSchema } from './schema-name.js';
 import { lineAt, splitStatements, type SqlStatement } from './sql-text.js';
 
@@ -64,9 +65,14 @@ export function loadMigrations(directory = new URL('../../sql/migrations/', impo
   });
 }
 
-/** The migration for a schema. In our files the lower-case word stands for the schema and for nothing else. */
+/**
+ * The migration for a schema, and what it makes belongs to the owner of the schema. In our files the lower-case word
+ * stands for the schema and for nothing else.
+ */
 export function renderMigration(migration: Migration, schema = DEFAULT_SCHEMA): string {
-  return schema === DEFAULT_SCHEMA ? migration.sql : migration.sql.replace(/\bwaybill\b/g, () => quoteSchema(schema));
+  const { sql } = migration;
+  const rendered = schema === DEFAULT_SCHEMA ? sql : sql.replace(/\bwaybill\b/g, () => quoteSchema(schema));
+  return withOwner(rendered, schema);
 }
 
 /**

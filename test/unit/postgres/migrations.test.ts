@@ -43,8 +43,14 @@ describe.each(migrations)('$file', (migration) => {
   test('renders another schema line by line', () => {
     const rendered = renderMigration(migration, 'orders_1');
     expect(rendered).not.toMatch(/\bwaybill\b/);
-    expect(rendered.split('\n')).toHaveLength(migration.sql.split('\n').length);
-    expect(renderMigration(migration)).toBe(migration.sql);
+    expect(rendered.split('\n')).toHaveLength(renderMigration(migration).split('\n').length);
+  });
+
+  test('adds to the file one statement before the commit, for the owner', () => {
+    const rendered = splitStatements(renderMigration(migration));
+    expect(rendered.slice(0, -2)).toEqual(statements.slice(0, -1));
+    expect(rendered.at(-2)?.text).toMatch(/^do \$\$[\s\S]*owner to/);
+    expect(rendered.at(-1)?.text).toBe('commit');
   });
 });
 
