@@ -2,7 +2,7 @@ import { ERROR_CODES, isWaybillError } from '../core/errors.js';
 import { Progress, type Stall } from '../core/progress.js';
 import type { PartHealth } from '../admin/health.js';
 import type { RelayPhase } from './relay-acquire.js';
-import type { RelayLook } from './relay-service.js';
+import { FRUITLESS_LIMIT, type RelayLook } from './relay-service.js';
 
 /** In these the relay holds everything and publishes. */
 export const ACTIVE: ReadonlySet<RelayPhase> = new Set(['table-pass', 'streaming', 'draining']);
@@ -31,13 +31,18 @@ export class RelayHealth {
 
   /** Looks at the relay; call it at least every few seconds, because a hang is seen by comparing two looks. */
   check(look: RelayLook, nowMs: number): PartHealth {
-    const { phase, session, lastError, stopping } = look;
+    const { phase, session, lastError, stopping, fruitless } = look;
     const stall = this.#progress.look(session?.steps(phase) ?? [], nowMs, this.#staleAfterMs);
     const live = session?.live();
+    // Each session may look well until its first rows are to be settled.
+    const stuck =
+      fruitless >= FRUITLESS_LIMIT && lastError
+        ? `${fruitless} sessions have ended since rows were settled last: ${meaningOf(lastError)}`
+        : null;
     const reason = stopping
       ? 'it is stopping'
       : phase === 'standby'
-        ? null
+        ? stuck
         : !ACTIVE.has(phase)
           ? lastError
             ? `it cannot work: ${meaningOf(lastError)}`
@@ -46,7 +51,7 @@ export class RelayHealth {
             ? 'RabbitMQ blocks publishing (memory or disk alarm)'
             : stall
               ? hanging(stall)
-              : null;
+              : stuck;
     return {
       name: 'relay',
       ready: reason === null,

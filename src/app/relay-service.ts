@@ -32,6 +32,8 @@ export interface RelayLook {
   sessions: number;
   /** Why the last session ended, until the relay works again. */
   lastError: Error | undefined;
+  /** Sessions that ended with an error while they worked, since rows were settled last. */
+  fruitless: number;
   counters: Readonly<RelayCounters>;
   /** Undefined between two sessions. */
   session: SessionView | undefined;
@@ -48,6 +50,10 @@ export interface RelayServiceOptions {
   runSession?: typeof runRelaySession;
 }
 
+/** A session that had nothing to settle for so long, or stood by, is taken for one that works, milliseconds. */
+const STEADY_MS = 5_000;
+/** So many sessions that settle nothing are no accident any more: the relay does not get on. */
+export const FRUITLESS_LIMIT = 2;
 /** How long an error that needs a person is left before another look. */
 const OPERATOR_RETRY_MS = 15_000;
 const STANDBY_RETRY_MS = 250;
@@ -99,8 +105,10 @@ class Supervisor implements RelayService {
   readonly #end: Promise<'drained' | 'incomplete'>;
   readonly #onPhase: (phase: RelayPhase) => void;
   readonly #suspects = new Suspects();
+  /** Grows the pause before the next session. */
   #failures = 0;
-  /** Of the last session that had begun to work. */
+  #fruitless = 0;
+  /** Of the sessions that had begun to work, since one of them got on. */
   #unsettled = 0;
   #phase: RelayPhase = 'connecting';
   /** The session's stream has ended by itself; it may do so before the phase is `streaming`. */
@@ -149,12 +157,14 @@ class Supervisor implements RelayService {
   }
 
   look(): RelayLook {
+    this.#seeSteady(this.#session?.live().unsettled ?? 0);
     return {
       phase: this.#phase,
       phaseSinceMs: this.#phaseSinceMs,
       stopping: this.#isStopping(),
       sessions: this.#sessions,
       lastError: this.#lastError,
+      fruitless: this.#fruitless,
       counters: this.counters,
       session: this.#session,
     };
@@ -179,7 +189,9 @@ class Supervisor implements RelayService {
           narrow,
           suspects: this.#suspects,
           onStreamEnd: () => (this.#streamEnded = true),
-          onUnsettled: (rows) => (this.#unsettled = rows),
+          onProgress: () => this.#works(),
+          // Why the most: one that fails before it has read them again has not settled them.
+          onUnsettled: (rows) => (this.#unsettled = Math.max(this.#unsettled, rows)),
           onView: (view) => (this.#session = view),
           onConfirmed: this.#onConfirmed,
           replaceSlot,
@@ -245,19 +257,35 @@ class Supervisor implements RelayService {
   #enter(phase: RelayPhase): void {
     if (phase === 'connecting') this.#streamEnded = false;
     if (WORKING.has(phase)) this.#hasWorked = true;
+    this.#seeSteady(this.#session?.live().unsettled ?? 0);
     this.#phase = phase;
     this.#phaseSinceMs = this.#clock.now();
     this.#log.debug({ phase }, 'phase');
     if (phase === 'streaming' || phase === 'standby') {
-      this.#failures = 0;
-      this.#lastError = undefined;
+      // Why not 0: what fails when rows are settled fails after this in every session, and each publishes a window again.
+      this.#failures = this.#fruitless;
+      if (this.#fruitless < FRUITLESS_LIMIT) this.#lastError = undefined;
     }
     this.#onPhase(phase);
   }
 
+  /** A session got on: what was wrong before is over. */
+  #works(): void {
+    this.#failures = this.#fruitless = this.#unsettled = 0;
+    this.#lastError = undefined;
+  }
+
+  /** A relay that nobody gives work settles nothing, and one that stands by neither. */
+  #seeSteady(unsettled: number): void {
+    if (this.#fruitless === 0 || this.#clock.now() - this.#phaseSinceMs < STEADY_MS) return;
+    if (this.#phase === 'standby' || (this.#phase === 'streaming' && unsettled === 0)) this.#works();
+  }
+
   async #afterError(error: unknown): Promise<void> {
-    this.#failures += 1;
     const phase = this.#phase;
+    this.#seeSteady(this.#unsettled);
+    this.#failures += 1;
+    if (WORKING.has(phase)) this.#fruitless += 1;
     this.#phase = 'connecting';
     this.#phaseSinceMs = this.#clock.now();
     this.#lastError = error instanceof Error ? error : new Error(String(error));

@@ -35,6 +35,8 @@ export interface SessionOptions extends SessionContext {
   suspects: Suspects;
   /** Told when the stream ends by itself, also before it counts as streaming. */
   onStreamEnd: (error: WaybillError) => void;
+  /** Told whenever rows have left the window for good: the session does what it is there for. */
+  onProgress: () => void;
   /** Told at its end how many rows the session had taken up and not settled. */
   onUnsettled: (rows: number) => void;
   /** Given the session to look at from outside when it begins, and undefined when it has ended. */
@@ -283,6 +285,7 @@ class Pipeline {
       report: (lsn) => this.#pump?.report(lsn),
       onSettled: () => this.#room.notify(),
       onStored: (work) => this.#lanes?.stored(work),
+      onProgress: () => this.#options.onProgress(),
       onFailed: (error) => failure.fail(error),
     });
     const admission = new Admission({

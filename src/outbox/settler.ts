@@ -60,6 +60,7 @@ export class Settler {
   readonly #report: (checkpoint: Lsn) => void;
   readonly #onSettled: () => void;
   readonly #onStored: (work: Work) => void;
+  readonly #onProgress: () => void;
   readonly #onFailed: (error: Error) => void;
   readonly #changed = new Condition();
   #confirmed: Settling[] = [];
@@ -100,6 +101,8 @@ export class Settler {
     onSettled: () => void;
     /** Called when a held row is in the table. */
     onStored?: (work: Work) => void;
+    /** Called when rows have left the window for good: deleted as settled, or parked. */
+    onProgress?: () => void;
     onFailed: (error: Error) => void;
   }) {
     this.#store = options.store;
@@ -115,6 +118,7 @@ export class Settler {
     this.#report = options.report;
     this.#onSettled = options.onSettled;
     this.#onStored = options.onStored ?? (() => undefined);
+    this.#onProgress = options.onProgress ?? (() => undefined);
     this.#onFailed = options.onFailed;
   }
 
@@ -339,6 +343,7 @@ export class Settler {
 
   #kept(each: Holding): void {
     this.#counters[each.hold.state] += 1;
+    if (each.hold.state === 'parked') this.#onProgress();
     if (each.hold.error !== null) {
       const { row } = each.work;
       const fields = { messageId: row.id, key: row.key, type: row.type, attempt: each.hold.attempts, seq: row.seq };
@@ -373,6 +378,8 @@ export class Settler {
       if (result.missing.has(each.work.row.seq)) this.#doubtful.add(each);
       else this.#settled(each);
     }
+    // Why not each statement: one that finds nothing is no sign that the others get through.
+    if (result.missing.size < batch.length) this.#onProgress();
     if (result.checkpointLsn !== null && this.#checkpointLsn !== null) {
       this.#checkpointLsn = maxLsn(this.#checkpointLsn, result.checkpointLsn);
       this.#report(this.#checkpointLsn);

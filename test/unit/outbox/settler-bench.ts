@@ -21,6 +21,8 @@ export class SettlerBench {
   readonly asked: { what: string; seqs: string[]; candidate?: Lsn | null; durable?: boolean }[] = [];
   readonly reported: Lsn[] = [];
   readonly warnings: string[] = [];
+  /** How often it said that it got on. */
+  progress = 0;
   failure: Error | undefined;
   /** Seqs that settle and hold do not find. */
   missing = new Set<string>();
@@ -61,6 +63,7 @@ export class SettlerBench {
       checkpointLsn: this.#storedLsn,
       report: (lsn) => this.reported.push(lsn),
       onSettled: () => undefined,
+      onProgress: () => (this.progress += 1),
       onFailed: (error) => (this.failure = error),
     });
   }

@@ -223,6 +223,24 @@ test('3.5 strict: a row that gets a new place holds its position until it has it
   expect([bench.works.size, bench.reported.at(-1), bench.settler.isIdle]).toEqual([0, 110n, true]);
 });
 
+test('it gets on when rows are settled or parked; not by a row that it did not find, or that waits for its time', async () => {
+  const bench = new SettlerBench();
+  const [a, b, c, d] = bench.transaction(110n, 4);
+  bench.missing.add('1');
+  bench.whereabouts = 'undecided';
+  bench.settler.settle(a!, 'published');
+  await bench.cycle();
+  bench.settler.hold(b!, { ...parked, state: 'scheduled', delayMs: 1_000 });
+  await bench.cycle();
+  expect([bench.settles.length, bench.progress]).toEqual([1, 0]);
+  bench.settler.hold(c!, parked);
+  await bench.cycle();
+  expect(bench.progress).toBe(1);
+  bench.settler.settle(d!, 'published');
+  await bench.cycle();
+  expect(bench.progress).toBe(2);
+});
+
 test('any other error ends the session, once, and nothing is settled after it', async () => {
   const bench = new SettlerBench();
   const [a, b] = bench.transaction(110n, 2);
