@@ -17,7 +17,7 @@ export interface SchemaEvidence {
 /** Every check of Waybill's own objects; pure. */
 export function checkSchemaObjects(evidence: SchemaEvidence, config: Config): Finding[] {
   if (!config.relay.enabled) return [version(evidence, config)];
-  const checks = [version, publication, grants, rowSecurity, columns, children, relays, identity];
+  const checks = [version, publication, grants, rowSecurity, columns, children, relays, identity, ownDeletes];
   return checks.flatMap((check) => check(evidence, config));
 }
 
@@ -96,4 +96,12 @@ function identity({ relays: found, systemIdentifier }: SchemaEvidence, { relay }
       `if it is to publish from here on: waybill relay adopt --expect ${systemIdentifier}`,
     ),
   ];
+}
+
+function ownDeletes({ relays: found }: SchemaEvidence, { database, relay }: Config): Finding[] {
+  const record = found.find(({ name }) => name === relay.name);
+  if (!record?.insertThenDeleteSeen) return [];
+  const said = `applications delete rows themselves: those not published yet are in slot ${record.slot ?? '?'} alone, and are lost with it`;
+  const unset = `update ${database.schema}.relay set insert_then_delete_seen = false;`;
+  return [ok('own-deletes', `${said} (if none does it any more: ${unset})`)];
 }

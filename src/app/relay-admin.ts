@@ -76,13 +76,16 @@ export function adoptRelay(servers: RelayServers, name: string, expect: string |
 
 /**
  * Drops the relay's slot, if it is of this database and of pgoutput, then its record. Rows in the outbox stay, and the
- * relay that is started next publishes them. Refused while the relay runs, as in adoptRelay.
+ * relay that is started next publishes them. Refused while the relay runs, as in adoptRelay; and, but with `force`, when
+ * applications delete rows themselves, which only the slot can bring.
  */
-export function dropRelay(servers: RelayServers, name: string): Promise<RelayDrop> {
+export function dropRelay(servers: RelayServers, name: string, force: boolean): Promise<RelayDrop> {
   return work(servers.database, 'dropping the relay', async (client) => {
     const { schema } = servers.database;
+    const lockUnseen = await assertStopped(client, servers, await find(client, schema, name));
+    // Why anew: it may have noted such a row just before it stopped.
     const relay = await find(client, schema, name);
-    const lockUnseen = await assertStopped(client, servers, relay);
+    if (!force) assertNothingOnlyInSlot(relay, schema);
     const { slot } = relay;
     const here = await readDatabaseName(client);
     const isOurs = slot !== null && slot.database === here && slot.plugin === 'pgoutput';
@@ -91,6 +94,17 @@ export function dropRelay(servers: RelayServers, name: string): Promise<RelayDro
     const dropped = slot === null ? 'absent' : isOurs ? 'dropped' : 'left';
     return { name, slotName: relay.record.slot, slot: dropped, lockUnseen };
   });
+}
+
+function assertNothingOnlyInSlot({ record, slot }: ListedRelay, schema: string): void {
+  if (!record.insertThenDeleteSeen) return;
+  throw new WaybillError(
+    'WAYBILL_ROWS_ONLY_IN_LOG',
+    `Applications of relay ${record.name} delete rows themselves; those not published yet are in slot ${slot?.name ?? record.slot ?? '?'} alone and would be lost. Nothing was changed.`,
+    {
+      hint: `Stop the applications, let \`waybill run\` publish what is left, stop it, then: waybill relay drop ${record.name} --force. If no application does it any more: update ${schema}.relay set insert_then_delete_seen = false;`,
+    },
+  );
 }
 
 async function work<T>(database: Database, doing: string, act: (client: SqlClient) => Promise<T>): Promise<T> {

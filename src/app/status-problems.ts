@@ -110,7 +110,7 @@ function slot({ slot: found, slotName, record, database }: StatusFacts, config: 
   if (config.relay.source !== 'wal' || slotName === null) return [];
   if (!found) {
     if (!record) return [];
-    const problem = `Replication slot ${slotName} does not exist. The next start makes a new one and reads the rows from the table; nothing is lost.`;
+    const problem = `Replication slot ${slotName} does not exist. The next start makes a new one and reads the rows from the table; ${lostWithSlot(record)}.`;
     return [{ id: 'slot', problem, next: 'waybill run' }];
   }
   if (found.database !== database.name || found.plugin !== 'pgoutput') {
@@ -119,7 +119,7 @@ function slot({ slot: found, slotName, record, database }: StatusFacts, config: 
     return [{ id: 'slot', problem, next: 'waybill doctor' }];
   }
   if (found.walStatus === 'lost') {
-    const problem = `Replication slot ${slotName} is lost${found.invalidationReason ? ` (${found.invalidationReason})` : ''}. The next start replaces it and reads the rows from the table; nothing is lost.`;
+    const problem = `Replication slot ${slotName} is lost${found.invalidationReason ? ` (${found.invalidationReason})` : ''}. The next start replaces it and reads the rows from the table; ${lostWithSlot(record)}.`;
     return [{ id: 'slot', problem, next: 'waybill run' }];
   }
   const problems: StatusProblem[] = [];
@@ -142,6 +142,11 @@ function slot({ slot: found, slotName, record, database }: StatusFacts, config: 
     });
   }
   return problems;
+}
+
+function lostWithSlot(record: StatusFacts['record']): string {
+  if (!record?.insertThenDeleteSeen) return 'nothing is lost';
+  return 'rows that applications deleted themselves and that were not published yet are lost';
 }
 
 function backlog({ backlog: rows, activity: now, parkedErrors }: StatusFacts, config: Config): StatusProblem[] {

@@ -46,10 +46,15 @@ export function registerRelay(program: Command, cli: Cli): void {
     .command('drop <name>')
     .description('Drop the slot and the record of a relay that is not used any more; rows of the outbox stay.')
     .option('--yes', 'do not ask')
-    .action(async (name: string, options: { yes?: boolean }) => {
+    .option('--force', 'also if rows that an application deleted itself, and only the slot can bring, are lost')
+    .action(async (name: string, options: { yes?: boolean; force?: boolean }) => {
       const database = cli.configuration.database();
       await confirm(cli, `Drop relay ${name} of schema ${database.schema} and its replication slot?`, options.yes);
-      const { slot, slotName, lockUnseen } = await dropRelay({ database, broker: brokerOf(cli) }, name);
+      const { slot, slotName, lockUnseen } = await dropRelay(
+        { database, broker: brokerOf(cli) },
+        name,
+        options.force === true,
+      );
       const told = {
         dropped: `its slot ${slotName ?? ''} too`,
         absent: 'it had no slot',

@@ -124,9 +124,13 @@ function recordRows({ record, at }: Status): [string, string][] {
     record.checkpointLsn === null
       ? 'none yet; the table is read before the stream'
       : `${record.checkpointLsn}, ${record.checkpointAgeMs === null ? 'age unknown' : `${spoken(record.checkpointAgeMs)} ago`}`;
+  const ownDeletes: [string, string][] = record.insertThenDeleteSeen
+    ? [['own deletes', 'applications delete rows themselves; unpublished ones are in the slot alone (waybill doctor)']]
+    : [];
   return [
     ['last holder', record.holder === null ? 'nobody yet' : `${record.holder}${since} (epoch ${record.epoch})`],
     ['checkpoint', position],
+    ...ownDeletes,
   ];
 }
 

@@ -333,9 +333,24 @@ describe('after it', () => {
     expect({ code, out }).toMatchObject({ code: 0, out: expect.stringContaining('could not be seen') as unknown });
   });
 
-  it('drop takes slot and record away', async () => {
+  it('drop takes slot and record away, and only when told so if applications delete rows themselves', async () => {
     expect(await waybill('relay drop other --yes')).toMatchObject({ code: 1 });
-    expect(await waybill('relay drop default --yes')).toMatchObject({
+    await database.query('update waybill.relay set insert_then_delete_seen = true');
+    const before = await database.query(
+      'select (select slot_name from pg_replication_slots where database = current_database()), name from waybill.relay',
+    );
+    const refused = await waybill('relay drop default --yes');
+    expect(refused).toMatchObject({ code: 1, err: expect.stringContaining('delete rows themselves') as unknown });
+    expect(refused.err).toContain('relay drop default --force');
+    expect(
+      await database.query(
+        'select (select slot_name from pg_replication_slots where database = current_database()), name from waybill.relay',
+      ),
+    ).toEqual(before);
+    expect((await waybill('status')).out).toContain('applications delete rows themselves');
+    const seen = (await doctor()).find('own-deletes');
+    expect(seen?.finding).toContain('update waybill.relay set insert_then_delete_seen = false;');
+    expect(await waybill('relay drop default --yes --force')).toMatchObject({
       code: 0,
       out: expect.not.stringContaining('could not be seen') as unknown,
     });

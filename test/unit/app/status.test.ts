@@ -123,6 +123,15 @@ describe('problems', () => {
     expect(found[0]?.next).toContain(next);
   });
 
+  it('a slot that is gone loses nothing, but what applications deleted themselves', () => {
+    for (const slot of [null, slotEntry({ walStatus: 'lost' })]) {
+      expect(problems({ slot })[0]?.problem).toContain('nothing is lost');
+      const deleting = problems({ slot, record: relayEntry({ insertThenDeleteSeen: true }) })[0]?.problem;
+      expect(deleting).not.toContain('nothing is lost');
+      expect(deleting).toContain('deleted themselves');
+    }
+  });
+
   it('a configuration that only consumes does not miss a relay', () => {
     const consuming = { ...config, relay: { ...config.relay, enabled: false } };
     const nothingRuns = { relayEnabled: false, activity: 'stopped' as const, slot: null, otherRelays: ['two'] };
