@@ -62,8 +62,14 @@ describe('what a consumer shows', () => {
     await scene.send('emails', [{ messageId: 'a' }, { messageId: 'a' }, { messageId: 'b' }]);
     await scene.waitForRows(2, "status = 'pending'");
     await until(
-      async () => (await (await get('/metrics')).text()).includes('waybill_inbox_duplicate_total{consumer="emails"} 1'),
-      { what: 'the duplicate to be counted' },
+      async () => {
+        const text = await (await get('/metrics')).text();
+        // A pause is shown once it has been read from the database.
+        return ['waybill_inbox_duplicate_total{consumer="emails"} 1', 'waybill_consumer_paused{'].every((each) =>
+          text.includes(each),
+        );
+      },
+      { what: 'the duplicate to be counted, and the pause to be read' },
     );
     const shown = await (await get('/metrics')).text();
     expect(shown).toContain('waybill_inbox_received_total{consumer="emails"} 3');
