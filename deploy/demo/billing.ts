@@ -5,11 +5,10 @@ import { promisify } from 'node:util';
 import type pg from 'pg';
 import { rolesSql } from '../../src/postgres/roles.js';
 import { Daemon } from '../../test/support/servers/daemon.js';
-import type { PostgresServer } from '../../test/support/servers/postgres-server.js';
+import { withClient, type PostgresServer } from '../../test/support/servers/postgres-server.js';
 import type { RabbitServer } from '../../test/support/servers/rabbit-server.js';
 import { Scratch } from '../../test/support/servers/scratch.js';
 import { until } from '../../test/support/waiting.js';
-import { asAdmin } from './as-admin.js';
 
 const run = promisify(execFile);
 const MAIN = fileURLToPath(new URL('../../dist/main.js', import.meta.url));
@@ -185,6 +184,6 @@ export class Billing {
   }
 
   #asAdmin<T>(work: (client: pg.Client) => Promise<T>): Promise<T> {
-    return asAdmin(this.postgres.url(DATABASE), work);
+    return withClient(this.postgres.url(DATABASE), work);
   }
 }

@@ -224,9 +224,7 @@ export class Intake {
           continue;
         }
         if (!(error instanceof WaybillError) || consequenceOf(error.code) !== 'again') throw error;
-        if (ticket && (await answers())) strikes += 1;
-        if (strikes === MOST_STRIKES) {
-          strikes += 1;
+        if (ticket && (await answers()) && (strikes += 1) === MOST_STRIKES) {
           log.warn(
             { err: error, rows: arrivals.length },
             'a batch fails again and again although the database answers; each of its messages is handled by itself',

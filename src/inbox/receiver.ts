@@ -44,6 +44,10 @@ export interface ReceiverOptions {
   onHandled?: (seconds: number) => void;
 }
 
+/** What differs between the intakes of a consumer. */
+type OwnOptions = Pick<IntakeOptions, 'rules' | 'limits' | 'applies' | 'gate' | 'onPending' | 'onSuspects'> &
+  Partial<Pick<IntakeOptions, 'counters' | 'spans' | 'usualPrefetch' | 'toArrival'>>;
+
 /** The loops that need the broker, as the log calls them. */
 type Part = 'the queue' | 'the queue of dead letters' | 'the delay exchange' | 'copies of dead messages';
 
@@ -233,7 +237,7 @@ export class Receiver {
     part: Pick<IntakeOptions, 'rules' | 'limits' | 'applies' | 'toArrival'>,
     stopping: AbortSignal,
   ): Promise<void> {
-    const { store, broker, counters, log, clock, spans, prefetch } = this.#options;
+    const { store, broker, log, spans, prefetch } = this.#options;
     await this.#gateTakes(stopping);
     if (stopping.aborted) return;
     if (this.gate.isOpen) {
@@ -243,17 +247,10 @@ export class Receiver {
     // F109: nothing is taken from the queue before the database answers.
     await store.ping();
     await broker.prepare();
-    const intake = new Intake({
+    const intake = this.#intake({
       ...part,
-      persisting: this.#persisting,
       gate: this.gate,
-      outcomes: this.#outcomes,
-      counters,
-      log,
-      clock,
       spans,
-      mostHeldBytes: MOST_HELD_BYTES,
-      answers: () => this.#answers(),
       ...(this.#prefetch === undefined ? {} : { usualPrefetch: prefetch }),
       onPending: () => this.#pending(),
       onSuspects: (rows) => this.#worker?.alone(rows),
@@ -283,11 +280,16 @@ export class Receiver {
     }
   }
 
-  #answers(): Promise<boolean> {
-    return this.#options.store.ping().then(
-      () => true,
-      () => false,
-    );
+  /** With what all intakes of this consumer share. */
+  #intake(own: OwnOptions): Intake {
+    const { store, counters, log, clock } = this.#options;
+    const answers = (): Promise<boolean> =>
+      store.ping().then(
+        () => true,
+        () => false,
+      );
+    const shared = { persisting: this.#persisting, outcomes: this.#outcomes, counters, log, clock };
+    return new Intake({ ...shared, mostHeldBytes: MOST_HELD_BYTES, answers, ...own });
   }
 
   /** Until the breaker is closed, or wants a message to probe with. */
@@ -305,7 +307,7 @@ export class Receiver {
 
   /** While the breaker is open and no row is there to probe with: the next message is stored, and the worker probes with it. */
   async #takeProbe(stopping: AbortSignal): Promise<void> {
-    const { store, broker, counters, log, clock, rules, limits } = this.#options;
+    const { store, broker, log, clock, rules, limits } = this.#options;
     const enough = new AbortController();
     const stop = (): void => enough.abort();
     const forget = this.gate.onChange(() => {
@@ -320,19 +322,12 @@ export class Receiver {
       await store.ping();
       await broker.prepare();
       if (stopping.aborted || !this.gate.wantsArrival) return;
-      const intake = new Intake({
+      const intake = this.#intake({
         rules,
         limits,
         applies: false,
-        persisting: this.#persisting,
         // One that is closed: here it is not the gate that ends it.
         gate: new Gate({ store, clock, log }),
-        outcomes: this.#outcomes,
-        counters,
-        log,
-        clock,
-        mostHeldBytes: MOST_HELD_BYTES,
-        answers: () => this.#answers(),
         onPending: arrived,
         onSuspects: arrived,
       });
@@ -354,19 +349,13 @@ export class Receiver {
       await pause(clock, SWEEP_INTERVAL_MS, stopping);
       return;
     }
-    const intake = new Intake({
+    const intake = this.#intake({
       rules,
       limits,
       applies: false,
-      persisting: this.#persisting,
       // A gate of its own: dead rows are written also while the handler is broken.
       gate: new Gate({ store, clock, log }),
-      outcomes: this.#outcomes,
       counters: { ...counters },
-      log,
-      clock,
-      mostHeldBytes: MOST_HELD_BYTES,
-      answers: () => this.#answers(),
       onPending: () => undefined,
       onSuspects: () => undefined,
       toArrival: (delivery) => {

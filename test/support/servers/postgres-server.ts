@@ -77,15 +77,20 @@ export class PostgresUrls {
     });
   }
 
-  private async asAdmin<T>(work: (client: pg.Client) => Promise<T>): Promise<T> {
-    const client = new pg.Client({ connectionString: this.url() });
-    client.on('error', () => undefined);
-    await client.connect();
-    try {
-      return await work(client);
-    } finally {
-      await client.end();
-    }
+  private asAdmin<T>(work: (client: pg.Client) => Promise<T>): Promise<T> {
+    return withClient(this.url(), work);
+  }
+}
+
+/** Works on a connection of its own and ends it, whatever happens. */
+export async function withClient<T>(url: string, work: (client: pg.Client) => Promise<T>): Promise<T> {
+  const client = new pg.Client({ connectionString: url });
+  client.on('error', () => undefined);
+  await client.connect();
+  try {
+    return await work(client);
+  } finally {
+    await client.end();
   }
 }
 
