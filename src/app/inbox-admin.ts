@@ -1,4 +1,5 @@
 import type { Config } from '../config/load.js';
+import { nearestName } from '../config/problems.js';
 import { WaybillError } from '../core/errors.js';
 import { sqlState } from '../postgres/errors.js';
 import { toInboxError } from '../postgres/inbox-errors.js';
@@ -16,6 +17,7 @@ import {
   groupDead,
   listConsumerRows,
   listInboxRows,
+  readConsumerNames,
   readContents,
   readStatuses,
   redactRows,
@@ -187,6 +189,46 @@ export function exportDead(
     }
   };
   return work(database, 'exporting the dead', all, LONGEST_MS);
+}
+
+/** Most names that are told. */
+const TOLD_NAMES = 20;
+
+/**
+ * Throws WAYBILL_CONSUMER_UNKNOWN, with the name that was probably meant, unless a consumer of that name is registered or
+ * configured, or has messages: otherwise a wrong name looks as if nothing waited, or nothing was dead.
+ */
+export function assertConsumerKnown(
+  database: Database,
+  consumer: string,
+  configured: readonly string[],
+  needs: 'any' | 'registered' = 'any',
+): Promise<void> {
+  return work(database, 'looking for the consumer', async (client) => {
+    const { registered, hasMessages } = await readConsumerNames(client, database.schema, consumer);
+    if (registered.includes(consumer)) return;
+    const isConfigured = configured.includes(consumer);
+    if (needs === 'any' && (isConfigured || hasMessages)) return;
+    if (isConfigured || hasMessages) {
+      const what = isConfigured ? 'is configured, but not registered yet' : 'has messages, but is not registered';
+      throw new WaybillError('WAYBILL_CONSUMER_UNKNOWN', `Consumer ${consumer} ${what}.`, {
+        hint: '`waybill run` registers the consumers of its configuration when it starts.',
+      });
+    }
+    const known = [...new Set([...registered, ...configured])].sort();
+    const meant = nearestName(consumer, known);
+    throw new WaybillError(
+      'WAYBILL_CONSUMER_UNKNOWN',
+      `No consumer is called ${consumer}${meant === undefined ? '' : `; ${meant} is probably meant`}.`,
+      { hint: knownText(known) },
+    );
+  });
+}
+
+function knownText(known: readonly string[]): string {
+  if (known.length === 0) return 'There is none; `waybill run` registers those of its configuration.';
+  const others = known.length > TOLD_NAMES ? ', ...; all of them: waybill consumer list' : '.';
+  return `These are known: ${known.slice(0, TOLD_NAMES).join(', ')}${others}`;
 }
 
 /** Every consumer with its backlog. */

@@ -1,5 +1,6 @@
 import {
   loadConfig,
+  loadConsumerNames,
   loadDatabaseConfig,
   loadSchemaName,
   secretsOf,
@@ -23,6 +24,8 @@ export interface Configuration {
   whole(): Config;
   /** The database section alone, for commands that have no business with the broker. */
   database(): Config['database'];
+  /** The names of the configured consumers. */
+  consumerNames(): string[];
   /** The schema name alone, for commands that need no connection. */
   schemaName(): string;
 }
@@ -45,6 +48,7 @@ export function configuration(context: CliContext, options: () => GlobalOptions)
       knownSecrets.add([database.url, database.replicationUrl].flatMap(passwordsIn));
       return database;
     },
+    consumerNames: () => loadConsumerNames(sources()),
     schemaName: () => loadSchemaName(sources()),
   };
 }

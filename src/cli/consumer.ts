@@ -1,5 +1,6 @@
 import { Option, type Command } from 'commander';
 import {
+  assertConsumerKnown,
   drainConsumer,
   estimateRename,
   forgetConsumerRows,
@@ -22,13 +23,12 @@ const LONG_RENAME_ROWS = 100_000;
 export function registerConsumer(program: Command, cli: Cli): void {
   const consumer = program.command('consumer').description('List, pause, resume, drain, rename or forget consumers.');
   const say = (text: string): void => cli.context.out(`${printable(createTextRedactor()(text))}\n`);
-  const answered = (name: string, answer: string, wanted: readonly string[]): void => {
+  const assertRegistered = (name: string): Promise<void> =>
+    assertConsumerKnown(cli.configuration.database(), name, cli.configuration.consumerNames(), 'registered');
+  const answered = async (name: string, answer: string, wanted: readonly string[]): Promise<void> => {
     if (!wanted.includes(answer)) cli.exitCode = EXIT.failed;
-    say(
-      answer === 'unknown'
-        ? `No consumer ${name} is registered; see \`waybill consumer list\`.`
-        : `Consumer ${name}: ${answer}.`,
-    );
+    if (answer === 'unknown') await assertRegistered(name);
+    say(`Consumer ${name}: ${answer}.`);
   };
 
   consumer
@@ -47,7 +47,7 @@ export function registerConsumer(program: Command, cli: Cli): void {
     .requiredOption('--reason <text>', 'why; shown to everybody, and kept in the action_log')
     .action(async (name: string, { reason }: { reason: string }) => {
       const answer = await switchConsumer(cli.configuration.database(), 'pause', name, reason);
-      answered(name, answer, ['paused', 'already paused']);
+      await answered(name, answer, ['paused', 'already paused']);
     });
 
   consumer
@@ -56,7 +56,7 @@ export function registerConsumer(program: Command, cli: Cli): void {
     .option('--reason <text>', 'why; kept in the action_log')
     .action(async (name: string, { reason }: { reason?: string }) => {
       const answer = await switchConsumer(cli.configuration.database(), 'resume', name, reason ?? null);
-      answered(name, answer, ['resumed', 'not paused']);
+      await answered(name, answer, ['resumed', 'not paused']);
     });
 
   consumer
@@ -70,7 +70,7 @@ export function registerConsumer(program: Command, cli: Cli): void {
       const database = cli.configuration.database();
       const answer = await switchConsumer(database, 'pause', name, reason);
       if (answer === 'unknown') {
-        answered(name, answer, []);
+        await answered(name, answer, []);
         return;
       }
       const left = await drainConsumer(database, name, timeout, (running) =>
@@ -93,6 +93,7 @@ export function registerConsumer(program: Command, cli: Cli): void {
     .option('--yes', 'do not ask')
     .action(async (from: string, to: string, { reason, yes }: { reason?: string; yes?: boolean }) => {
       const database = cli.configuration.database();
+      await assertRegistered(from);
       const about = await estimateRename(database, from);
       const long = about < LONG_RENAME_ROWS ? '' : ` Its messages, about ${spokenCount(about)}, are written anew.`;
       await confirm(
@@ -117,6 +118,6 @@ export function registerConsumer(program: Command, cli: Cli): void {
     .action(async (name: string, { reason, force, yes }: { reason?: string; force?: boolean; yes?: boolean }) => {
       await confirm(cli, printable(`Forget consumer ${name} with all its messages? They cannot be brought back.`), yes);
       const answer = await forgetConsumerRows(cli.configuration.database(), name, reason ?? null, force === true);
-      answered(name, answer, ['forgotten']);
+      await answered(name, answer, ['forgotten']);
     });
 }

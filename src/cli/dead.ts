@@ -3,6 +3,7 @@ import { exportDead, groupDeadMessages } from '../app/inbox-admin.js';
 import { MOST_BULK_ROWS } from '../app/outbox-admin.js';
 import { createTextRedactor } from '../telemetry/redact.js';
 import {
+  checkConsumer,
   inboxFilterOf,
   registerInboxAct,
   registerList,
@@ -33,6 +34,7 @@ function registerExport(dead: Command, cli: Cli): void {
     .description('Print dead messages as JSON, one a line, with their attempts.')
     .option('--body', 'with their bodies')
     .action(async (options: InboxFilterOptions & { body?: boolean }) => {
+      await checkConsumer(cli, options.consumer);
       const { limit = MOST_BULK_ROWS, body = false } = options;
       const filter = inboxFilterOf(options, undefined);
       await exportDead(cli.configuration.database(), filter, { limit, withBody: body }, (message) =>

@@ -1,6 +1,7 @@
 import { Option, type Command } from 'commander';
 import {
   actOnMessages,
+  assertConsumerKnown,
   chooseMessages,
   INBOX_ACTS_ON,
   isInboxDone,
@@ -66,6 +67,7 @@ export function registerList(
     )
     .option('--json', 'as JSON');
   return command.action(async (options: InboxFilterOptions & { json?: boolean }) => {
+    await checkConsumer(cli, options.consumer);
     if (await instead(options)) return;
     const filter = inboxFilterOf(options, status === undefined ? undefined : [status]);
     const list = await listInbox(cli.configuration.database(), filter, options.limit ?? LISTED_ROWS);
@@ -84,6 +86,7 @@ export function registerShow(parent: Command, cli: Cli): void {
     .option('--body', 'with its body')
     .option('--json', 'as JSON')
     .action(async (id: string, options: { consumer?: string; body?: boolean; json?: boolean }) => {
+      await checkConsumer(cli, options.consumer);
       const records = await showInbox(cli.configuration.database(), id, options.consumer, options.body === true);
       if (records.length === 0) {
         cli.exitCode = EXIT.failed;
@@ -116,12 +119,20 @@ export function registerInboxAct(parent: Command, cli: Cli, act: InboxAct, statu
     const ids = [...new Set(given)];
     const usage = usageProblem(ids, options);
     if (usage !== undefined) self.error(`error: ${usage}`);
+    await checkConsumer(cli, options.consumer);
     const fallback = { retry: ['dead'], discard: ['dead'], replay: ['done'], defer: ['pending', 'waiting'] }[act];
     const filter = inboxFilterOf(options, status === undefined ? fallback : [status]);
     const work = workOf(cli, act, options.consumer ?? '', filter, options);
     if (ids.length > 0) await actOnIds(cli, work, ids, options);
     else await actOnAll(cli, work, options);
   });
+}
+
+/** A consumer that nobody knows is a wrong name, not one for which nothing is there. */
+export async function checkConsumer(cli: Cli, consumer: string | undefined): Promise<void> {
+  if (consumer === undefined) return;
+  const { configuration } = cli;
+  await assertConsumerKnown(configuration.database(), consumer, configuration.consumerNames());
 }
 
 function workOf(cli: Cli, act: InboxAct, consumer: string, filter: RowFilter, options: ActOptions): BulkAct {

@@ -4,6 +4,7 @@ import { WaybillError } from '../core/errors.js';
 import { systemClock } from '../runtime/clock.js';
 import { createTextRedactor } from '../telemetry/redact.js';
 import { cell } from './outbox-text.js';
+import { checkConsumer } from './inbox.js';
 import type { Cli } from './program.js';
 import { printable } from './text.js';
 
@@ -33,6 +34,7 @@ export function registerTail(program: Command, cli: Cli): void {
 
 async function tail(cli: Cli, options: TailOptions): Promise<void> {
   const { out, err, onSignal } = cli.context;
+  await checkConsumer(cli, options.consumer);
   const stopping = new AbortController();
   onSignal((name) => {
     if (name !== 'SIGHUP') stopping.abort();

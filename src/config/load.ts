@@ -4,7 +4,15 @@ import { passwordsIn } from './urls.js';
 import { ConfigInvalid, type ConfigProblem } from './problems.js';
 import { environmentName } from './keys.js';
 import { settings, type Settings } from './schema.js';
-import { applyEnvironment, nearestKey, parseFile, type Environment, type Origins, type RawTree } from './sources.js';
+import {
+  applyEnvironment,
+  consumerNames,
+  nearestKey,
+  parseFile,
+  type Environment,
+  type Origins,
+  type RawTree,
+} from './sources.js';
 import { resolveTls, type TlsMode } from './tls.js';
 
 /** What loadConfig reads; it touches nothing else. */
@@ -30,6 +38,11 @@ export function loadConfig(sources: ConfigSources): Config {
 export function loadDatabaseConfig(sources: ConfigSources): Config['database'] {
   const { tree } = read(sources, ['broker.url']);
   return toDatabase(settings.shape.database.parse(tree['database']));
+}
+
+/** The names of the configured consumers alone; the broker's URL may be missing. */
+export function loadConsumerNames(sources: ConfigSources): string[] {
+  return consumerNames(read(sources, ['broker.url']).tree);
 }
 
 /** The configured schema name alone; both URLs may be missing. For commands that connect to nothing. */

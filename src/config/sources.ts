@@ -106,8 +106,11 @@ export function applyEnvironment(
   return origins;
 }
 
-/** Why only the file's: where a name ends and a key begins cannot be told from a variable's name. */
-function consumerNames(tree: RawTree): string[] {
+/**
+ * The names of the configured consumers. Why only the file's: where a name ends and a key begins cannot be told from a
+ * variable's name.
+ */
+export function consumerNames(tree: RawTree): string[] {
   const section = tree['consumers'];
   return isTree(section) ? Object.keys(section) : [];
 }

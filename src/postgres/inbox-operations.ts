@@ -245,6 +245,23 @@ export async function listConsumerRows(client: Client, schema: string): Promise<
   }));
 }
 
+/** The names of the registered consumers, and whether messages have this one, or are about to, registered or not. */
+export async function readConsumerNames(
+  client: Client,
+  schema: string,
+  consumer: string,
+): Promise<{ registered: string[]; hasMessages: boolean }> {
+  const own = quoteSchema(schema);
+  const rows = await select<{ registered: string[]; hasMessages: boolean }>(
+    client,
+    `select array(select c.name from ${own}.consumer c order by c.name) as registered,
+       exists (select from ${own}.inbox i where i.consumer = $1)
+         or exists (select from ${own}.consumer c where c.renaming_to = $1) as "hasMessages"`,
+    [consumer],
+  );
+  return rows[0] ?? { registered: [], hasMessages: false };
+}
+
 /** Pauses or resumes a consumer; gives the function's answer. */
 export async function callForConsumer(
   client: Client,

@@ -1,4 +1,7 @@
 import { randomUUID } from 'node:crypto';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import type { InboxMessageRecord, InboxRow } from '../../src/app/inbox-admin.js';
 import type { Trace } from '../../src/app/trace.js';
@@ -19,7 +22,11 @@ beforeAll(async () => {
     ]),
   ]);
 });
-afterAll(() => database.drop());
+const folder = mkdtempSync(join(tmpdir(), 'waybill-commands-'));
+afterAll(() => {
+  rmSync(folder, { recursive: true });
+  return database.drop();
+});
 beforeEach(async () => {
   await database.query(
     'truncate waybill.inbox, waybill.inbox_attempt, waybill.action_log, waybill.outbox, waybill.outbox_history',
@@ -195,6 +202,61 @@ describe('waybill inbox', () => {
     expect({ code, out }).toEqual({ code: 0, out: '124 pending; skipped: 1 changed meanwhile.\n' });
     expect((await statuses())['ledger m249']).toBe('discarded');
   });
+});
+
+test('a consumer that nobody knows is told as unknown, with the name that was meant and those that there are', async () => {
+  const id = await dead('billing');
+  const commands = [
+    ['inbox', 'list', '--consumer', 'biling'],
+    ['inbox', 'show', id, '--consumer', 'biling'],
+    ['inbox', 'retry', '--consumer', 'biling', '--all'],
+    ['inbox', 'retry', '--consumer', 'biling', '--all', '--dry-run', '--json'],
+    ['inbox', 'replay', '--consumer', 'biling', '--all'],
+    ['inbox', 'discard', '--consumer', 'biling', id],
+    ['inbox', 'defer', '--consumer', 'biling', '--all', '--for', '1h'],
+    ['dead', 'list', '--consumer', 'biling'],
+    ['dead', 'list', '--consumer', 'biling', '--group', 'error', '--json'],
+    ['dead', 'show', id, '--consumer', 'biling'],
+    ['dead', 'discard', '--consumer', 'biling', '--all'],
+    ['dead', 'export', '--consumer', 'biling'],
+    ['consumer', 'pause', 'biling', '--reason', 'x'],
+    ['consumer', 'resume', 'biling'],
+    ['consumer', 'drain', 'biling', '--reason', 'x'],
+    ['consumer', 'rename', 'biling', 'other'],
+    ['consumer', 'forget', 'biling', '--yes'],
+    ['tail', '--consumer', 'biling'],
+  ];
+  for (const command of commands) {
+    expect(await waybill(...command), command.join(' ')).toEqual({
+      code: 1,
+      out: '',
+      err:
+        'waybill: No consumer is called biling; billing is probably meant.\n' +
+        '  code: WAYBILL_CONSUMER_UNKNOWN\n' +
+        '  mend: These are known: billing, ledger, mail.\n',
+    });
+  }
+  expect((await waybill('inbox', 'list', '--consumer', 'nothing-like-it')).err).toContain(
+    'No consumer is called nothing-like-it.\n',
+  );
+  expect(await actions()).toEqual([]);
+
+  // One that is only configured is known; before its first run there is nothing to pause.
+  const file = join(folder, 'waybill.yaml');
+  writeFileSync(file, 'relay: false\nconsumers:\n  parcels: { queue: parcels }\n');
+  expect(await waybill('--config', file, 'inbox', 'list', '--consumer', 'parcels')).toMatchObject({ code: 0, err: '' });
+  expect((await waybill('--config', file, 'inbox', 'list', '--consumer', 'parcel')).err).toContain(
+    'parcels is probably meant',
+  );
+  expect((await waybill('--config', file, 'consumer', 'pause', 'parcels', '--reason', 'x')).err).toContain(
+    'Consumer parcels is configured, but not registered yet.',
+  );
+
+  // Messages of one that is not registered any more can be seen to.
+  await database.query(`insert into waybill.consumer (name, queue) values ('gone', 'gone')`);
+  const left = await dead('gone');
+  await database.query(`delete from waybill.consumer where name = 'gone'`);
+  expect((await waybill('dead', 'list', '--consumer', 'gone')).out).toContain(left);
 });
 
 describe('waybill dead', () => {
