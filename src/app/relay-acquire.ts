@@ -1,6 +1,7 @@
 import type { Config } from '../config/load.js';
 import { WaybillError, isWaybillError } from '../core/errors.js';
 import { lockQueueName, publicationName, slotName } from '../core/identity.js';
+import { standbyPauseMs } from '../core/standby.js';
 import { closeQuietly, forRelay, type DatabaseEndpoint } from '../postgres/connect.js';
 import { identifySystemBySql, type SystemIdentity } from '../postgres/identify.js';
 import { checkSchema } from '../postgres/migrations.js';
@@ -61,8 +62,6 @@ export interface Acquired {
   record: RelayRecord;
   identity: SystemIdentity;
 }
-
-const STANDBY_POLL_MS = 500;
 
 /** Opens connections as they are needed and knows how to let go of them. */
 export class Holdings {
@@ -254,19 +253,19 @@ async function waitForLock(
         hint: 'Somebody deleted it. This relay takes it again, or stands by if another one has it.',
       }),
     );
-  for (let standing = false; ; standing = true) {
+  for (let refusals = 1; ; refusals += 1) {
     try {
       await failure.race(takeLockQueue(broker, lockQueue, lost));
       return;
     } catch (error) {
       if (!isWaybillError(error, 'WAYBILL_LOCK_TAKEN')) throw error;
-      if (!standing) {
+      if (refusals === 1) {
         context.onPhase('standby');
         // The broker does not tell who; this is whom this database knows. A copy of a database knows the original's.
         const holder = (await findRelay(client, context.config))?.holder ?? 'unknown';
         log.info({ lockQueue, holder }, 'standing by: another relay of this installation holds the lock queue');
       }
-      await pause(clock, STANDBY_POLL_MS * (1 + clock.random()), failure.signal);
+      await pause(clock, standbyPauseMs(refusals, clock.random()), failure.signal);
       failure.check();
     }
   }

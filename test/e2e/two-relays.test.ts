@@ -93,6 +93,26 @@ describe('two relays on one schema', () => {
     expect(first.phase()).toBe('streaming');
   });
 
+  it('F117 one that stands by asks for the lock queue ever more rarely: RabbitMQ logs each refusal as an error', async () => {
+    const first = start();
+    await first.waitForPhase('streaming');
+    const proxy = await startFaultProxy({ targetPort: sharedRabbit().port });
+    const refusal = (nth: number): Promise<number> =>
+      proxy.at('amqp.server.channel.close', nth, () => undefined).then(() => performance.now());
+    try {
+      const refusedAtMs = Promise.all([refusal(1), refusal(5), refusal(6)]);
+      const second = start({}, { brokerUrl: proxy.url(stage.vhost.url) });
+      await second.waitForPhase('standby');
+      const [firstMs, fifthMs, sixthMs] = await refusedAtMs;
+      // Soon at first: most deployments overlap for moments.
+      expect(fifthMs - firstMs).toBeLessThan(12_000);
+      expect(sixthMs - fifthMs).toBeGreaterThan(2_400);
+      expect(await second.stop()).toBe(0);
+    } finally {
+      await proxy.close();
+    }
+  });
+
   it('O8 fact 73 a lock queue that an operator deletes: publishing stops at once, then the relay takes it again', async () => {
     const proxy = await startFaultProxy({ targetPort: sharedRabbit().port });
     const relay = start({}, { brokerUrl: proxy.url(stage.vhost.url) });
