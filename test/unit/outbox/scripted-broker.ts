@@ -60,13 +60,13 @@ export class Bench implements PublishConnection {
   readonly publishing: Publishing<Item>;
 
   /** `suspects` as earlier sessions left them. */
-  constructor(suspects = new Suspects()) {
+  constructor(suspects = new Suspects(), confirmTimeoutMs = 30_000) {
     this.publishing = new Publishing<Item>({
       connection: this,
       exchanges: new ExchangeChecks(this, this.clock),
       window: this.window,
       clock: this.clock,
-      confirmTimeoutMs: 30_000,
+      confirmTimeoutMs,
       counters: this.counters,
       suspects,
       events: {
