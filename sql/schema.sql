@@ -122,27 +122,30 @@ begin
     -- A broken deferred constraint is this message's, not that of the whole batch at its commit.
     set constraints all immediate;
     verdict := 'done';
-    result := nullif(left(result, 4000), '');
+    result := pg_catalog.left(result, 4000);
+    if result operator(pg_catalog.=) '' then
+      result := null;
+    end if;
   exception
     when serialization_failure or deadlock_detected or read_only_sql_transaction then
       raise;
     -- Why assert_failure by name: "others" leaves it out. It leaves query_canceled out too, and that is wanted.
     when assert_failure or others then
       -- The server is short of something: no message's fault.
-      if sqlstate ~ '^(53|57|58)' then
+      if sqlstate operator(pg_catalog.~) '^(53|57|58)' then
         raise;
       end if;
-      error := sqlstate || ': ' || sqlerrm;
+      error := pg_catalog.concat(sqlstate, ': ', sqlerrm);
       result := null;
       verdict := case
-        when sqlstate = 'WB001' then 'not-yet'
-        when sqlstate = 'WB002' then 'never'
-        when sqlstate ~ '^(42|3F)' then 'broken'
+        when sqlstate operator(pg_catalog.=) 'WB001' then 'not-yet'
+        when sqlstate operator(pg_catalog.=) 'WB002' then 'never'
+        when sqlstate operator(pg_catalog.~) '^(42|3F)' then 'broken'
         else 'retry'
       end;
   end;
   if deferred is not null then
-    execute 'set constraints ' || deferred || ' deferred';
+    execute pg_catalog.concat('set constraints ', deferred, ' deferred');
   end if;
 end
 $function$;
@@ -634,11 +637,16 @@ CREATE OR REPLACE FUNCTION waybill.inbox_apply(consumer text, seqs bigint[], tok
 AS $function$
 #variable_conflict use_column
 declare
+  -- Until this line, and in types, nothing may be found by its bare name: whoever may create in a schema of the caller's
+  -- search path could offer a function that fits better than the one that is meant.
+  path constant pg_catalog.text := pg_catalog.current_setting('search_path');
+  fixed constant pg_catalog.text := pg_catalog.set_config('search_path', 'pg_catalog, waybill, pg_temp', true);
   most_applied constant int := 60;
   settings constant waybill.consumer := waybill.consumer_settings(inbox_apply.consumer);
-  calling constant text := waybill.handler_call(settings);
-  deferred constant text := waybill.deferred_constraints();
+  calling constant pg_catalog.text := waybill.handler_call(settings);
+  deferred constant pg_catalog.text := waybill.deferred_constraints();
   claimed waybill.inbox;
+  message waybill.inbox_message;
   called record;
 begin
   if cardinality(seqs) > most_applied then
@@ -660,7 +668,10 @@ begin
       return next;
       continue;
     end if;
-    select * into called from waybill.call_handler(calling, waybill.message_of(claimed), deferred);
+    message := waybill.message_of(claimed);
+    perform set_config('search_path', path, true);
+    select * into called from waybill.call_handler(calling, message, deferred);
+    perform pg_catalog.set_config('search_path', fixed, true);
     verdict := called.verdict;
     error := called.error;
     if verdict = 'done' then
@@ -673,6 +684,7 @@ begin
     end if;
     return next;
   end loop;
+  perform set_config('search_path', path, true);
 end
 $function$;
 
@@ -1093,14 +1105,17 @@ CREATE OR REPLACE FUNCTION waybill.inbox_receive(consumer text, messages json, b
 AS $function$
 #variable_conflict use_column
 declare
+  -- As in inbox_apply.
+  path constant pg_catalog.text := pg_catalog.current_setting('search_path');
+  fixed constant pg_catalog.text := pg_catalog.set_config('search_path', 'pg_catalog, waybill, pg_temp', true);
   -- Why: over 64 open subtransactions slow every snapshot of the server.
   most_applied constant int := 60;
   settings constant waybill.consumer := waybill.consumer_settings(inbox_receive.consumer);
   applying constant boolean := settings.handler = 'sql' and inbox_receive.apply
     and settings.paused_by is distinct from 'operator';
-  calling constant text := case when applying then waybill.handler_call(settings) end;
-  deferred constant text := case when applying then waybill.deferred_constraints() end;
-  stuck text[] := '{}';
+  calling constant pg_catalog.text := case when applying then waybill.handler_call(settings) end;
+  deferred constant pg_catalog.text := case when applying then waybill.deferred_constraints() end;
+  stuck pg_catalog.text[] := '{}';
   stored record;
   called record;
   settled record;
@@ -1127,7 +1142,9 @@ begin
       where i.seq = stored.seq;
       status := 'blocked';
     elsif outcome = 'inserted' and status = 'done' then
+      perform set_config('search_path', path, true);
       select * into called from waybill.call_handler(calling, stored.message, deferred);
+      perform pg_catalog.set_config('search_path', fixed, true);
       verdict := called.verdict;
       error := called.error;
       if verdict <> 'done' and settings.retain_bodies = interval '0' then
@@ -1151,6 +1168,7 @@ begin
     end if;
     return next;
   end loop;
+  perform set_config('search_path', path, true);
 end
 $function$;
 
@@ -1509,7 +1527,10 @@ CREATE OR REPLACE FUNCTION waybill.key_lock(consumer text, key text)
  RETURNS bigint
  LANGUAGE sql
  IMMUTABLE
-AS $function$ select hashtextextended('waybill.inbox ' || consumer || chr(31) || key, 0) $function$;
+AS $function$
+  select pg_catalog.hashtextextended('waybill.inbox ' operator(pg_catalog.||) consumer
+    operator(pg_catalog.||) pg_catalog.chr(31) operator(pg_catalog.||) key, 0::bigint)
+$function$;
 
 CREATE OR REPLACE FUNCTION waybill.lock_outbox_row(id uuid)
  RETURNS void
@@ -2243,16 +2264,20 @@ CREATE OR REPLACE FUNCTION waybill.set_handling(message waybill.inbox_message)
 AS $function$
 declare
   -- Why assignments: this runs for every message, and each is an expression without a query around it.
-  set_to text;
-  id constant text := case when octet_length(message.message_id) <= 255 then message.message_id else '' end;
+  set_to pg_catalog.text;
+  id constant pg_catalog.text := case
+    when pg_catalog.octet_length(message.message_id) operator(pg_catalog.<=) 255 then message.message_id else '' end;
 begin
-  set_to := set_config('waybill_message.id', id, true);
-  set_to := set_config('waybill_message.correlation_id',
-    coalesce(case when octet_length(message.correlation_id) <= 255 then message.correlation_id end, id), true);
-  set_to := set_config('waybill_message.traceparent',
-    case when octet_length(message.traceparent) <= 255 then message.traceparent else '' end, true);
-  set_to := set_config('waybill_message.tracestate',
-    case when octet_length(message.tracestate) <= 512 then message.tracestate else '' end, true);
+  set_to := pg_catalog.set_config('waybill_message.id', id, true);
+  set_to := pg_catalog.set_config('waybill_message.correlation_id',
+    coalesce(case when pg_catalog.octet_length(message.correlation_id) operator(pg_catalog.<=) 255
+      then message.correlation_id end, id), true);
+  set_to := pg_catalog.set_config('waybill_message.traceparent',
+    case when pg_catalog.octet_length(message.traceparent) operator(pg_catalog.<=) 255
+      then message.traceparent else '' end, true);
+  set_to := pg_catalog.set_config('waybill_message.tracestate',
+    case when pg_catalog.octet_length(message.tracestate) operator(pg_catalog.<=) 512
+      then message.tracestate else '' end, true);
 end
 $function$;
 
@@ -2696,6 +2721,7 @@ CREATE OR REPLACE FUNCTION waybill.handler_call(settings waybill.consumer)
  RETURNS text
  LANGUAGE plpgsql
  STABLE
+ SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
 declare
   parts constant text[] := string_to_array(settings.function, '.');
@@ -2783,9 +2809,10 @@ CREATE OR REPLACE FUNCTION waybill.message_of(i waybill.inbox)
  STABLE
 AS $function$
   select row(
-    i.seq, i.failures + i.abandoned + 1, i.consumer, i.message_id, i.original_id, i.type, i.key, i.schema_version, i.body,
-    i.content_type, i.content_encoding, i.headers, i.exchange, i.routing_key, i.correlation_id, i.causation_id,
-    i.reply_to, i.app_id, i.priority, i.occurred_at, i.traceparent, i.tracestate, i.received_at
+    i.seq, i.failures operator(pg_catalog.+) i.abandoned operator(pg_catalog.+) 1, i.consumer, i.message_id,
+    i.original_id, i.type, i.key, i.schema_version, i.body, i.content_type, i.content_encoding, i.headers, i.exchange,
+    i.routing_key, i.correlation_id, i.causation_id, i.reply_to, i.app_id, i.priority, i.occurred_at, i.traceparent,
+    i.tracestate, i.received_at
   )::waybill.inbox_message
 $function$;
 

@@ -17,14 +17,22 @@ export class ConsumerDatabase {
   readonly #settings: () => Config['database'];
   readonly #name: string;
   readonly #statementTimeoutMs: number;
+  readonly #callsHandlers: boolean;
   readonly #turns = new Turns();
   #client: SqlClient | undefined;
   #isClosed = false;
 
-  constructor(options: { settings: () => Config['database']; name: string; statementTimeoutMs: number }) {
+  /** `callsHandlers`: what is called in the database has the search path of the role. */
+  constructor(options: {
+    settings: () => Config['database'];
+    name: string;
+    statementTimeoutMs: number;
+    callsHandlers?: boolean;
+  }) {
     this.#settings = options.settings;
     this.#name = options.name;
     this.#statementTimeoutMs = options.statementTimeoutMs;
+    this.#callsHandlers = options.callsHandlers ?? false;
   }
 
   async use<T>(doing: string, work: (client: SqlClient) => Promise<T>): Promise<T> {
@@ -48,7 +56,11 @@ export class ConsumerDatabase {
       onError: () => {
         if (opened.client && this.#client === opened.client) this.#drop();
       },
-      limits: { lockTimeoutMs: LOCK_TIMEOUT_MS, statementTimeoutMs: this.#statementTimeoutMs },
+      limits: {
+        lockTimeoutMs: LOCK_TIMEOUT_MS,
+        statementTimeoutMs: this.#statementTimeoutMs,
+        keepsSearchPath: this.#callsHandlers,
+      },
     });
     opened.client = client;
     try {

@@ -180,6 +180,7 @@ class Consumers implements ConsumerService {
       settings: () => this.#fresh().database,
       name: `waybill consumer ${name}`,
       statementTimeoutMs: handler.kind === 'sql' ? handler.timeoutMs : STATEMENT_TIMEOUT_MS,
+      callsHandlers: handler.kind === 'sql',
     });
     const counters = newCounters();
     const onHandled = (seconds: number): void => this.#onHandled(name, seconds);

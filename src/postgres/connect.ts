@@ -24,6 +24,12 @@ const PINNED_SETTINGS: Readonly<Record<string, string>> = {
   default_transaction_isolation: 'read committed',
 };
 
+/**
+ * Where our own statements look for what they name without a schema. On the path of a role, whoever may create in one of
+ * its schemas could offer a function that fits better than PostgreSQL's own, and have it run as this role.
+ */
+const OWN_PATH = 'pg_catalog,pg_temp';
+
 const CONNECT_TIMEOUT_MS = 10_000;
 /** How long after statement_timeout the server may stay silent. */
 const SILENCE_MS = 10_000;
@@ -41,6 +47,7 @@ export async function clientConfig(
 ): Promise<pg.ClientConfig> {
   const options = Object.entries(PINNED_SETTINGS)
     .map(([name, value]) => `-c ${name}=${value.replaceAll(' ', '\\ ')}`)
+    .concat(`-c search_path=${OWN_PATH}`)
     .join(' ');
   const password = await endpoint.password?.();
   return {
@@ -67,17 +74,25 @@ function withPassword(urlText: string, password: string): string {
 /** What a connection that dies outside a statement is told to. */
 export type OnConnectionError = (error: Error) => void;
 
+/** How an SQL connection is set up. */
+export interface ConnectionLimits {
+  lockTimeoutMs?: number;
+  statementTimeoutMs?: number;
+  keepsSearchPath?: boolean;
+}
+
 /**
  * An SQL connection with pinned settings and bounded waits: lock_timeout 1 s, statement_timeout 60 s (milliseconds may be
- * given). Rejects with a WaybillError.
+ * given). With keepsSearchPath that of the role stays, for handlers: statements there must name everything exactly.
+ * Rejects with a WaybillError.
  */
 export async function connectSql(
   endpoint: DatabaseEndpoint,
   applicationName: string,
   onError: OnConnectionError,
-  limits: { lockTimeoutMs?: number; statementTimeoutMs?: number } = {},
+  limits: ConnectionLimits = {},
 ): Promise<pg.Client> {
-  const { lockTimeoutMs = 1_000, statementTimeoutMs = 60_000 } = limits;
+  const { lockTimeoutMs = 1_000, statementTimeoutMs = 60_000, keepsSearchPath = false } = limits;
   const client = new pg.Client({
     ...(await clientConfig(endpoint, applicationName, false)),
     // Why on our side too: a server that was cut off without a word never tells that its time is over.
@@ -89,6 +104,7 @@ export async function connectSql(
     await client.query(
       [
         ...Object.entries(PINNED_SETTINGS).map(([name, value]) => `set ${name} = '${value}'`),
+        ...(keepsSearchPath ? [] : [`set search_path = ${OWN_PATH}`]),
         `set lock_timeout = ${lockTimeoutMs}`,
         `set statement_timeout = ${statementTimeoutMs}`,
         `set idle_in_transaction_session_timeout = 60000`,
@@ -124,7 +140,8 @@ export async function forRelay(client: pg.Client, use: 'writer' | 'reader'): Pro
 export async function withDurableCommits(client: pg.Client): Promise<void> {
   try {
     await client.query(
-      `select set_config('synchronous_commit', 'on', false) where current_setting('synchronous_commit') = 'off'`,
+      `select pg_catalog.set_config('synchronous_commit', 'on', false)
+       where pg_catalog.current_setting('synchronous_commit') operator(pg_catalog.=) 'off'`,
     );
   } catch (error) {
     throw toDatabaseError(error, 'setting up the database connection');

@@ -46,7 +46,8 @@ interface OutcomeRow {
 
 /** By statement_timeout: an sql handler took too long. */
 const STATEMENT_CANCELLED = '57014';
-const DUE_IN_MS = 'extract(epoch from r.next_attempt_at - clock_timestamp())::float8 * 1000 as due_in_ms';
+const DUE_IN_MS = `(extract(epoch from r.next_attempt_at operator(pg_catalog.-) pg_catalog.clock_timestamp())
+  operator(pg_catalog.*) 1000)::double precision as due_in_ms`;
 
 /** Blocked keys that one call looks at; measured: 100,000 take about 2 s. */
 const SWEPT_KEYS = 2_000;
@@ -62,7 +63,10 @@ export interface InboxStoreOptions {
   onHandled: (seconds: number) => void;
 }
 
-/** The inbox of one consumer, by the functions of the schema. One statement is one transaction. */
+/**
+ * The inbox of one consumer, by the functions of the schema. One statement is one transaction. Every name in
+ * them is exact, because they may run under the search path of the role, which is the handler's: see connectSql.
+ */
 export class InboxStore {
   readonly #lending: Lending;
   readonly #schema: string;
@@ -90,8 +94,9 @@ export class InboxStore {
     const bodies = Buffer.concat(arrivals.map(({ row }) => row.body));
     const rows = await this.#query<OutcomeRow & { outcome: ReceivedRow['outcome'] }>(
       'writing messages into the inbox',
-      `select r.outcome, r.seq::text, r.status, r.verdict, r.attempt, r.dead_reason, r.error, null as released, ${DUE_IN_MS}
-       from ${this.#schema}.inbox_receive($1, $2::json, $3::bytea, $4) r order by r.ordinal`,
+      `select r.outcome, r.seq::pg_catalog.text, r.status, r.verdict, r.attempt, r.dead_reason, r.error, null as released,
+         ${DUE_IN_MS}
+       from ${this.#schema}.inbox_receive($1, $2::pg_catalog.json, $3::pg_catalog.bytea, $4) r order by r.ordinal`,
       [this.#consumer, messages, bodies, apply],
       { name: 'inbox-receive', ...(apply ? { handles: (row) => row.verdict !== null } : {}) },
     );
@@ -118,8 +123,8 @@ export class InboxStore {
   async apply(seqs: readonly bigint[], token: string): Promise<Outcome[]> {
     const rows = await this.#query<OutcomeRow>(
       'applying messages',
-      `select r.seq::text, r.status, r.verdict, r.attempt, r.dead_reason, r.error, r.released, ${DUE_IN_MS}
-       from ${this.#schema}.inbox_apply($1, $2::bigint[], $3::uuid) r`,
+      `select r.seq::pg_catalog.text, r.status, r.verdict, r.attempt, r.dead_reason, r.error, r.released, ${DUE_IN_MS}
+       from ${this.#schema}.inbox_apply($1, $2::bigint[], $3::pg_catalog.uuid) r`,
       [this.#consumer, seqs.map(String), token],
       { handles: (row) => row.verdict !== 'lost' },
     );
@@ -132,8 +137,8 @@ export class InboxStore {
     );
     const rows = await this.#query<Omit<OutcomeRow, 'error'>>(
       'settling messages',
-      `select r.seq::text, r.status, r.verdict, r.attempt, r.dead_reason, r.released, ${DUE_IN_MS}
-       from ${this.#schema}.inbox_settle($1, $2::uuid, $3::json) r`,
+      `select r.seq::pg_catalog.text, r.status, r.verdict, r.attempt, r.dead_reason, r.released, ${DUE_IN_MS}
+       from ${this.#schema}.inbox_settle($1, $2::pg_catalog.uuid, $3::pg_catalog.json) r`,
       [this.#consumer, token, JSON.stringify(results.map(toResult))],
     );
     return rows.map((row) => toOutcome({ ...row, error: errors.get(row.seq) ?? null }));
@@ -142,7 +147,7 @@ export class InboxStore {
   async extend(seqs: readonly bigint[], token: string, leaseMs: number): Promise<void> {
     await this.#query(
       'prolonging leases',
-      `select ${this.#schema}.inbox_extend_rows($1, $2::bigint[], $3::uuid, $4::interval)`,
+      `select ${this.#schema}.inbox_extend_rows($1, $2::bigint[], $3::pg_catalog.uuid, $4::interval)`,
       [this.#consumer, seqs.map(String), token, `${leaseMs} ms`],
     );
   }
@@ -159,7 +164,7 @@ export class InboxStore {
   async due(max: number): Promise<{ seq: bigint; attempt: number; alone: boolean }[]> {
     const rows = await this.#query<{ seq: string; attempt: number; alone: boolean }>(
       'looking for due messages',
-      `select r.seq::text, r.attempt, r.alone from ${this.#schema}.inbox_due($1, interval '0', $2) r`,
+      `select r.seq::pg_catalog.text, r.attempt, r.alone from ${this.#schema}.inbox_due($1, interval '0', $2) r`,
       [this.#consumer, max],
     );
     return rows.map((row) => ({ ...row, seq: BigInt(row.seq) }));
@@ -186,7 +191,8 @@ export class InboxStore {
   async deaths(max: number) {
     const rows = await this.#query<MessageRow & DeathRow>(
       'looking for dead messages',
-      `select d.*, d.seq::text, d.processed_at::text as died_at, d.failures + d.abandoned as attempt
+      `select d.*, d.seq::pg_catalog.text, d.processed_at::pg_catalog.text as died_at,
+         d.failures operator(pg_catalog.+) d.abandoned as attempt
        from ${this.#schema}.inbox_deaths($1, $2) d`,
       [this.#consumer, max],
     );
@@ -203,11 +209,11 @@ export class InboxStore {
   }
 
   async deathsCopied(last: { message: { seq: bigint }; diedAt: string }): Promise<void> {
-    await this.#query('noting copied deaths', `select ${this.#schema}.inbox_deaths_copied($1, $2::timestamptz, $3)`, [
-      this.#consumer,
-      last.diedAt,
-      String(last.message.seq),
-    ]);
+    await this.#query(
+      'noting copied deaths',
+      `select ${this.#schema}.inbox_deaths_copied($1, $2::pg_catalog.timestamptz, $3)`,
+      [this.#consumer, last.diedAt, String(last.message.seq)],
+    );
   }
 
   async wake(): Promise<void> {
@@ -230,7 +236,7 @@ export class InboxStore {
   async #claimed(doing: string, call: string, values: unknown[]) {
     const rows = await this.#query<MessageRow & { claim_token: string }>(
       doing,
-      `select c.*, c.seq::text from ${call} c`,
+      `select c.*, c.seq::pg_catalog.text from ${call} c`,
       values,
     );
     const token = rows[0]?.claim_token;

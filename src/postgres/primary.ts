@@ -1,6 +1,13 @@
 import type pg from 'pg';
 import { firstUsable, hostName, type Unusable } from '../core/usable-host.js';
-import { closeQuietly, connectSql, POSTGRES_PORT, type DatabaseEndpoint, type OnConnectionError } from './connect.js';
+import {
+  closeQuietly,
+  connectSql,
+  POSTGRES_PORT,
+  type ConnectionLimits,
+  type DatabaseEndpoint,
+  type OnConnectionError,
+} from './connect.js';
 import { notWritable, toDatabaseError } from './errors.js';
 import { identifySystem, type ReplicationIdentity } from './identify.js';
 
@@ -17,7 +24,7 @@ export function sameServer(servers: DatabaseEndpoints, found: DatabaseEndpoint):
 export interface PrimaryOptions {
   applicationName: string;
   onError: OnConnectionError;
-  limits?: { lockTimeoutMs?: number; statementTimeoutMs?: number };
+  limits?: ConnectionLimits;
   /** Told of each server that is passed over before one is found. */
   onUnusable?: (unusable: Unusable) => void;
 }
@@ -72,7 +79,8 @@ async function assertWritable(client: pg.Client): Promise<void> {
   let state: { standby: boolean; readOnly: boolean } | undefined;
   try {
     const { rows } = await client.query<{ standby: boolean; readOnly: boolean }>(
-      `select pg_is_in_recovery() as standby, current_setting('transaction_read_only') = 'on' as "readOnly"`,
+      `select pg_catalog.pg_is_in_recovery() as standby,
+         pg_catalog.current_setting('transaction_read_only') operator(pg_catalog.=) 'on' as "readOnly"`,
     );
     state = rows[0];
   } catch (error) {
