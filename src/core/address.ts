@@ -51,10 +51,16 @@ export function forbiddenAs(address: Address): string | undefined {
   return inner && (isLoopback(inner) ? 'loopback in disguise' : forbiddenAs(inner));
 }
 
-/** The IPv4 address that a gateway makes of an IPv6 one: NAT64, 6to4, and the old compatible and translated forms. */
+/**
+ * The IPv4 address that a gateway makes of an IPv6 one: NAT64, 6to4, Teredo, ISATAP, and the old compatible and translated
+ * forms.
+ */
 function embeddedIpv4(address: Address): Address | undefined {
   if (address.length !== 16 || isLoopback(address)) return undefined;
   if (startsWith(address, SIX_TO_FOUR)) return address.slice(2, 6);
+  if (startsWith(address, TEREDO)) return address.slice(12).map((byte) => byte ^ 0xff);
+  // Behind any prefix; the second bit of its first byte says whether the IPv4 address is unique.
+  if (startsWith(address.slice(9), ISATAP) && ((address[8] ?? 0) & ~2) === 0) return address.slice(12);
   return [NAT64, V4_COMPATIBLE, V4_TRANSLATED].some((prefix) => startsWith(address, prefix))
     ? address.slice(12)
     : undefined;
@@ -66,6 +72,8 @@ const V4_COMPATIBLE = zeros(12);
 const V4_TRANSLATED = [...zeros(8), 0xff, 0xff, 0, 0];
 const NAT64 = [0, 0x64, 0xff, 0x9b, ...zeros(8)];
 const SIX_TO_FOUR = [0x20, 0x02];
+const TEREDO = [0x20, 0x01, 0, 0];
+const ISATAP = [0, 0x5e, 0xfe];
 
 const networks = (...texts: string[]): Network[] =>
   texts.map((text) => {
@@ -77,12 +85,22 @@ const LOOPBACK = networks('127.0.0.0/8', '::1');
 const FORBIDDEN = [
   {
     why: 'a metadata address',
-    networks: networks('169.254.169.254', '100.100.100.200', '192.0.0.192', 'fd00:ec2::/32'),
+    // Amazon, Alibaba, Oracle, Azure's wire server; Amazon and Google by IPv6.
+    networks: networks(
+      '169.254.169.254',
+      '100.100.100.200',
+      '192.0.0.192',
+      '168.63.129.16',
+      'fd00:ec2::/32',
+      'fd20:ce::/64',
+    ),
   },
   { why: 'link-local', networks: networks('169.254.0.0/16', 'fe80::/10', 'fec0::/10') },
   { why: 'unspecified', networks: networks('0.0.0.0/8', '::') },
   { why: 'multicast', networks: networks('224.0.0.0/4', 'ff00::/8') },
   { why: 'reserved', networks: networks('240.0.0.0/4', '192.0.0.0/24') },
+  // RFC 8215: which of its bytes are the IPv4 address, only the gateway knows.
+  { why: 'translated by a gateway to an address that cannot be told', networks: networks('64:ff9b:1::/48') },
 ];
 
 function startsWith(bytes: Address, prefix: readonly number[]): boolean {

@@ -25,6 +25,14 @@ export interface DeliveryProperties {
   /** Seconds since 1970. */
   timestamp?: unknown;
   headers?: Readonly<Record<string, unknown>> | undefined;
+  /** Headers that are not among `headers`, because they could not be decoded. */
+  unreadableHeaders?: readonly UnreadableHeader[] | undefined;
+}
+
+/** A header as it was on the wire: type and value, undecoded. */
+export interface UnreadableHeader {
+  name: string;
+  field: Buffer;
 }
 
 /** A delivery as a row of the inbox. Made by the delivery and the consumer's rules alone, so that a copy is the same. */
@@ -65,8 +73,8 @@ export interface IntakeRules {
   maxBodyBytes: number;
 }
 
-/** Deeper headers are not JSON that anybody reads. */
-const MAX_HEADER_DEPTH = 16;
+/** Levels of objects in headers, they themselves the first. Deeper ones are not JSON that anybody reads. */
+export const MAX_HEADER_DEPTH = 16;
 const NOT_TEXT = 'cannot be text in PostgreSQL (a NUL or half a character)';
 /** Of key and type, as the table's constraints say. */
 const MAX_TEXT_BYTES = 1_024;
@@ -101,6 +109,8 @@ export function toInboundRow(delivery: Delivery, rules: IntakeRules): InboundRow
     rawProperties: null,
   };
   const json = toJson(headers);
+  const unreadable = properties.unreadableHeaders ?? [];
+  if (unreadable.length > 0) return malformed(row, properties, unreadableText(unreadable));
   if (json === undefined) return malformed(row, properties, 'its headers are nested too deeply');
   row.headers = json;
   const untextual = namesWithoutText(row);
@@ -129,6 +139,15 @@ export function toInboundRow(delivery: Delivery, rules: IntakeRules): InboundRow
   return row;
 }
 
+/** For people: the names are anybody's words. */
+function unreadableText(unreadable: readonly UnreadableHeader[]): string {
+  const [first] = unreadable;
+  const name = JSON.stringify(first?.name.slice(0, 100));
+  const which =
+    unreadable.length === 1 ? `its header ${name} is` : `${unreadable.length} of its headers, ${name} first, are`;
+  return `${which} nested more than ${MAX_HEADER_DEPTH} levels deep or cannot be decoded; raw_properties has the bytes`;
+}
+
 /**
  * The row of a message that cannot be a row as it is. Everything that came as text is kept in `rawProperties`, with what
  * PostgreSQL refuses made readable; the body stays as it is.
@@ -152,7 +171,7 @@ export function malformed(row: InboundRow, properties: DeliveryProperties, text:
     appId: null,
     traceparent: null,
     tracestate: null,
-    rawProperties: readableJson(toJson(properties) ?? '{}'),
+    rawProperties: readableJson(toJson(properties, MAX_HEADER_DEPTH + 1) ?? '{}'),
   };
 }
 
@@ -175,7 +194,9 @@ export function bare(row: InboundRow): InboundRow {
 /** The same for every copy of a message, so that a redelivery finds its row. */
 function syntheticId(kind: string, row: InboundRow, properties: DeliveryProperties): string {
   const hash = createHash('sha256');
-  hash.update(JSON.stringify([row.exchange, row.routingKey, toJson(withoutDelivery(properties)) ?? '']));
+  hash.update(
+    JSON.stringify([row.exchange, row.routingKey, toJson(withoutDelivery(properties), MAX_HEADER_DEPTH + 1) ?? '']),
+  );
   hash.update(row.body);
   return `${kind}:${hash.digest('hex')}`;
 }
@@ -236,8 +257,8 @@ function readableJson(json: string): string {
 }
 
 /** Headers as JSON; bytes and other values that JSON has no word for are written in a readable way. */
-function toJson(value: object): string | undefined {
-  return isDeeperThan(value, MAX_HEADER_DEPTH) ? undefined : JSON.stringify(value, plain);
+function toJson(value: object, levels = MAX_HEADER_DEPTH): string | undefined {
+  return isDeeperThan(value, levels) ? undefined : JSON.stringify(value, plain);
 }
 
 function plain(this: unknown, _name: string, value: unknown): unknown {

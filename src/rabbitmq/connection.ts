@@ -8,6 +8,7 @@ import type { Clock } from '../runtime/clock.js';
 import { handshake } from './closing.js';
 import { replyCode, toBrokerError } from './errors.js';
 import { PublishChannel, type PublishChannelEvents } from './publish-channel.js';
+import { keepUnreadableHeaders } from './unreadable-headers.js';
 
 /** Where and how to connect. Heartbeat in seconds, never 0: without it a frozen broker is never noticed. */
 export interface BrokerEndpoint {
@@ -94,6 +95,8 @@ export class BrokerConnection {
     } catch (error) {
       throw toBrokerError(error, 'connecting to RabbitMQ');
     }
+    // Before there is a channel: without one no message comes.
+    keepUnreadableHeaders(model.connection);
     const connection = new BrokerConnection(model, virtualHostOf(url), clock);
     connection.#listen(events);
     return connection;

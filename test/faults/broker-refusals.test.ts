@@ -119,6 +119,10 @@ describe('what the broker or the client refuses', () => {
       [/^reserved_header: header "BCC"/, { headers: '{"BCC": "audit"}' }],
       [/^reserved_header: header "x-Death"/, { headers: '{"x-Death": "1"}' }],
       [/^bad_header: header "deep" is not a scalar/, { headers: '{"deep": {"a": [1]}}' }],
+      [
+        /^bad_header: header "deepest" is not a scalar/,
+        { headers: `{"deepest": ${'['.repeat(5_000)}${']'.repeat(5_000)}}` },
+      ],
       [/^bad_header: headers are not a JSON object/, { headers: '[1, 2]' }],
       [/^bad_header: a header name has 300 bytes/, { headers: JSON.stringify({ ['n'.repeat(300)]: 1 }) }],
       [/^name_too_long: routing_key has 300 bytes/, { routing_key: 'r'.repeat(300) }],

@@ -5,6 +5,7 @@ import { receiverScene, type ReceiverScene } from '../support/receiver-scene.js'
 import { killRelays } from '../support/relay.js';
 import { startRabbit } from '../support/servers/rabbit.js';
 import { until } from '../support/waiting.js';
+import { nestedHeader, publishFrames, textHeader } from '../support/wire/content-headers.js';
 
 const BILLING = `
 billing:
@@ -106,6 +107,61 @@ describe('one message that would stop a consumer', () => {
     await probe.close();
     expect(await consumer.stop()).toBe(0);
   });
+
+  it.each(['classic', 'quorum'])(
+    'headers nested so deep that the client could not decode them, from a %s queue: kept dead with their bytes, and nobody is hindered',
+    async (queueType) => {
+      const consumer = scene.start(
+        `${BILLING}  queueType: ${queueType}\nemails:\n  handler: { kind: store }\n  queueType: ${queueType}\n`,
+      );
+      const consuming = (name: string) =>
+        consumer.waitForLog(({ msg, consumer: whose }) => msg === 'consuming' && whose === name, `${name} to consume`);
+      await Promise.all([consuming('billing'), consuming('emails')]);
+      const fields = [textHeader('x-waybill-key', 'k-1'), nestedHeader('x-arrays', 20_000), nestedHeader('x-few', 17)];
+      await scene.sendFrames((channel) =>
+        Buffer.concat([
+          publishFrames(channel, 'billing', { fields, messageId: 'deep', body: '{"amount": 7}' }),
+          publishFrames(channel, 'billing', {
+            fields: [nestedHeader('x-tables', 15_000, 'F')],
+            messageId: 'tables',
+            body: '{"amount": 8}',
+          }),
+          publishFrames(channel, 'billing', {
+            fields: [nestedHeader('x-most', 15)],
+            messageId: 'most',
+            body: '{"amount": 1}',
+          }),
+        ]),
+      );
+      await scene.send('billing', good);
+      await scene.send('emails', [{ messageId: 'mail' }]);
+      const done = await scene.waitForRows(6, "consumer = 'billing' and status = 'done'");
+      expect(done.map(({ message_id }) => message_id)).toContain('most');
+      await scene.waitForRows(1, "consumer = 'emails' and status = 'pending'");
+      const dead = await scene.waitForRows(2, "status = 'dead'");
+      expect(dead.map((row) => [row.original_id, row.key, row.dead_reason, row.body?.toString()])).toEqual([
+        ['deep', 'k-1', 'malformed', '{"amount": 7}'],
+        ['tables', null, 'malformed', '{"amount": 8}'],
+      ]);
+      expect(dead.map((row) => row.last_error)).toEqual([
+        '2 of its headers, "x-arrays" first, are nested more than 16 levels deep or cannot be decoded; raw_properties has the bytes',
+        'its header "x-tables" is nested more than 16 levels deep or cannot be decoded; raw_properties has the bytes',
+      ]);
+      const [raw] = await scene.database.query<{ text: string }>(
+        "select convert_from(raw_properties, 'UTF8') as text from waybill.inbox where original_id = 'deep'",
+      );
+      const kept = JSON.parse(raw!.text) as { unreadableHeaders: { name: string; field: { base64: string } }[] };
+      expect(kept.unreadableHeaders.map(({ name, field }) => [name, field.base64])).toEqual([
+        ['x-arrays', nestedHeader('x-arrays', 20_000).subarray(9).toString('base64')],
+        ['x-few', nestedHeader('x-few', 17).subarray(6).toString('base64')],
+      ]);
+      await until(async () => (await scene.depth('billing')) === 0, { what: 'the queue to be empty' });
+      await until(async () => (await scene.depth('billing.dead')) === 2, { what: 'the copies' });
+      expect(consumer.log.filter(({ msg }) => msg.includes('connection'))).toEqual([]);
+      expect(await consumer.stop()).toBe(0);
+      expect(await scene.depth('billing')).toBe(0);
+    },
+  );
 
   it('F16 a timer that waits at the start does not hinder the delay exchange', async () => {
     const consumer = scene.start(BILLING);

@@ -1,4 +1,5 @@
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import type { Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as amqp from 'amqplib';
@@ -31,6 +32,8 @@ export interface ReceiverScene {
   ): RelayProcess;
   /** Sends to a queue by the default exchange, or to an exchange, and waits for the confirms. */
   send(to: string | { exchange: string; routingKey: string }, messages: readonly Sent[]): Promise<void>;
+  /** Sends frames made for a channel, as no client makes them, and waits until RabbitMQ has read them. */
+  sendFrames(make: (channel: number) => Buffer): Promise<void>;
   /** Does something on a channel of its own, with a connection of its own. */
   broker<T>(use: (channel: amqp.Channel) => Promise<T>): Promise<T>;
   /**
@@ -113,6 +116,13 @@ export async function receiverScene(
       await channel.waitForConfirms();
       await connection.close();
     },
+    sendFrames: (make) =>
+      broker(async (channel) => {
+        const { ch, connection } = channel as unknown as { ch: number; connection: { stream: Socket } };
+        connection.stream.write(make(ch));
+        // What is asked afterwards on the same channel is answered afterwards.
+        await channel.prefetch(1);
+      }),
     async depth(queue) {
       try {
         return await broker(async (channel) => (await channel.checkQueue(queue)).messageCount);

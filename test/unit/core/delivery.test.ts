@@ -85,6 +85,30 @@ describe('the inbox row of a delivery', () => {
     expect(typeof JSON.parse(row.rawProperties!)).toBe('object');
   });
 
+  it('keeps headers that could not be decoded as bytes, under an id that copies share, and says which they are', () => {
+    const unreadableHeaders = [{ name: 'x-\0deep', field: Buffer.from('A...') }];
+    const [first, again, other] = [
+      toInboundRow(delivery({ messageId: 'm', headers: { a: 1 }, unreadableHeaders }), rules),
+      toInboundRow(delivery({ messageId: 'm', headers: { a: 1, 'x-delivery-count': 1 }, unreadableHeaders }), rules),
+      toInboundRow(delivery({ messageId: 'm', headers: { a: 1 }, unreadableHeaders: [] }), rules),
+    ];
+    expect(first).toMatchObject({ originalId: 'm', dead: { reason: 'malformed' } });
+    expect(first.dead?.text).toBe(
+      'its header "x-\\u0000deep" is nested more than 16 levels deep or cannot be decoded; raw_properties has the bytes',
+    );
+    expect(JSON.parse(first.rawProperties!)).toMatchObject({
+      headers: { a: 1 },
+      unreadableHeaders: [{ name: 'x-\u2400deep', field: { '!': 'bytes', base64: 'QS4uLg==' } }],
+    });
+    expect(again.messageId).toBe(first.messageId);
+    expect(other.dead).toBeNull();
+  });
+
+  it('keeps the headers also of a message that is malformed for another reason, up to the deepest that a row has', () => {
+    const row = toInboundRow(delivery({ messageId: 'm', type: '\0', headers: nested(15) }), rules);
+    expect(JSON.parse(row.rawProperties!)).toMatchObject({ headers: nested(15) });
+  });
+
   it('takes what only looks like an escape', () => {
     const row = toInboundRow(delivery({ messageId: 'm', headers: { x: '\\u0000', y: '\\\\ud800', z: '😀' } }), rules);
     expect(row.dead).toBeNull();

@@ -60,6 +60,11 @@ test('SSRF: metadata, link-local, unspecified and multicast addresses are never 
     ['169.254.1.1', 'link-local'],
     ['100.100.100.200', 'metadata'],
     ['fd00:ec2::254', 'metadata'],
+    ['fd20:ce::254', 'metadata'],
+    ['168.63.129.16', 'metadata'],
+    ['64:ff9b::a83f:8110', 'metadata'],
+    ['64:ff9b:1:a9fe:a9:fe00::', 'translated'],
+    ['64:ff9b:1::169.254.169.254', 'translated'],
     ['fe80::1', 'link-local'],
     ['febf::1', 'link-local'],
     ['0.0.0.0', 'unspecified'],
@@ -81,6 +86,81 @@ test('SSRF: metadata, link-local, unspecified and multicast addresses are never 
   for (const address of ['10.0.0.1', '8.8.8.8', '2606:4700::1111', 'fd12::1', 'fe00::1']) {
     expect(forbiddenAs(parseAddress(address)!)).toBeUndefined();
   }
+});
+
+/** An IPv4 address in each of the clothes that some gateway takes off again. */
+const disguises: Readonly<Record<string, (bytes: readonly number[]) => string>> = {
+  mapped: (bytes) => `::ffff:${bytes.join('.')}`,
+  'mapped, in hexadecimal': (bytes) => `::ffff:${hex(bytes)}`,
+  'mapped, in full': (bytes) => `0:0:0:0:0:FFFF:${hex(bytes).toUpperCase()}`,
+  'with a zone': (bytes) => `::ffff:${bytes.join('.')}%1`,
+  compatible: (bytes) => `::${hex(bytes)}`,
+  translated: (bytes) => `::ffff:0:${hex(bytes)}`,
+  NAT64: (bytes) => `64:ff9b::${hex(bytes)}`,
+  'NAT64 of the network itself': (bytes) => `64:ff9b:1::${hex(bytes)}`,
+  'the same with a prefix of 48 bits': ([a, b, c, d]) => `64:ff9b:1:${hex([a!, b!])}:${hex([0, c!])}:${hex([d!, 0])}::`,
+  '6to4': (bytes) => `2002:${hex(bytes)}::1`,
+  Teredo: (bytes) => `2001:0:808:808:8000:7fff:${hex(bytes.map((byte) => byte ^ 0xff))}`,
+  ISATAP: (bytes) => `2001:db8:1:2:0:5efe:${hex(bytes)}`,
+  'ISATAP of a unique address': (bytes) => `2001:db8:1:2:200:5efe:${hex(bytes)}`,
+};
+
+/** Bytes as the words of an IPv6 address. */
+function hex(bytes: readonly number[]): string {
+  const words: string[] = [];
+  for (let at = 0; at < bytes.length; at += 2)
+    words.push((((bytes[at] ?? 0) << 8) | (bytes[at + 1] ?? 0)).toString(16));
+  return words.join(':');
+}
+
+test('SSRF: what may never be called may not in any disguise, whichever names and networks are allowed', () => {
+  const byte = fc.nat(255);
+  const rest = (count: number) => fc.array(byte, { minLength: count, maxLength: count });
+  const never = fc.oneof(
+    ...['169.254.169.254', '100.100.100.200', '192.0.0.192', '168.63.129.16', '0.0.0.0', '255.255.255.255'].map(
+      (text) => fc.constant(text.split('.').map(Number)),
+    ),
+    rest(2).map((tail) => [169, 254, ...tail]),
+    rest(3).map((tail) => [127, ...tail]),
+    rest(3).map((tail) => [0, ...tail]),
+    fc.tuple(fc.integer({ min: 224, max: 255 }), rest(3)).map(([head, tail]) => [head, ...tail]),
+  );
+  const others = fc.oneof(
+    rest(3).map((tail) => [10, ...tail]),
+    rest(3).map((tail) => [8, ...tail]),
+    fc.tuple(fc.constantFrom(167, 169), rest(2)).map(([head, tail]) => [head, 63, ...tail]),
+  );
+  const names = ['billing.test', '168.63.129.16', 'localhost'];
+  const lists = [
+    ['billing.test'],
+    [...names, '0.0.0.0/0', '::/0'],
+    ['::/0'],
+    ['168.63.129.16', '169.254.0.0/16', '64:ff9b::/32'],
+  ];
+  fc.assert(
+    fc.property(never, fc.constantFrom(...names), fc.constantFrom(...lists), (bytes, host, allow) => {
+      for (const [form, write] of Object.entries({ plain: (each: number[]) => each.join('.'), ...disguises })) {
+        const isOwn = bytes[0] === 127 && (form === 'plain' || form.startsWith('mapped') || form === 'with a zone');
+        // This machine may be called by its own name, and by no other.
+        if (isOwn && host === 'localhost') continue;
+        // Two that are this machine and no disguise: :: and ::1.
+        const at = write(bytes);
+        if (at === '::0:1' && host === 'localhost') continue;
+        expect(check(host, at, ...allow), `${form} ${at}`).toBeDefined();
+      }
+    }),
+    { numRuns: 1_000 },
+  );
+  fc.assert(
+    fc.property(others, (bytes) => {
+      for (const [form, write] of Object.entries(disguises)) {
+        const found = forbiddenAs(parseAddress(write(bytes))!);
+        if (/network itself|48 bits/.test(form)) expect(found).toContain('translated');
+        else expect(found, `${form} ${write(bytes)}`).toBeUndefined();
+      }
+    }),
+    { numRuns: 300 },
+  );
 });
 
 test('SSRF: this machine by its own names, others by the allow-list, and no name of others leads here', () => {
