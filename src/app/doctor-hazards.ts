@@ -145,8 +145,18 @@ export function checkTopology(steps: readonly TopologyStep[], { consumers }: Con
             'rabbitmq-plugins enable rabbitmq_delayed_message_exchange on every node, or set delay: ttl-queues',
           ),
         ];
+      case 'no-source':
+        return [
+          fail(
+            id,
+            `queue ${name} is to be bound ${detail}, an exchange that is not there`,
+            'it is declared by those who publish to it: see that it is there, or correct its name',
+          ),
+        ];
       case 'missing':
-        return declares ? [] : [fail(id, `${kind} ${name} does not exist`, 'waybill topology apply')];
+        return declares || kind === 'binding'
+          ? []
+          : [fail(id, `${kind} ${name} does not exist`, 'waybill topology apply')];
       default:
         return [];
     }

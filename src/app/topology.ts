@@ -1,4 +1,4 @@
-import type { Config } from '../config/load.js';
+import type { BrokerConfig } from '../config/load.js';
 import {
   consumerTopology,
   isBuiltIn,
@@ -29,7 +29,7 @@ export interface TopologyPlan {
 }
 
 /** Everything that the configuration wants on the broker; pure. */
-export function wantedTopology({ relay, consumers }: Config): WantedTopology {
+export function wantedTopology({ relay, consumers }: BrokerConfig): WantedTopology {
   const topology = mergeTopologies([
     ...(relay.enabled ? [relayTopology(relay)] : []),
     ...consumers.map((consumer) => consumerTopology(consumer)),
@@ -46,7 +46,7 @@ export function wantedTopology({ relay, consumers }: Config): WantedTopology {
 }
 
 /** Compares what the configuration wants with what is there; changes nothing. */
-export async function planTopology(config: Config): Promise<TopologyPlan> {
+export async function planTopology(config: BrokerConfig): Promise<TopologyPlan> {
   const { topology, permissions } = wantedTopology(config);
   const endpoints = brokerEndpoints(config.broker);
   const delayPlugin = needsDelayPlugin(topology) && (await hasDelayPlugin(endpoints, systemClock));
@@ -60,7 +60,7 @@ export async function planTopology(config: Config): Promise<TopologyPlan> {
  * Declares what is missing, and gives what was done. Throws WAYBILL_TOPOLOGY_MISMATCH where something is there with
  * other properties: it is left as it is; and WAYBILL_DELAY_PLUGIN_MISSING before anything is declared.
  */
-export async function applyTopology(config: Config): Promise<TopologyStep[]> {
+export async function applyTopology(config: BrokerConfig): Promise<TopologyStep[]> {
   const { topology } = wantedTopology(config);
   const endpoints = brokerEndpoints(config.broker);
   const delayed = config.consumers.filter(({ delay }) => delay === 'x-delayed-message').map(({ name }) => name);
@@ -68,7 +68,7 @@ export async function applyTopology(config: Config): Promise<TopologyStep[]> {
   return withTopology(endpoints, async (connection) => {
     const before = await lookAtTopology(connection, topology, { delayPlugin: true });
     await declareTopology(connection, topology);
-    return before.filter(({ state }) => state === 'missing' || state === 'asserted');
+    return before.filter(({ state }) => state === 'missing' || state === 'asserted' || state === 'no-source');
   });
 }
 
@@ -76,7 +76,7 @@ export async function applyTopology(config: Config): Promise<TopologyStep[]> {
  * The wanted things as definitions that `rabbitmqctl import_definitions` and the management plugin take. With `user`,
  * the permissions of that user too, who must exist.
  */
-export function exportTopology(config: Config, vhost: string, user: string | undefined): object {
+export function exportTopology(config: BrokerConfig, vhost: string, user: string | undefined): object {
   const { topology, permissions } = wantedTopology(config);
   return {
     vhosts: [{ name: vhost }],

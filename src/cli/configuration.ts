@@ -1,9 +1,11 @@
 import {
+  loadBrokerConfig,
   loadConfig,
   loadConsumerNames,
   loadDatabaseConfig,
   loadSchemaName,
   secretsOf,
+  type BrokerConfig,
   type Config,
   type ConfigSources,
 } from '../config/load.js';
@@ -24,6 +26,8 @@ export interface Configuration {
   whole(): Config;
   /** The database section alone, for commands that have no business with the broker. */
   database(): Config['database'];
+  /** What has to do with the broker, for commands that have no business with the database. */
+  broker(): BrokerConfig;
   /** The names of the configured consumers. */
   consumerNames(): string[];
   /** The schema name alone, for commands that need no connection. */
@@ -47,6 +51,11 @@ export function configuration(context: CliContext, options: () => GlobalOptions)
       const database = loadDatabaseConfig(sources());
       knownSecrets.add([database.url, database.replicationUrl].flatMap(passwordsIn));
       return database;
+    },
+    broker() {
+      const config = loadBrokerConfig(sources());
+      knownSecrets.add(passwordsIn(config.broker.url));
+      return config;
     },
     consumerNames: () => loadConsumerNames(sources()),
     schemaName: () => loadSchemaName(sources()),

@@ -6,7 +6,7 @@ import { confirm } from './confirm.js';
 import { EXIT } from './context.js';
 import type { Cli } from './program.js';
 import { cell } from './outbox-text.js';
-import { columns, printable } from './text.js';
+import { columns, counted, printable, wrapped } from './text.js';
 
 type Step = TopologyPlan['steps'][number];
 
@@ -18,7 +18,8 @@ const STATES: Readonly<Record<Step['state'], string>> = {
   differs: 'DIFFERS',
   unseen: 'is there?',
   refused: 'REFUSED',
-  asserted: 'to bind',
+  asserted: 'is bound?',
+  'no-source': 'NO SOURCE',
   'no-plugin': 'NO PLUGIN',
 };
 
@@ -32,7 +33,7 @@ export function registerTopology(program: Command, cli: Cli): void {
     .option('--json', 'as JSON')
     .option('--check', 'exit code 4 unless all is there and fits')
     .action(async ({ json, check }: { json?: boolean; check?: boolean }) => {
-      const plan = await planTopology(cli.configuration.whole());
+      const plan = await planTopology(cli.configuration.broker());
       if (json) cli.context.out(`${JSON.stringify(plan, null, 2)}\n`);
       else say(formatPlan(plan));
       const fits = plan.steps.every(({ state }) => state === 'fits' || state === 'unseen' || state === 'asserted');
@@ -45,19 +46,21 @@ export function registerTopology(program: Command, cli: Cli): void {
     .option('--yes', 'do not ask')
     .option('--dry-run', 'the same as plan')
     .action(async ({ yes, dryRun }: { yes?: boolean; dryRun?: boolean }) => {
-      const config = cli.configuration.whole();
+      const config = cli.configuration.broker();
       const plan = await planTopology(config);
       say(formatPlan(plan));
       if (dryRun) return;
-      const missing = plan.steps.filter(({ state }) => state === 'missing').length;
-      const bindings = plan.steps.filter(({ state }) => state === 'asserted').length;
-      if (missing + bindings === 0 && plan.steps.every(({ state }) => state === 'fits')) {
+      const things = plan.steps.filter(({ kind, state }) => kind !== 'binding' && state === 'missing').length;
+      const bindings = plan.steps.filter(({ kind }) => kind === 'binding').length;
+      if (things + bindings === 0 && plan.steps.every(({ state }) => state === 'fits')) {
         say('\nNothing is to be done.');
         return;
       }
-      await confirm(cli, `Make ${missing} exchanges and queues, and assert ${bindings} bindings?`, yes);
+      const made = counted(things, 'exchange or queue', 'exchanges and queues');
+      const declared = counted(bindings, 'binding');
+      await confirm(cli, `Make ${made}, and declare ${declared}?`, yes);
       await applyTopology(config);
-      say(`\n${missing} made, ${bindings} bindings asserted.`);
+      say(`\n${made} made; ${declared} declared.`);
     });
 
   topology
@@ -66,7 +69,7 @@ export function registerTopology(program: Command, cli: Cli): void {
     .option('--vhost <name>', 'instead of the virtual host of broker.url')
     .option('--user <name>', 'with the permissions that this user needs; it must exist')
     .action(({ vhost, user }: { vhost?: string; user?: string }) => {
-      const config = cli.configuration.whole();
+      const config = cli.configuration.broker();
       const target = vhost ?? vhostOf(hostUrls(config.broker.url)[0]);
       cli.context.out(`${JSON.stringify(exportTopology(config, target, user), null, 2)}\n`);
     });
@@ -87,15 +90,36 @@ function formatPlan({ steps, permissions }: TopologyPlan): string {
             cell(detail, WIDTH - fixed),
           ]),
         );
-  const differing = steps.filter(({ state }) => state === 'differs').map(({ kind, name }) => `${kind} ${name}`);
-  const warning =
-    differing.length === 0
-      ? ''
-      : `\n\nDIFFERS: ${differing.join(', ')}. Properties cannot be changed: delete it when it is empty and\napply again, or configure another name.`;
-  const plugin = steps.some(({ state }) => state === 'no-plugin')
-    ? '\n\nNO PLUGIN: the broker does not know exchanges of the delayed-message plugin. Enable it on every\nnode (rabbitmq-plugins enable rabbitmq_delayed_message_exchange), or set delay: ttl-queues.'
-    : '';
+  const remarks = remarksOn(steps).map((remark) => `\n\n${wrapped(remark, WIDTH).join('\n')}`);
   // Why not cut: they are to be copied.
   const needed = `The broker's user needs\n  configure  ${permissions.configure}\n  write      ${permissions.write}\n  read       ${permissions.read}`;
-  return `${table}${warning}${plugin}\n\n${needed}`;
+  return `${table}${remarks.join('')}\n\n${needed}`;
+}
+
+/** What the words of the table mean for whoever reads it. */
+function remarksOn(steps: readonly Step[]): string[] {
+  const remarks: string[] = [];
+  const has = (state: Step['state']): boolean => steps.some((step) => step.state === state);
+  if (has('asserted')) {
+    remarks.push(
+      'is bound? AMQP cannot list bindings. `waybill topology apply` declares them once more, which changes nothing where they are there; `rabbitmqctl list_bindings` shows them.',
+    );
+  }
+  if (has('differs')) {
+    const differing = steps.filter(({ state }) => state === 'differs').map(({ kind, name }) => `${kind} ${name}`);
+    remarks.push(
+      `DIFFERS: ${differing.join(', ')}. Properties cannot be changed: delete it when it is empty and apply again, or configure another name.`,
+    );
+  }
+  if (has('no-source')) {
+    remarks.push(
+      'NO SOURCE: the exchange is not there. It is declared by those who publish to it: see that it is there, or correct its name; until then the queue cannot be bound.',
+    );
+  }
+  if (has('no-plugin')) {
+    remarks.push(
+      'NO PLUGIN: the broker does not know exchanges of the delayed-message plugin. Enable it on every node (rabbitmq-plugins enable rabbitmq_delayed_message_exchange), or set delay: ttl-queues.',
+    );
+  }
+  return remarks;
 }

@@ -40,6 +40,20 @@ export function loadDatabaseConfig(sources: ConfigSources): Config['database'] {
   return toDatabase(settings.shape.database.parse(tree['database']));
 }
 
+/** What commands need that have to do with the broker alone. */
+export type BrokerConfig = Pick<Config, 'broker' | 'relay' | 'consumers'>;
+
+/** Stands for the database of commands that never connect to one. */
+const NO_DATABASE = 'postgres://localhost/none';
+
+/** Broker, relay and consumers, checked; the database's URL may be missing. */
+export function loadBrokerConfig(sources: ConfigSources): BrokerConfig {
+  const { parsed } = read(sources, [], NO_DATABASE);
+  if (!parsed.success) throw new ConfigInvalid([]);
+  const { broker, relay, consumers } = toConfig(parsed.data);
+  return { broker, relay, consumers };
+}
+
 /** The names of the configured consumers alone; the broker's URL may be missing. */
 export function loadConsumerNames(sources: ConfigSources): string[] {
   return consumerNames(read(sources, ['broker.url']).tree);
@@ -52,12 +66,16 @@ export function loadSchemaName(sources: ConfigSources): string {
   return shape.schema.parse((tree['database'] as RawTree | undefined)?.['schema']);
 }
 
-function read({ file, environment, readFile }: ConfigSources, mayBeMissing: readonly string[]) {
+function read({ file, environment, readFile }: ConfigSources, mayBeMissing: readonly string[], noDatabase?: string) {
   const problems: ConfigProblem[] = [];
   const tree = file ? parseFile(file.text, file.name, problems) : {};
   if (typeof tree['relay'] === 'boolean') tree['relay'] = { enabled: tree['relay'] };
   const fileIsBroken = problems.length > 0;
   const origins = applyEnvironment(tree, environment, readFile, problems);
+  if (noDatabase !== undefined && !origins.has('database.url')) {
+    const section = (tree['database'] ??= {});
+    if (typeof section === 'object') (section as RawTree)['url'] ??= noDatabase;
+  }
   const parsed = settings.safeParse(tree);
   for (const issue of parsed.error?.issues ?? []) {
     const missing = issue.message === 'is missing';

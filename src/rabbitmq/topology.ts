@@ -1,6 +1,6 @@
 import type { Channel } from 'amqplib';
 import { WaybillError } from '../core/errors.js';
-import { PLUGIN_EXCHANGE_TYPE, type Topology } from '../core/topology.js';
+import { isBuiltIn, PLUGIN_EXCHANGE_TYPE, type Topology } from '../core/topology.js';
 import { systemClock } from '../runtime/clock.js';
 import { BrokerConnection, type BrokerEndpoints } from './connection.js';
 import { replyCode, toBrokerError } from './errors.js';
@@ -12,12 +12,16 @@ import { replyCode, toBrokerError } from './errors.js';
  */
 export type TopologyState = 'missing' | 'fits' | 'differs' | 'unseen' | 'refused' | 'no-plugin';
 
-/** One declaration and how it is on the broker. Bindings cannot be seen by AMQP; to declare one twice changes nothing. */
+/**
+ * One declaration and how it is on the broker. Bindings cannot be seen by AMQP; to declare one twice changes nothing.
+ * `missing`: it cannot be there, because its queue or exchange is not; `asserted`: it may be there, or not; `no-source`:
+ * its exchange is not there, and is for others to declare.
+ */
 export interface TopologyStep {
   kind: 'exchange' | 'queue' | 'binding';
   name: string;
   detail: string;
-  state: TopologyState | 'asserted';
+  state: TopologyState | 'asserted' | 'no-source';
 }
 
 const REFUSED = 403;
@@ -76,11 +80,27 @@ export async function lookAtTopology(
     );
     steps.push({ kind: 'queue', name, detail: argumentsText(given), state });
   }
+  const isMissing = (kind: string, name: string): boolean =>
+    steps.some((step) => step.kind === kind && step.name === name && step.state === 'missing');
+  const foreign = new Map<string, boolean>();
   for (const { exchange, queue, routingKey } of topology.bindings) {
     const detail = `from ${exchange}${routingKey === '' ? '' : ` by ${routingKey}`}`;
-    steps.push({ kind: 'binding', name: queue, detail, state: 'asserted' });
+    const isOurs = isBuiltIn(exchange) || topology.exchanges.some(({ name }) => name === exchange);
+    if (!isOurs && !foreign.has(exchange)) foreign.set(exchange, await isThere(connection, exchange));
+    const state =
+      foreign.get(exchange) === false
+        ? 'no-source'
+        : isMissing('queue', queue) || isMissing('exchange', exchange)
+          ? 'missing'
+          : 'asserted';
+    steps.push({ kind: 'binding', name: queue, detail, state });
   }
   return steps;
+}
+
+async function isThere(connection: BrokerConnection, exchange: string): Promise<boolean> {
+  const refusal = await refusalOf(connection, (channel) => channel.checkExchange(exchange), 'looking at the broker');
+  return refusal?.code !== NOT_FOUND;
 }
 
 /** Declares what is missing and binds. Nothing that is there is changed; throws WAYBILL_TOPOLOGY_MISMATCH if it differs. */

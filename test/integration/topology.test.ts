@@ -40,11 +40,9 @@ afterEach(async () => {
   await vhost.drop();
 });
 
+/** Without a database: none of these commands has anything to do with one. */
 const topology = (brokerUrl: string, ...args: string[]) =>
-  runProgram(['--config', join(dir, 'waybill.yaml'), 'topology', ...args], {
-    WAYBILL_DATABASE_URL: stage.database.url,
-    WAYBILL_BROKER_URL: brokerUrl,
-  });
+  runProgram(['--config', join(dir, 'waybill.yaml'), 'topology', ...args], { WAYBILL_BROKER_URL: brokerUrl });
 
 async function broker<T>(url: string, use: (channel: amqp.Channel) => Promise<T>): Promise<T> {
   const connection = await amqp.connect(url);
@@ -62,6 +60,8 @@ test('plan, apply, plan: makes what is missing, and then all fits; a message fin
   expect(before.code).toBe(4);
   expect(before.out).toMatch(/to make +exchange +shop\.events +topic\n/);
   expect(before.out).toMatch(/to make +queue +billing +queue-type=quorum/);
+  expect(before.out).toMatch(/to make +binding +billing +from shop\.events by order\.\*\n/);
+  expect(before.out).not.toContain('is bound?');
   for (const line of before.out.split("\n\nThe broker's")[0]?.split('\n') ?? []) {
     expect(line.length).toBeLessThanOrEqual(80);
   }
@@ -72,6 +72,16 @@ test('plan, apply, plan: makes what is missing, and then all fits; a message fin
   expect(after.code).toBe(0);
   const { steps } = JSON.parse(after.out) as { steps: { kind: string; state: string }[] };
   expect(new Set(steps.filter(({ kind }) => kind !== 'binding').map(({ state }) => state))).toEqual(new Set(['fits']));
+  // Nobody can see by AMQP whether they are there, so the plan does not say that they are yet to be made.
+  const seen = await topology(vhost.url, 'plan');
+  expect(seen.out).toMatch(/is bound\? +binding +billing +from shop\.events by order\.\*\n/);
+  expect(seen.out.replaceAll(/\s+/g, ' ')).toContain(
+    'AMQP cannot list bindings. `waybill topology apply` declares them',
+  );
+  expect(seen.out).not.toMatch(/to (make|bind)/);
+  for (const line of seen.out.split("\n\nThe broker's")[0]?.split('\n') ?? []) {
+    expect(line.length).toBeLessThanOrEqual(80);
+  }
   const { messageCount } = await broker(vhost.url, async (channel) => {
     channel.publish('shop.events', 'order.paid', Buffer.from('x'));
     channel.publish('waybill.dlx', 'dead.billing', Buffer.from('x'));
@@ -125,12 +135,42 @@ test('a binding to an exchange of others that is not there says whose matter tha
     join(dir, 'other.yaml'),
     `relay: false\nconsumers: { mail: { bindings: [{ exchange: theirs, routingKey: "#" }] } }\n`,
   );
-  const { code, err } = await runProgram(['--config', join(dir, 'other.yaml'), 'topology', 'apply', '--yes'], {
-    WAYBILL_DATABASE_URL: stage.database.url,
-    WAYBILL_BROKER_URL: vhost.url,
-  });
+  const other = (...args: string[]) =>
+    runProgram(['--config', join(dir, 'other.yaml'), ...args], {
+      WAYBILL_DATABASE_URL: stage.database.url,
+      WAYBILL_BROKER_URL: vhost.url,
+    });
+  const plan = await other('topology', 'plan', '--check');
+  expect(plan.code).toBe(4);
+  expect(plan.out).toMatch(/NO SOURCE +binding +mail +from theirs by #\n/);
+  const { out } = await other('doctor', '--json');
+  expect((JSON.parse(out) as { findings: unknown[] }).findings).toContainEqual(
+    expect.objectContaining({
+      id: 'topology',
+      severity: 'fail',
+      finding: 'queue mail is to be bound from theirs by #, an exchange that is not there',
+    }),
+  );
+  const { code, err } = await other('topology', 'apply', '--yes');
   expect(code).toBe(1);
   expect(err).toContain('declared by them');
+
+  await broker(vhost.url, async (channel) => {
+    await channel.assertExchange('theirs', 'fanout');
+    await channel.deleteQueue('mail');
+  });
+  expect((await other('topology', 'plan')).out).toMatch(/to make +binding +mail +from theirs by #\n/);
+  expect(await other('topology', 'apply', '--yes')).toMatchObject({
+    code: 0,
+    out: expect.stringContaining('; 8 bindings declared.') as string,
+  });
+});
+
+test('the rules for the URL of the broker hold without a database, too', async () => {
+  const { code, err } = await topology('amqp://user:secret@broker.example', 'plan');
+  expect(code).toBe(2);
+  expect(err).toContain('amqp://, which sends the password');
+  expect(err).not.toContain('database.url');
 });
 
 test('export is imported by rabbitmqctl; then all fits, and the relay runs with no more rights than it names', async () => {
