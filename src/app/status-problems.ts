@@ -1,4 +1,5 @@
 import type { Config } from '../config/load.js';
+import { counted } from '../core/counted.js';
 import type { StateCount } from '../postgres/backlog.js';
 import type { StatusFacts } from './status.js';
 
@@ -90,7 +91,7 @@ function activity({ activity: now, backlog: rows, record, live }: StatusFacts, c
   }
   if (now === 'stopped') {
     const waiting = rows?.states.find(({ state }) => state === 'ready');
-    const cost = waiting ? `; ${amount(waiting)} wait to be published` : '';
+    const cost = waiting ? `; ${amount(waiting)} ${waiting.count === 1 ? 'waits' : 'wait'} to be published` : '';
     return [{ id: 'stopped', problem: `No relay is running${cost}.`, next: 'waybill run' }];
   }
   if (now === 'starting' && record && record.passUptoSeq === null && config.relay.source === 'wal') {
@@ -163,10 +164,11 @@ function backlog({ backlog: rows, activity: now, parkedErrors }: StatusFacts, co
   const parked = of('parked');
   if (parked) {
     const [commonest] = parkedErrors;
-    const example = commonest ? ` Most often: ${commonest.error}` : '';
+    const often = parked.count === 1 ? '' : ' Most often:';
+    const example = commonest ? `${often} ${commonest.error}` : '';
     problems.push({
       id: 'parked',
-      problem: `${amount(parked)} ${parked.count === 1 ? 'is' : 'are'} parked: they could not be published and are kept with their error.${example}`,
+      problem: `${amount(parked)} ${parked.count === 1 ? 'is parked: it could not be published and is kept with its error' : 'are parked: they could not be published and are kept with their errors'}.${example}`,
       next: 'waybill outbox list --state parked',
     });
   }
@@ -202,15 +204,15 @@ function consumers({ consumers: all }: StatusFacts): StatusProblem[] {
     }
     const dead = states?.find(({ state }) => state === 'dead');
     if (dead) {
-      const problem = `${whose} has given up ${amount(dead).replace(/ rows?$/, '')} ${dead.count === 1 ? 'message' : 'messages'}.`;
+      const problem = `${whose} has given up ${amount(dead, 'message')}.`;
       problems.push({ id: 'dead', problem, next: `waybill dead list --consumer ${name}` });
     }
   }
   return problems;
 }
 
-function amount({ count, accuracy }: StateCount): string {
-  return `${accuracy === 'exact' ? '' : `${accuracy.replace('-', ' ')} `}${count.toLocaleString('en-US')} ${count === 1 ? 'row' : 'rows'}`;
+function amount({ count, accuracy }: StateCount, one = 'row'): string {
+  return `${accuracy === 'exact' ? '' : `${accuracy.replace('-', ' ')} `}${counted(count, one)}`;
 }
 
 function withHint(message: string, hint: string | null): string {

@@ -1,3 +1,4 @@
+import { counted } from '../core/counted.js';
 import type { MessageRow } from '../postgres/operator-rows.js';
 import type { InboxRow, Neighbours } from '../postgres/inbox-rows.js';
 
@@ -42,7 +43,7 @@ export function verdictOf(evidence: TraceEvidence): Verdict {
     return {
       verdict: 'given up',
       reason,
-      next: `waybill inbox retry --consumer ${word(discarded.consumer)} ${word(id)}`,
+      next: `waybill inbox replay --consumer ${word(discarded.consumer)} ${word(discarded.messageId)}`,
     };
   }
   const applied = (inbox ?? []).filter(({ status }) => status === 'done').map(({ consumer }) => consumer);
@@ -117,11 +118,11 @@ function failureVerdict(
   }
   const { applied: done = 0, failing: alike = 0 } = row.neighbours ?? {};
   if (alike > 0 && alike >= done) {
-    const reason = `${row.consumer} fails on ${alike} other messages of this type, too (${done} were applied around it)`;
+    const reason = `${row.consumer} fails on ${counted(alike, 'other message')} of this type, too (${counted(done, 'was', 'were')} applied around it)`;
     return { verdict: 'this consumer', reason, next };
   }
   if (done > 0) {
-    const reason = `${row.consumer} applied ${done} other messages of this type around it (${alike} failed)`;
+    const reason = `${row.consumer} applied ${counted(done, 'other message')} of this type around it (${alike} failed)`;
     return { verdict: 'source data', reason, next };
   }
   const reason = `no other message of this type is there to compare it with; message ${id} fails at ${row.consumer}`;

@@ -1,4 +1,5 @@
 import type { Config } from '../config/load.js';
+import { counted } from '../core/counted.js';
 import { WaybillError } from '../core/errors.js';
 import { publicationName, slotName } from '../core/identity.js';
 import { toDatabaseError } from '../postgres/errors.js';
@@ -60,17 +61,25 @@ export async function planUninstall(config: Config, keepBroker: boolean): Promis
     ...(lock === 'held' ? ['a relay is running: it holds the lock queue'] : []),
     ...(broker?.present ?? [])
       .filter(({ consumers }) => (consumers ?? 0) > 0)
-      .map(({ name, consumers }) => `queue ${name} has ${consumers ?? 0} consumers`),
+      .map(({ name, consumers }) => `queue ${name} has ${counted(consumers ?? 0, 'consumer')}`),
     ...(found.contents?.mayDrop === false
       ? [`this role may not drop the schema: connect as ${found.contents.owner} or a superuser`]
       : []),
   ];
   const losses = [
-    ...(found.unfinished.outbox > 0 ? [`${amount(found.unfinished.outbox)} rows of the outbox are not published`] : []),
-    ...(found.unfinished.inbox > 0 ? [`${amount(found.unfinished.inbox)} messages of the inbox are not applied`] : []),
+    ...(found.unfinished.outbox > 0
+      ? [
+          `${amount(found.unfinished.outbox, 'row')} of the outbox ${found.unfinished.outbox === 1 ? 'is' : 'are'} not published`,
+        ]
+      : []),
+    ...(found.unfinished.inbox > 0
+      ? [
+          `${amount(found.unfinished.inbox, 'message')} of the inbox ${found.unfinished.inbox === 1 ? 'is' : 'are'} not applied`,
+        ]
+      : []),
     ...(broker?.present ?? [])
       .filter(({ messages }) => (messages ?? 0) > 0)
-      .map(({ name, messages }) => `queue ${name} holds ${messages ?? 0} messages`),
+      .map(({ name, messages }) => `queue ${name} holds ${counted(messages ?? 0, 'message')}`),
     ...(found.contents?.foreign ?? []).map(
       (name) => `${database.schema}.${name} is not of Waybill, and goes with the schema`,
     ),
@@ -159,6 +168,6 @@ async function inDatabase<T>(config: Config, doing: string, act: (client: SqlCli
   });
 }
 
-function amount(count: number): string {
-  return count >= COUNTED ? `at least ${count}` : String(count);
+function amount(count: number, one: string): string {
+  return `${count >= COUNTED ? 'at least ' : ''}${counted(count, one)}`;
 }

@@ -107,7 +107,7 @@ async function inBatches(cli: Cli, act: BulkAct, ids: readonly string[]): Promis
   try {
     await act.run(ids, true, count);
   } catch (error) {
-    cli.context.err(`${spokenCount(seen)} of ${total} rows were handled before it failed; they stay so.\n`);
+    cli.context.err(`${spokenCount(seen)} of ${total} handled before it failed; what was done stays done.\n`);
     throw error;
   }
   return sums;

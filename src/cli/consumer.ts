@@ -8,6 +8,7 @@ import {
   renameConsumerTo,
   switchConsumer,
 } from '../app/inbox-admin.js';
+import { counted } from '../core/counted.js';
 import { createTextRedactor } from '../telemetry/redact.js';
 import { duration } from './arguments.js';
 import { confirm } from './confirm.js';
@@ -80,7 +81,7 @@ export function registerConsumer(program: Command, cli: Cli): void {
       say(
         left === 0
           ? `Consumer ${name} is paused, and nothing of it is being handled.`
-          : `Consumer ${name} is paused; ${left} messages are still being handled after ${timeout / 1000} s.`,
+          : `Consumer ${name} is paused; ${counted(left, 'message is', 'messages are')} still being handled after ${timeout / 1000} s.`,
       );
     });
 
@@ -106,7 +107,7 @@ export function registerConsumer(program: Command, cli: Cli): void {
       const moved = await renameConsumerTo(database, { from, to }, reason ?? null, (soFar) =>
         cli.context.err(`${spokenCount(soFar)} of about ${spokenCount(Math.max(about, soFar))}\n`),
       );
-      say(`Consumer ${from} is ${to} now; ${spokenCount(moved)} messages went along.`);
+      say(`Consumer ${from} is ${to} now; ${counted(moved, 'message')} went along.`);
     });
 
   consumer

@@ -32,7 +32,7 @@ export function formatInbox({ rows, more }: { rows: readonly InboxRow[]; more: b
     const remark = cell(parts.filter((part) => part !== '').join('; '), WIDTH - 4);
     return remark === '' ? [table[n + 1] ?? ''] : [table[n + 1] ?? '', `    ${remark}`];
   });
-  const end = more ? [`There are more than these ${spokenCount(rows.length)}; --limit shows more of them.`] : [];
+  const end = more ? [`More fit than the ${spokenCount(rows.length)} shown; --limit shows more of them.`] : [];
   return [table[0], ...lines, ...end].join('\n');
 }
 

@@ -31,7 +31,7 @@ export function formatList({ rows, more }: OutboxList): string {
     ...rows.map((row, n) => [row.id, row.state, ages[n] ?? '', cell(row.type, left)]),
   ]).split('\n');
   const lines = rows.flatMap((row, n) => [table[n + 1] ?? '', ...remarks(row)]);
-  const end = more ? [`There are more than these ${spokenCount(rows.length)}; --limit shows more of them.`] : [];
+  const end = more ? [`More fit than the ${spokenCount(rows.length)} shown; --limit shows more of them.`] : [];
   return [table[0], ...lines, ...end].join('\n');
 }
 

@@ -1,5 +1,6 @@
 import type { Command } from 'commander';
 import { countRedaction, estimateSearch, redact } from '../app/inbox-admin.js';
+import { counted } from '../core/counted.js';
 import { confirm } from './confirm.js';
 import type { Cli } from './program.js';
 import { columns, printable, spokenCount } from './text.js';
@@ -42,7 +43,7 @@ export function registerRedact(program: Command, cli: Cli): void {
         const whose = printable(key === null ? `message ${id ?? ''}` : `key ${key}`);
         await confirm(
           cli,
-          `Remove the content of ${whose}, ${spokenCount(rows)} rows? It cannot be brought back.`,
+          `Remove the content of ${whose}, ${counted(rows, 'row')}? It cannot be brought back.`,
           options.yes,
         );
       }
@@ -55,7 +56,7 @@ export function registerRedact(program: Command, cli: Cli): void {
       const pending = places.find(({ place }) => place === 'outbox_pending')?.rows ?? 0;
       if (pending > 0)
         cli.context.out(
-          `${spokenCount(pending)} are about to be published and were left: call it again once they are out.\n`,
+          `${counted(pending, 'row is', 'rows are')} about to be published and left as ${pending === 1 ? 'it is' : 'they are'}: call it again afterwards.\n`,
         );
       cli.context.out(
         options.dryRun

@@ -1,5 +1,6 @@
 import { Option, type Command } from 'commander';
 import { collectStatus, type Activity, type Status } from '../app/status.js';
+import { counted } from '../core/counted.js';
 import { systemClock } from '../runtime/clock.js';
 import { createJsonRedactor, createTextRedactor } from '../telemetry/redact.js';
 import { interval } from './arguments.js';
@@ -154,7 +155,7 @@ function backlogRows({ backlog, parkedErrors }: Status): [string, string][] {
   const { rows, bytes: historyBytes, partitions } = backlog.history;
   const history: [string, string] = [
     'history',
-    `about ${spokenCount(rows)} rows, ${spokenBytes(historyBytes)} in ${spokenCount(partitions)} partitions`,
+    `about ${counted(rows, 'row')}, ${spokenBytes(historyBytes)} in ${counted(partitions, 'partition')}`,
   ];
   if (backlog.states.length === 0) return [['backlog', `empty (${size})`], history];
   const lines = columns(

@@ -55,11 +55,6 @@ export function spokenCount(count: number): string {
   return count.toLocaleString('en-US');
 }
 
-/** `1 row`, `2 rows`, `1,234 rows`; `many`: where an s does not make it so. */
-export function counted(count: number, one: string, many = `${one}s`): string {
-  return `${spokenCount(count)} ${count === 1 ? one : many}`;
-}
-
 /** Lines of at most `width` signs, broken between words; a longer word stands alone. */
 export function wrapped(text: string, width: number): string[] {
   const lines: string[] = [];

@@ -1,12 +1,13 @@
 import type { Command } from 'commander';
 import { hostUrls } from '../config/hosts.js';
 import { applyTopology, exportTopology, planTopology, vhostOf, type TopologyPlan } from '../app/topology.js';
+import { counted } from '../core/counted.js';
 import { createTextRedactor } from '../telemetry/redact.js';
 import { confirm } from './confirm.js';
 import { EXIT } from './context.js';
 import type { Cli } from './program.js';
 import { cell } from './outbox-text.js';
-import { columns, counted, printable, wrapped } from './text.js';
+import { columns, printable, wrapped } from './text.js';
 
 type Step = TopologyPlan['steps'][number];
 

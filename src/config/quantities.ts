@@ -64,7 +64,7 @@ function parseQuantity(
 ): Parsed<number> {
   const text = typeof raw === 'string' ? raw.trim() : raw;
   if (typeof text === 'number' || (typeof text === 'string' && /^\d+(\.\d+)?$/.test(text))) {
-    return { problem: `${text} has no unit`, mend: `write ${what} with its unit, such as ${examples}` };
+    return { problem: `has no unit (${text})`, mend: `write ${what} with its unit, such as ${examples}` };
   }
   const match = typeof text === 'string' ? /^(\d+(?:\.\d+)?)\s*([A-Za-z]+)$/.exec(text) : null;
   if (!match) return { problem: `is not ${what}`, mend: `write it like ${examples}` };

@@ -318,7 +318,7 @@ describe('waybill consumer', () => {
     );
     const late = await waybill('consumer', 'drain', 'billing', '--reason', 'release', '--timeout', '300ms');
     expect(late).toMatchObject({ code: 1 });
-    expect(late.out).toContain('1 messages are still being handled');
+    expect(late.out).toContain('1 message is still being handled');
     const drain = startProgram(['consumer', 'drain', 'billing', '--reason', 'release'], {
       WAYBILL_DATABASE_URL: database.url,
     });
@@ -338,7 +338,7 @@ test('F128: a renamed consumer still knows what it has applied; one that is gone
   expect((await waybill('consumer', 'rename', 'post', 'letters')).code).toBe(2);
   expect(await waybill('consumer', 'rename', 'post', 'letters', '--yes', '--reason', 'clearer')).toMatchObject({
     code: 0,
-    out: 'Consumer post is letters now; 1 messages went along.\n',
+    out: 'Consumer post is letters now; 1 message went along.\n',
   });
   expect(await waybill('inbox', 'replay', '--consumer', 'letters', id)).toMatchObject({
     out: `${id}  already applied\n`,

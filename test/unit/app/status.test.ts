@@ -260,6 +260,22 @@ describe('the text', () => {
     );
   });
 
+  it('one row is told as one', () => {
+    const one = { count: 1, accuracy: 'exact' as const, oldestAgeMs: 1_000 };
+    const states = ['ready', 'parked', 'blocked'].map((state) => ({ ...one, state }));
+    const history = { rows: 1, bytes: 8_192, partitions: 1 };
+    const error = { error: 'unroutable: no queue', count: 1, exampleId: 'id', exampleType: 't' };
+    const facts = { activity: 'stopped' as const, backlog: { states, tableBytes: 1, history }, parkedErrors: [error] };
+    const strict = { ...config, relay: { ...config.relay, ordering: 'strict' as const } };
+    const told = findProblems({ ...HEALTHY, ...facts }, strict).map(({ problem }) => problem);
+    expect(told).toEqual([
+      'No relay is running; 1 row waits to be published.',
+      '1 row is parked: it could not be published and is kept with its error. unroutable: no queue',
+      '1 row is blocked behind a parked row of the same key.',
+    ]);
+    expect(shown(facts)).toContain('about 1 row, 8.0 KiB in 1 partition\n');
+  });
+
   it('stays whole when nothing can be reached', () => {
     const nothing = {
       activity: 'unknown' as const,

@@ -116,6 +116,20 @@ describe('the consumers', () => {
     expect(verdict({ inbox: rows, history: [message('published')] }).verdict).toBe(expected);
   });
 
+  test('what an operator discarded is brought back by replay; retry answers that it is discarded', () => {
+    expect(verdict({ inbox: [inbox({ status: 'discarded' })] }).next).toBe(
+      `waybill inbox replay --consumer billing ${ID}`,
+    );
+  });
+
+  test('one other message is told as one', () => {
+    const rows = (applied: number, failing: number) => [inbox({ ...DEAD, neighbours: { applied, failing } })];
+    expect(verdict({ inbox: rows(1, 0) }).reason).toContain('applied 1 other message of this type');
+    expect(verdict({ inbox: rows(1, 1) }).reason).toContain(
+      'fails on 1 other message of this type, too (1 was applied around it)',
+    );
+  });
+
   test('the next command names the consumer and the id under which the row is kept', () => {
     const rows = [inbox({ ...DEAD, deadReason: 'conflict', messageId: 'conflict:ab', originalId: ID })];
     expect(verdict({ inbox: rows }).next).toBe('waybill inbox show --consumer billing conflict:ab');

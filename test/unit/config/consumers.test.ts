@@ -116,7 +116,7 @@ consumers:
       'consumers.billing.accept has an entry that is no type',
       'consumers.billing.identify is no way to find an id',
       'consumers.billing.handler.functon is no key of Waybill',
-      'consumers.billing.retry.delays 1 has no unit',
+      'consumers.billing.retry.delays has no unit (1)',
       'consumers.billing.retry.maxAtempts is no key of Waybill',
       'consumers.billing.queu is no key of Waybill',
       'consumers.emails.retention.ids is not longer than a message may be retried, so that a copy could be applied again',

@@ -16,7 +16,7 @@ describe('parseDuration', () => {
 
   it.each([30, '30', '1.5', 0])('refuses %s, because it has no unit', (raw) => {
     expect(parseDuration(raw)).toEqual({
-      problem: `${raw} has no unit`,
+      problem: `has no unit (${raw})`,
       mend: expect.stringContaining('"30s"') as string,
     });
   });
