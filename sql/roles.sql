@@ -193,8 +193,8 @@ grant execute on function
   :"schema".register_consumers, :"schema".consumer_break, :"schema".consumer_mend, :"schema".inbox_wake,
   :"schema".arrivals, :"schema".store_arrivals, :"schema".handler_call, :"schema".deferred_constraints,
   :"schema".call_handler, :"schema".inbox_receive, :"schema".inbox_claim_rows, :"schema".lock_keys,
-  :"schema".finish_row, :"schema".inbox_apply, :"schema".inbox_settle, :"schema".revive_row, :"schema".inbox_refund,
-  :"schema".inbox_give_back, :"schema".inbox_extend_rows,
+  :"schema".finish_rows, :"schema".put_back_rows, :"schema".inbox_apply, :"schema".inbox_settle, :"schema".revive_row,
+  :"schema".inbox_refund, :"schema".inbox_give_back, :"schema".inbox_extend_rows,
   :"schema".inbox_due, :"schema".inbox_sweep, :"schema".inbox_deaths, :"schema".inbox_deaths_copied,
   :"schema".inbox_clean to :"relay";
 -- What the program removes when its retention is over, consumers or not.

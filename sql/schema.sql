@@ -648,6 +648,11 @@ declare
   claimed waybill.inbox;
   message waybill.inbox_message;
   called record;
+  done bigint[] := '{}';
+  results pg_catalog.text[] := '{}';
+  failed bigint[] := '{}';
+  verdicts pg_catalog.text[] := '{}';
+  errors pg_catalog.text[] := '{}';
 begin
   if cardinality(seqs) > most_applied then
     raise exception 'at most % messages are applied in one transaction', most_applied using errcode = '22023';
@@ -657,12 +662,6 @@ begin
     select * into claimed from waybill.inbox i
     where i.seq = inbox_apply.seq and i.consumer = settings.name and i.status = 'running' and i.claim_token = token
     for update;
-    status := null;
-    attempt := null;
-    next_attempt_at := null;
-    dead_reason := null;
-    error := null;
-    released := null;
     if not found then
       verdict := 'lost';
       return next;
@@ -672,18 +671,25 @@ begin
     perform set_config('search_path', path, true);
     select * into called from waybill.call_handler(calling, message, deferred);
     perform pg_catalog.set_config('search_path', fixed, true);
-    verdict := called.verdict;
-    error := called.error;
-    if verdict = 'done' then
-      released := waybill.finish_row(settings, claimed.seq, claimed.key, called.result);
-      status := 'done';
+    if called.verdict = 'done' then
+      done := done || claimed.seq;
+      results := array_append(results, called.result);
     else
-      select p.status, p.attempt, p.next_attempt_at, p.dead_reason, p.released
-      into status, attempt, next_attempt_at, dead_reason, released
-      from waybill.put_back(settings, claimed.seq, verdict, error, null) as p;
+      failed := failed || claimed.seq;
+      verdicts := verdicts || called.verdict;
+      errors := array_append(errors, called.error);
     end if;
-    return next;
   end loop;
+  if cardinality(done) > 0 then
+    return query
+    select f.seq, 'done', 'done', null::int, null::timestamptz, null, null, f.released
+    from waybill.finish_rows(settings, done, results) as f;
+  end if;
+  if cardinality(failed) > 0 then
+    return query
+    select p.seq, p.status, p.verdict, p.attempt, p.next_attempt_at, p.dead_reason, p.error, p.released
+    from waybill.put_back_rows(settings, failed, verdicts, errors, '{}') as p;
+  end if;
   perform set_config('search_path', path, true);
 end
 $function$;
@@ -697,6 +703,7 @@ CREATE OR REPLACE FUNCTION waybill.inbox_claim(consumer text, max integer DEFAUL
 AS $function$
 declare
   settings constant waybill.consumer := waybill.consumer_for_caller(inbox_claim.consumer);
+  moment timestamptz;
   taken bigint[];
 begin
   perform waybill.check_claim(max, lease);
@@ -705,18 +712,20 @@ begin
     return;
   end if;
   perform waybill.end_expired_leases(settings);
+  -- Why not in the conditions: a function that may answer anew for each row is no condition of an index.
+  moment := clock_timestamp();
 
   -- One whose workers vanished twice goes alone: if it takes the next one down as well, it takes nothing else with it.
   taken := array(
     select i.seq from waybill.inbox i
     where i.consumer = settings.name and i.abandoned >= 2 and i.status in ('pending', 'waiting')
-      and (i.next_attempt_at is null or i.next_attempt_at <= clock_timestamp())
+      and (i.next_attempt_at is null or i.next_attempt_at <= moment)
     order by i.seq + 0 limit 1 for update skip locked
   );
   if cardinality(taken) = 0 then
     taken := array(
       select i.seq from waybill.inbox i
-      where i.consumer = settings.name and i.status = 'waiting' and i.next_attempt_at <= clock_timestamp()
+      where i.consumer = settings.name and i.status = 'waiting' and i.next_attempt_at <= moment
         and i.abandoned < 2
       order by i.next_attempt_at limit inbox_claim.max for update skip locked
     );
@@ -738,9 +747,11 @@ CREATE OR REPLACE FUNCTION waybill.inbox_claim_rows(consumer text, seqs bigint[]
  RETURNS SETOF waybill.claimed_message
  LANGUAGE plpgsql
  SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+ SET enable_seqscan TO 'off'
 AS $function$
 declare
   early constant interval := '100 milliseconds';
+  soon constant timestamptz := clock_timestamp() + early;
   settings constant waybill.consumer := waybill.consumer_settings(inbox_claim_rows.consumer);
   taken bigint[];
 begin
@@ -751,8 +762,13 @@ begin
   end if;
   taken := array(
     select i.seq from waybill.inbox i
-    where i.seq = any (inbox_claim_rows.seqs) and i.consumer = settings.name
-      and (i.status = 'pending' or i.status = 'waiting' and i.next_attempt_at <= clock_timestamp() + early)
+    where i.seq = any (inbox_claim_rows.seqs)
+      -- In this form, lest all rows that wait are read to find these.
+      and case
+        when i.consumer <> settings.name then false
+        when i.status = 'waiting' then i.next_attempt_at <= soon
+        else i.status = 'pending'
+      end
       and (attempts is null
         or i.failures + i.abandoned + 1 = attempts[array_position(inbox_claim_rows.seqs, i.seq)])
       and (i.abandoned < 2 or cardinality(inbox_claim_rows.seqs) = 1)
@@ -934,6 +950,8 @@ CREATE OR REPLACE FUNCTION waybill.inbox_due(consumer text, within interval DEFA
  SET enable_seqscan TO 'off'
 AS $function$
 #variable_conflict use_column
+declare
+  until constant timestamptz := clock_timestamp() + inbox_due.within;
 begin
   if exists (select from waybill.consumer c where c.name = inbox_due.consumer and c.paused_by = 'operator') then
     return;
@@ -943,7 +961,7 @@ begin
   from (
     (select i.* from waybill.inbox i
      where i.consumer = inbox_due.consumer and i.status = 'waiting'
-       and i.next_attempt_at <= clock_timestamp() + inbox_due.within
+       and i.next_attempt_at <= until
      order by i.next_attempt_at limit inbox_due.max_rows)
     union all
     (select i.* from waybill.inbox i
@@ -1119,6 +1137,10 @@ declare
   stored record;
   called record;
   settled record;
+  failed bigint[] := '{}';
+  ordinals int[] := '{}';
+  verdicts pg_catalog.text[] := '{}';
+  errors pg_catalog.text[] := '{}';
 begin
   if applying and json_array_length(messages) > most_applied then
     raise exception 'at most % messages are applied in one transaction', most_applied using errcode = '22023';
@@ -1153,7 +1175,14 @@ begin
         update waybill.inbox i set result = called.result where i.seq = stored.seq;
       end if;
     end if;
-    if verdict <> 'done' then
+    if verdict <> 'done' and stored.key is null then
+      failed := failed || seq;
+      ordinals := ordinals || ordinal;
+      verdicts := verdicts || verdict;
+      errors := array_append(errors, error);
+      continue;
+    elsif verdict <> 'done' then
+      -- What becomes of it decides whether others of its key go on.
       select * into settled from waybill.put_back(settings, stored.seq, verdict, error, null);
       status := settled.status;
       attempt := settled.attempt;
@@ -1168,6 +1197,12 @@ begin
     end if;
     return next;
   end loop;
+  if cardinality(failed) > 0 then
+    return query
+    select f.ordinal, 'inserted', p.seq, p.status, p.verdict, p.attempt, p.next_attempt_at, p.dead_reason, p.error
+    from waybill.put_back_rows(settings, failed, verdicts, errors, '{}') as p
+    join unnest(failed, ordinals) as f (seq, ordinal) on f.seq = p.seq;
+  end if;
   perform set_config('search_path', path, true);
 end
 $function$;
@@ -1285,35 +1320,45 @@ AS $function$
 declare
   settings constant waybill.consumer := waybill.consumer_settings(inbox_settle.consumer);
   answer record;
-  claimed record;
+  done bigint[] := '{}';
+  texts text[] := '{}';
+  failed bigint[] := '{}';
+  verdicts text[] := '{}';
+  errors text[] := '{}';
+  delays interval[] := '{}';
 begin
   perform waybill.lock_keys(settings, array(select (r.value ->> 'seq')::bigint from json_array_elements(results) as r));
   for answer in
     select * from json_to_recordset(results)
       as r (seq bigint, verdict text, error text, retry_in interval, result text) order by r.seq
   loop
-    select i.key into claimed from waybill.inbox i
+    seq := answer.seq;
+    perform from waybill.inbox i
     where i.seq = answer.seq and i.consumer = settings.name and i.status = 'running'
       and i.claim_token = inbox_settle.token for update;
-    seq := answer.seq;
-    status := null;
-    verdict := answer.verdict;
-    attempt := null;
-    next_attempt_at := null;
-    dead_reason := null;
-    released := null;
-    if not found then
+    if not found or seq = any (done) or seq = any (failed) then
       verdict := 'lost';
-    elsif verdict = 'done' then
-      released := waybill.finish_row(settings, seq, claimed.key, answer.result);
-      status := 'done';
+      return next;
+    elsif answer.verdict = 'done' then
+      done := done || seq;
+      texts := array_append(texts, answer.result);
     else
-      select p.status, p.attempt, p.next_attempt_at, p.dead_reason, p.released
-      into status, attempt, next_attempt_at, dead_reason, released
-      from waybill.put_back(settings, answer.seq, answer.verdict, answer.error, answer.retry_in) as p;
+      failed := failed || seq;
+      verdicts := array_append(verdicts, answer.verdict);
+      errors := array_append(errors, answer.error);
+      delays := array_append(delays, answer.retry_in);
     end if;
-    return next;
   end loop;
+  if cardinality(done) > 0 then
+    return query
+    select f.seq, 'done', 'done', null::int, null::timestamptz, null, f.released
+    from waybill.finish_rows(settings, done, texts) as f;
+  end if;
+  if cardinality(failed) > 0 then
+    return query
+    select p.seq, p.status, p.verdict, p.attempt, p.next_attempt_at, p.dead_reason, p.released
+    from waybill.put_back_rows(settings, failed, verdicts, errors, delays) as p;
+  end if;
 end
 $function$;
 
@@ -2699,21 +2744,37 @@ begin
 end
 $function$;
 
-CREATE OR REPLACE FUNCTION waybill.finish_row(settings waybill.consumer, seq bigint, key text, result text)
- RETURNS bigint
+CREATE OR REPLACE FUNCTION waybill.finish_rows(settings waybill.consumer, seqs bigint[], results text[])
+ RETURNS TABLE(seq bigint, released bigint)
  LANGUAGE plpgsql
  SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+ SET enable_seqscan TO 'off'
+ SET enable_hashjoin TO 'off'
+ SET enable_mergejoin TO 'off'
+ SET plan_cache_mode TO 'force_generic_plan'
 AS $function$
+#variable_conflict use_column
+declare
+  settled record;
 begin
-  update waybill.inbox i
-  set status = 'done', processed_at = clock_timestamp(), result = left(finish_row.result, 4000), last_error = null,
-    body = case when settings.retain_bodies > interval '0' then i.body end,
-    claim_token = null, lease_until = null, locked_by = null
-  where i.seq = finish_row.seq;
-  if settings.ordering = 'key' and key is not null then
-    return waybill.release_key(settings, key);
-  end if;
-  return null;
+  for settled in
+    with changed as (
+      update waybill.inbox i
+      set status = 'done', processed_at = clock_timestamp(), result = left(g.result, 4000), last_error = null,
+        body = case when settings.retain_bodies > interval '0' then i.body end,
+        claim_token = null, lease_until = null, locked_by = null
+      from unnest(seqs, results) as g (seq, result) where i.seq = g.seq
+      returning i.seq, i.key
+    )
+    select c.seq, c.key from changed c order by c.seq
+  loop
+    seq := settled.seq;
+    released := null;
+    if settings.ordering = 'key' and settled.key is not null then
+      released := waybill.release_key(settings, settled.key);
+    end if;
+    return next;
+  end loop;
 end
 $function$;
 
@@ -2774,14 +2835,17 @@ $function$;
 
 CREATE OR REPLACE FUNCTION waybill.lock_keys(settings waybill.consumer, seqs bigint[])
  RETURNS void
- LANGUAGE sql
+ LANGUAGE plpgsql
  SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
 AS $function$
-  select pg_advisory_xact_lock(l.lock) from (
-    select distinct waybill.key_lock(settings.name, i.key) as lock
-    from waybill.inbox i
-    where settings.ordering = 'key' and i.seq = any (lock_keys.seqs) and i.key is not null order by 1
-  ) as l
+begin
+  if settings.ordering = 'key' then
+    perform pg_advisory_xact_lock(l.lock) from (
+      select distinct waybill.key_lock(settings.name, i.key) as lock
+      from waybill.inbox i where i.seq = any (lock_keys.seqs) and i.key is not null order by 1
+    ) as l;
+  end if;
+end
 $function$;
 
 CREATE OR REPLACE FUNCTION waybill.log_inbox_action(action text, target waybill.inbox, reason text, answer text)
@@ -2827,66 +2891,100 @@ CREATE OR REPLACE FUNCTION waybill.put_back(settings waybill.consumer, seq bigin
  LANGUAGE plpgsql
  SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
 AS $function$
+begin
+  select p.status, p.attempt, p.next_attempt_at, p.dead_reason, p.released
+  into status, attempt, next_attempt_at, dead_reason, released
+  from waybill.put_back_rows(settings, array[seq], array[verdict], array[error], array[retry_in]) as p;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.put_back_rows(settings waybill.consumer, seqs bigint[], verdicts text[], errors text[], retry_ins interval[])
+ RETURNS TABLE(seq bigint, verdict text, status text, attempt integer, next_attempt_at timestamp with time zone, dead_reason text, error text, released bigint)
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+ SET enable_seqscan TO 'off'
+ SET enable_hashjoin TO 'off'
+ SET enable_mergejoin TO 'off'
+ SET plan_cache_mode TO 'force_generic_plan'
+AS $function$
+#variable_conflict use_column
 declare
   longest_delay constant interval := '30 days';
   moment constant timestamptz := clock_timestamp();
-  before record;
-  failed constant int := case when verdict in ('retry', 'broken', 'never') then 1 else 0 end;
-  delay interval;
+  wrong text;
+  settled record;
 begin
-  if verdict is null or verdict not in ('retry', 'not-yet', 'never', 'broken', 'release') then
-    raise exception 'unknown verdict: %', to_json(verdict) using errcode = '22023';
-  elsif retry_in < interval '0' then
+  select to_json(g.verdict) into wrong from unnest(verdicts) as g (verdict)
+  where g.verdict is null or g.verdict not in ('retry', 'not-yet', 'never', 'broken', 'release') limit 1;
+  if found then
+    raise exception 'unknown verdict: %', wrong using errcode = '22023';
+  elsif exists (select from unnest(retry_ins) as g (retry_in) where g.retry_in < interval '0') then
     raise exception 'a delay must not be negative' using errcode = '22023';
   end if;
-  select i.message_id, i.key, i.failures + failed as failures, i.abandoned, i.received_at, i.locked_by into before
-  from waybill.inbox i where i.seq = put_back.seq;
-  attempt := before.failures + before.abandoned + 1;
-  error := left(error, 4000);
 
-  if verdict = 'never' then
-    dead_reason := 'never';
-  elsif verdict in ('retry', 'broken') and before.failures >= settings.max_attempts then
-    dead_reason := 'attempts';
-  elsif verdict in ('retry', 'broken') and moment - before.received_at > settings.max_age
-    and waybill.inbox_age(seq, before.message_id, before.received_at) > settings.max_age
-  then
-    dead_reason := 'age';
-  elsif verdict = 'not-yet' and moment - before.received_at > settings.not_yet_for
-    and waybill.inbox_age(seq, before.message_id, before.received_at) > settings.not_yet_for
-  then
-    dead_reason := 'not-yet';
-  end if;
-
-  if dead_reason is not null then
-    status := 'dead';
-  elsif verdict = 'release' and retry_in is null then
-    status := 'pending';
-  else
-    status := 'waiting';
-    -- Jitter only lengthens: a message never comes back sooner than it was told.
-    delay := case verdict
-      when 'not-yet' then least(greatest(settings.retry_delays[1], (moment - before.received_at) / 2), interval '10 minutes')
-      else settings.retry_delays[least(greatest(before.failures, 1), cardinality(settings.retry_delays))]
-    end * (1 + random());
-    next_attempt_at := moment + least(coalesce(retry_in, delay), longest_delay);
-  end if;
-
-  update waybill.inbox i
-  set status = put_back.status, next_attempt_at = put_back.next_attempt_at, dead_reason = put_back.dead_reason,
-    processed_at = case put_back.status when 'dead' then moment end, failures = before.failures,
-    last_error = coalesce(put_back.error, i.last_error), claim_token = null, lease_until = null, locked_by = null
-  where i.seq = put_back.seq;
-
-  -- What only waits for its data, or was not begun, is no failure.
-  if failed = 1 or status = 'dead' then
-    insert into waybill.inbox_attempt (inbox_seq, number, at, verdict, error, worker)
-    select put_back.seq, coalesce(max(a.number), 0) + 1, moment, put_back.verdict, put_back.error, before.locked_by
-    from waybill.inbox_attempt a where a.inbox_seq = put_back.seq;
-  end if;
-  if status = 'dead' and settings.ordering = 'key' and before.key is not null then
-    released := waybill.release_key(settings, before.key);
-  end if;
+  for settled in
+    with given as materialized (
+      select g.seq, g.verdict, left(g.error, 4000) as error, g.retry_in,
+        case when g.verdict in ('retry', 'broken', 'never') then 1 else 0 end as failed
+      from unnest(seqs, verdicts, errors, retry_ins) as g (seq, verdict, error, retry_in)
+    ), before as materialized (
+      select g.*, i.message_id, i.key, i.failures + g.failed as failures, i.abandoned, i.received_at, i.locked_by
+      from given g join waybill.inbox i on i.seq = g.seq
+    ), judged as materialized (
+      select b.*,
+        case
+          when b.verdict = 'never' then 'never'
+          when b.verdict in ('retry', 'broken') and b.failures >= settings.max_attempts then 'attempts'
+          when b.verdict in ('retry', 'broken') and moment - b.received_at > settings.max_age
+            and waybill.inbox_age(b.seq, b.message_id, b.received_at) > settings.max_age then 'age'
+          when b.verdict = 'not-yet' and moment - b.received_at > settings.not_yet_for
+            and waybill.inbox_age(b.seq, b.message_id, b.received_at) > settings.not_yet_for then 'not-yet'
+        end as dead_reason
+      from before b
+    ), decided as materialized (
+      select j.*, j.failures + j.abandoned + 1 as attempt,
+        case
+          when j.dead_reason is not null then 'dead'
+          when j.verdict = 'release' and j.retry_in is null then 'pending'
+          else 'waiting'
+        end as status,
+        -- Jitter only lengthens: a message never comes back sooner than it was told.
+        case when j.dead_reason is null and not (j.verdict = 'release' and j.retry_in is null) then
+          moment + least(longest_delay, coalesce(j.retry_in, case j.verdict
+            when 'not-yet' then
+              least(greatest(settings.retry_delays[1], (moment - j.received_at) / 2), interval '10 minutes')
+            else settings.retry_delays[least(greatest(j.failures, 1), cardinality(settings.retry_delays))]
+          end * (1 + random())))
+        end as next_attempt_at
+      from judged j
+    ), changed as (
+      update waybill.inbox i
+      set status = d.status, next_attempt_at = d.next_attempt_at, dead_reason = d.dead_reason,
+        processed_at = case d.status when 'dead' then moment end, failures = d.failures,
+        last_error = coalesce(d.error, i.last_error), claim_token = null, lease_until = null, locked_by = null
+      from decided d where i.seq = d.seq
+    ), noted as (
+      -- What only waits for its data, or was not begun, is no failure.
+      insert into waybill.inbox_attempt (inbox_seq, number, at, verdict, error, worker)
+      select d.seq, 1 + coalesce((select max(a.number) from waybill.inbox_attempt a where a.inbox_seq = d.seq), 0),
+        moment, d.verdict, d.error, d.locked_by
+      from decided d where d.failed = 1 or d.status = 'dead'
+    )
+    select * from decided d order by d.seq
+  loop
+    seq := settled.seq;
+    verdict := settled.verdict;
+    status := settled.status;
+    attempt := settled.attempt;
+    next_attempt_at := settled.next_attempt_at;
+    dead_reason := settled.dead_reason;
+    error := settled.error;
+    released := null;
+    if status = 'dead' and settings.ordering = 'key' and settled.key is not null then
+      released := waybill.release_key(settings, settled.key);
+    end if;
+    return next;
+  end loop;
 end
 $function$;
 
@@ -3123,9 +3221,14 @@ $function$;
 
 CREATE OR REPLACE FUNCTION waybill.take_rows(settings waybill.consumer, seqs bigint[], lease interval)
  RETURNS SETOF waybill.claimed_message
- LANGUAGE sql
+ LANGUAGE plpgsql
  SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+ SET enable_seqscan TO 'off'
+ SET plan_cache_mode TO 'force_generic_plan'
 AS $function$
+#variable_conflict use_column
+begin
+  return query
   with taken as (
     update waybill.inbox i
     set status = 'running', claim_token = t.token, lease_until = clock_timestamp() + take_rows.lease, next_attempt_at = null,
@@ -3140,7 +3243,8 @@ AS $function$
     c.key, c.schema_version, c.body, c.content_type, c.content_encoding, c.headers, c.exchange, c.routing_key,
     c.correlation_id, c.causation_id, c.reply_to, c.app_id, c.priority, c.occurred_at, c.traceparent, c.tracestate,
     c.received_at
-  from taken c order by c.seq
+  from taken c order by c.seq;
+end
 $function$;
 
 create table waybill.outbox_history_default partition of waybill.outbox_history default;
@@ -3746,7 +3850,7 @@ comment on function waybill.end_expired_leases(settings waybill.consumer) is 'Co
 
 comment on function waybill.ensure_publication() is 'Creates the publication of inserts into the outbox, named after the schema, if it is missing, and adds the table if that is: created, or exists.';
 
-comment on function waybill.finish_row(settings waybill.consumer, seq bigint, key text, result text) is 'Makes a running row done and returns the row that this releases, if any. The caller has the row and the lock of its key.';
+comment on function waybill.finish_rows(settings waybill.consumer, seqs bigint[], results text[]) is 'Makes running rows done, and says which rows that releases. Each row is named once; the caller has them, and the locks of their keys.';
 
 comment on function waybill.first_result(scope text, key text) is 'The result that the first time was told; null if none, or it never was.';
 
@@ -3843,6 +3947,8 @@ comment on function waybill.publish(type text, payload json, key text, payload_b
 comment on function waybill.publish_many(messages json) is 'Writes one row for each object of the array and returns their ids in the same order. The names are those of publish; null means the default, also for payload; payload_bytes is base64; a payload is kept as written, byte for byte. An unknown name is an error that says where, and nothing is written.';
 
 comment on function waybill.put_back(settings waybill.consumer, seq bigint, verdict text, error text, retry_in interval, OUT status text, OUT attempt integer, OUT next_attempt_at timestamp with time zone, OUT dead_reason text, OUT released bigint) is 'After an attempt that did not succeed: the row waits for its next one, or is dead. Verdicts: retry and broken spend an attempt, not-yet is bounded by age, never is the end, release spends nothing. The caller has the row, and the lock of its key if the consumer is ordered by key.';
+
+comment on function waybill.put_back_rows(settings waybill.consumer, seqs bigint[], verdicts text[], errors text[], retry_ins interval[]) is 'Settles rows after an attempt that did not apply them, each by its own verdict: it waits, is pending again, or is dead. Each row is named once; the caller has them, and the locks of their keys.';
 
 comment on function waybill.redact(key text, id text, reason text) is 'Removes the content of all messages of a key, or of one message id, from the inbox, its attempts, the outbox, the history and the log: bodies, headers, keys, routes, traces, errors, results. Ids stay, so that a duplicate is still recognised; unfinished rows are discarded. Says how many rows of each table; outbox_pending are rows that are about to be published, and were left: call it again once they are out. By key it reads the whole inbox first, and locks nothing meanwhile. Queues, WAL, backups, and what first_time and newer were told are not reached. The log of it has a hash in the place of the key.';
 
