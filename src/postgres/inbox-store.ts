@@ -124,7 +124,7 @@ export class InboxStore {
     const rows = await this.#query<OutcomeRow>(
       'applying messages',
       `select r.seq::pg_catalog.text, r.status, r.verdict, r.attempt, r.dead_reason, r.error, r.released, ${DUE_IN_MS}
-       from ${this.#schema}.inbox_apply($1, $2::bigint[], $3::pg_catalog.uuid) r`,
+       from ${this.#schema}.inbox_apply($1, $2::bigint[], $3::pg_catalog.uuid) r order by r.seq`,
       [this.#consumer, seqs.map(String), token],
       { handles: (row) => row.verdict !== 'lost' },
     );
