@@ -1329,8 +1329,9 @@ declare
 begin
   perform waybill.lock_keys(settings, array(select (r.value ->> 'seq')::bigint from json_array_elements(results) as r));
   for answer in
-    select * from json_to_recordset(results)
-      as r (seq bigint, verdict text, error text, retry_in interval, result text) order by r.seq
+    select * from rows from (
+      json_to_recordset(results) as (seq bigint, verdict text, error text, retry_in interval, result text)
+    ) with ordinality as r order by r.seq, r.ordinality
   loop
     seq := answer.seq;
     perform from waybill.inbox i
