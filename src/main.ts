@@ -50,6 +50,7 @@ const code = await runCli(process.argv.slice(2), version, {
   err: (text) => process.stderr.write(text),
   outIsTerminal: process.stdout.isTTY,
   outRows: () => process.stdout.rows,
+  outColumns: () => process.stdout.columns,
   ask: process.stdin.isTTY ? ask : undefined,
   onSignal: (listener) => {
     for (const name of HANDLED_SIGNALS) process.on(name, listener);

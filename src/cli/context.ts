@@ -13,6 +13,8 @@ export interface CliContext {
   outIsTerminal: boolean;
   /** Lines that the terminal shows now. */
   outRows?: () => number | undefined;
+  /** Signs that a line of the terminal holds now. */
+  outColumns?: () => number | undefined;
   /** Asks on the terminal; undefined where nobody can answer. */
   ask: ((question: string) => Promise<string>) | undefined;
   /** Calls the listener for each SIGTERM, SIGINT and SIGHUP from now on. */

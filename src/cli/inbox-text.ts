@@ -4,6 +4,8 @@ import { aligned, columns, printable, spoken, spokenBytes, spokenCount, wrapped 
 
 const WIDTH = 80;
 const ID_WIDTH = 36;
+const BLANKS = 2;
+const SHORTEST_NAME = 8;
 
 /** Rows of the inbox: a line for each, and one more for what is known of it. */
 export function formatInbox({ rows, more }: { rows: readonly InboxRow[]; more: boolean }, now: Date): string {
@@ -30,10 +32,16 @@ export function formatInbox({ rows, more }: { rows: readonly InboxRow[]; more: b
       row.error ?? '',
     ];
     const remark = cell(parts.filter((part) => part !== '').join('; '), WIDTH - 4);
-    return remark === '' ? [table[n + 1] ?? ''] : [table[n + 1] ?? '', `    ${remark}`];
+    // Why not cut: it is to be copied into the next command.
+    const whole = row.messageId.length <= ID_WIDTH ? [] : [`    id ${idText(row.messageId)}`];
+    return [table[n + 1] ?? '', ...whole, ...(remark === '' ? [] : [`    ${remark}`])];
   });
   const end = more ? [`More fit than the ${spokenCount(rows.length)} shown; --limit shows more of them.`] : [];
   return [table[0], ...lines, ...end].join('\n');
+}
+
+function idText(id: string): string {
+  return printable(id).replaceAll('\n', ' ');
 }
 
 function dueText(at: Date, now: Date): string {
@@ -108,9 +116,7 @@ export function formatGroups(groups: readonly DeadGroup[], by: 'error' | 'type' 
       const ages = `oldest ${spoken(now.getTime() - firstAt.getTime())}, newest ${spoken(now.getTime() - lastAt.getTime())} ago`;
       const head = `${spokenCount(count)} at ${cell(consumer, 30)}${reason === null ? '' : ` (${reason})`}; ${ages}`;
       const text = common ?? (by === 'error' ? 'no error is recorded' : `no ${by}`);
-      return [cell(head, WIDTH), `    ${cell(text, WIDTH - 4)}`, `    such as ${cell(exampleId, WIDTH - 12)}`].join(
-        '\n',
-      );
+      return [cell(head, WIDTH), `    ${cell(text, WIDTH - 4)}`, `    id ${idText(exampleId)}`].join('\n');
     })
     .join('\n');
 }
@@ -132,17 +138,26 @@ function oldestText({ states }: ConsumerEntry): string {
 /** The consumers with their backlog. */
 export function formatConsumers(consumers: readonly ConsumerEntry[]): string {
   if (consumers.length === 0) return 'No consumer is registered; `waybill run` registers those of its configuration.';
-  const table = columns([
-    ['CONSUMER', 'HANDLER', 'PENDING', 'RUNNING', 'WAITING', 'BLOCKED', 'DEAD', 'OLDEST'],
+  const facts = [
+    ['HANDLER', 'PENDING', 'RUNNING', 'WAITING', 'BLOCKED', 'DEAD', 'OLDEST'],
     ...consumers.map((one) => [
-      cell(one.name, 18),
       one.handler,
       ...['pending', 'running', 'waiting', 'blocked', 'dead'].map((status) => countText(one, status)),
       oldestText(one),
     ]),
-  ]).split('\n');
+  ];
+  const widest = Math.max(
+    ...columns(facts)
+      .split('\n')
+      .map((line) => line.length),
+  );
+  const nameWidth = Math.max(SHORTEST_NAME, WIDTH - widest - BLANKS);
+  const names = ['CONSUMER', ...consumers.map(({ name }) => cell(name, nameWidth))];
+  const table = columns(facts.map((row, n) => [names[n] ?? '', ...row])).split('\n');
   const lines = consumers.flatMap((one, n) => {
     const parts = [
+      // Whole where it is cut above: commands ask for it.
+      one.name.length > nameWidth ? `consumer ${one.name}` : '',
       one.owner === null ? '' : `owner ${one.owner}`,
       `queue ${one.queue}`,
       one.ordering === 'key' ? 'ordered by key' : '',

@@ -75,18 +75,23 @@ function brokerOf(cli: Cli): Config['broker'] | undefined {
   }
 }
 
-function formatRelays(listed: readonly ListedRelay[]): string {
+/** The recorded relays; names of slots and holders may be long, so they have lines of their own. */
+export function formatRelays(listed: readonly ListedRelay[]): string {
   if (listed.length === 0) return 'No relay is recorded; the first `waybill run` records one.';
   const rows = listed.map(({ record, slot }) => [
     record.name,
     record.source,
-    record.slot ?? '-',
-    slot === null ? 'no slot' : slot.active ? 'in use' : 'not in use',
+    slot === null ? 'not there' : slot.active ? 'in use' : 'not in use',
     slot?.keptWalBytes == null ? '-' : spokenBytes(slot.keptWalBytes),
-    record.holder ?? '-',
     record.checkpointAgeMs === null ? '-' : `${spoken(record.checkpointAgeMs)} ago`,
   ]);
-  return columns([['RELAY', 'SOURCE', 'SLOT', 'STATE', 'WAL KEPT', 'LAST HOLDER', 'CHECKPOINT'], ...rows]);
+  const [head, ...lines] = columns([['RELAY', 'SOURCE', 'SLOT IS', 'WAL KEPT', 'CHECKPOINT'], ...rows]).split('\n');
+  const whole = listed.flatMap(({ record }, n) => [
+    lines[n] ?? '',
+    `    slot ${record.slot ?? '-'}`,
+    `    last holder ${record.holder ?? '-'}`,
+  ]);
+  return [head, ...whole].join('\n');
 }
 
 function systemIdentifier(raw: string): string {

@@ -82,11 +82,11 @@ export function formatStatus(status: Status): string {
   return `${aligned(fitted(rows))}\n\n${verdict}`;
 }
 
-/** Values that are too wide go on in the next line. */
+/** Values that are too wide go on in the next line, a little further in. */
 function fitted(rows: readonly (readonly [string, string])[]): [string, string][] {
   const width = WIDTH - 2 - Math.max(...rows.map(([label]) => label.length));
   return rows.flatMap(([label, value]) =>
-    wrapped(value, width).map((line, index): [string, string] => [index === 0 ? label : '', line]),
+    wrapped(value, width, '  ').map((line, index): [string, string] => [index === 0 ? label : '', line]),
   );
 }
 

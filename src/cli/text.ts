@@ -55,14 +55,14 @@ export function spokenCount(count: number): string {
   return count.toLocaleString('en-US');
 }
 
-/** Lines of at most `width` signs, broken between words; a longer word stands alone. */
-export function wrapped(text: string, width: number): string[] {
+/** Lines of at most `width` signs, broken between words, all but the first behind `indent`; a longer word stands alone. */
+export function wrapped(text: string, width: number, indent = ''): string[] {
   const lines: string[] = [];
   let line = '';
   for (const word of text.split(' ')) {
-    if (line !== '' && line.length + 1 + word.length > width) {
+    if (line.trim() !== '' && line.length + 1 + word.length > width) {
       lines.push(line);
-      line = word;
+      line = indent + word;
     } else line = line === '' ? word : `${line} ${word}`;
   }
   return [...lines, line];

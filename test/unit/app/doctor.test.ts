@@ -222,6 +222,31 @@ describe('checks of the broker', () => {
   });
 });
 
+it('on a terminal no line is longer than it is wide, but for commands that are to be copied', () => {
+  const findings: Finding[] = [
+    {
+      id: 'a',
+      severity: 'fail',
+      finding: 'is broken in many ways, one after the other',
+      mend: 'mend it piece by piece',
+    },
+    { id: 'b', severity: 'warn', finding: 'is odd', mend: 'waybill relay adopt --expect 7300000000000000000' },
+  ];
+  expect(formatFindings(findings, 40)).toBe(
+    [
+      'WARN  b: is odd',
+      '      mend: waybill relay adopt --expect 7300000000000000000',
+      'FAIL  a: is broken in many ways, one',
+      '      after the other',
+      '      mend: mend it piece by piece',
+      '',
+      '1 failed, 1 warning.',
+    ].join('\n'),
+  );
+  // What is read by grep is one line.
+  expect(formatFindings(findings)).toContain('FAIL  a: is broken in many ways, one after the other\n');
+});
+
 it('what needs a hand is printed last, with its mend and a count', () => {
   const text = formatFindings([
     { id: 'a', severity: 'fail', finding: 'is broken', mend: 'mend it' },

@@ -162,7 +162,7 @@ describe('the text', () => {
         '             (table 64.0 KiB)',
         'history      about 9,000,000 rows, 1.9 GiB in 8 partitions',
         'broker       RabbitMQ 3.10.8, rabbit@a, virtual host /; exchange waybill.events',
-        '             is there',
+        '               is there',
         'schema       version 1, this program needs 1 (database shop)',
         '',
         'No problems.',

@@ -1,0 +1,103 @@
+import { describe, expect, it } from 'vitest';
+import { relayEntry, slotEntry } from '../app/evidence.js';
+import type { ConsumerEntry, DeadGroup, InboxRow } from '../../../src/app/inbox-admin.js';
+import { formatConsumers, formatGroups, formatInbox } from '../../../src/cli/inbox-text.js';
+import { formatRelays } from '../../../src/cli/relay.js';
+import { wrapped } from '../../../src/cli/text.js';
+
+const NOW = new Date('2027-02-01T00:00:00Z');
+const LONG_AGO = new Date('2026-01-01T00:30:00Z');
+const CONFLICT = `conflict:${'a'.repeat(64)}`;
+const LONG_NAME = 'billing-of-the-northern-region';
+
+const tooLong = (text: string): string[] => text.split('\n').filter((line) => line.length > 80);
+
+function row(change: Partial<InboxRow>): InboxRow {
+  return {
+    seq: '1',
+    consumer: LONG_NAME,
+    messageId: CONFLICT,
+    originalId: null,
+    type: 'order.paid',
+    key: 'k'.repeat(200),
+    schemaVersion: 1,
+    status: 'discarded',
+    deadReason: 'conflict',
+    failures: 12,
+    abandoned: 0,
+    error: 'another body '.repeat(30),
+    receivedAt: LONG_AGO,
+    processedAt: null,
+    nextAttemptAt: null,
+    leaseUntil: null,
+    lockedBy: null,
+    size: 1,
+    ...change,
+  };
+}
+
+function consumer(change: Partial<ConsumerEntry>): ConsumerEntry {
+  const state = (name: string) => ({
+    state: name,
+    count: 10_000,
+    accuracy: 'at-least' as const,
+    oldestAgeMs: NOW.getTime() - LONG_AGO.getTime(),
+  });
+  return {
+    name: LONG_NAME,
+    owner: 'team '.repeat(30),
+    queue: 'q'.repeat(200),
+    handler: 'store',
+    ordering: 'key',
+    pausedAt: LONG_AGO,
+    pausedBy: 'operator',
+    pausedReason: 'because '.repeat(30),
+    registeredAt: LONG_AGO,
+    states: ['pending', 'running', 'waiting', 'blocked', 'dead'].map(state),
+    ...change,
+  };
+}
+
+describe('lists fit 80 columns, and what the next command asks for is whole', () => {
+  it('inbox and dead', () => {
+    const text = formatInbox({ rows: [row({}), row({ messageId: 'short', consumer: 'b' })], more: true }, NOW);
+    expect(tooLong(text)).toEqual([]);
+    expect(text).toContain(`\n    id ${CONFLICT}\n`);
+    expect(text).not.toContain('id short');
+  });
+
+  it('dead by what they have in common', () => {
+    const group: DeadGroup = {
+      consumer: LONG_NAME,
+      reason: 'conflict',
+      common: 'text '.repeat(60),
+      count: 1_234_567,
+      firstAt: LONG_AGO,
+      lastAt: LONG_AGO,
+      exampleId: CONFLICT,
+    };
+    const text = formatGroups([group], 'error', NOW);
+    expect(tooLong(text)).toEqual([]);
+    expect(text).toContain(CONFLICT);
+  });
+
+  it('consumers', () => {
+    const text = formatConsumers([consumer({}), consumer({ name: 'short', pausedAt: null })]);
+    expect(tooLong(text)).toEqual([]);
+    expect(text).toContain(`\n    consumer ${LONG_NAME}; owner team`);
+    expect(text).not.toContain('consumer short');
+  });
+
+  it('relays', () => {
+    const record = relayEntry({ slot: 's'.repeat(63), holder: `${'h'.repeat(55)}:12345` });
+    const text = formatRelays([{ record, slot: slotEntry({ active: false }) }]);
+    expect(tooLong(text)).toEqual([]);
+    expect(text).toContain(`\n    slot ${'s'.repeat(63)}\n`);
+  });
+});
+
+it('a line goes on behind the indent, which counts', () => {
+  expect(wrapped('ab cd ef gh', 5, '  ')).toEqual(['ab cd', '  ef', '  gh']);
+  expect(wrapped('a verylongword b', 5, '  ')).toEqual(['a', '  verylongword', '  b']);
+  expect(wrapped('a b', Infinity, '  ')).toEqual(['a b']);
+});
