@@ -44,7 +44,15 @@ export function checkHazards(hazards: Hazards, { database, relay }: Config): Fin
   }
   if (hazards.triggers.length > 0) {
     const what = `triggers or rules of your own: ${hazards.triggers.join(', ')}`;
-    findings.push(warn('triggers', what, 'take them away, or see that they never change, drop or slow down a row'));
+    findings.push(
+      warn('triggers', what, 'take them away, or see that they never change, drop, refuse or slow down a row'),
+    );
+  }
+  if (hazards.constraints.length > 0) {
+    const what = `constraints of your own may refuse what the relay does with a row of the outbox: ${hazards.constraints.join('; ')}`;
+    const mend =
+      'drop them, or see that they let the relay set state, attempts and last_error, delete a row, and write one back without your columns (null or their default): a row that is refused keeps its place in the log, and WAL with it';
+    findings.push(warn('constraints', what, mend));
   }
   if (hazards.rowsInDefaultPartition === true) {
     const mend = `select * from ${schema}.keep_history(); it moves them where it can; else they are trimmed by age`;

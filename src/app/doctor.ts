@@ -16,7 +16,7 @@ import { identifySystemBySql, type ReplicationIdentity } from '../postgres/ident
 import { identifyPrimary } from '../postgres/primary.js';
 import { inspectConsumers, inspectHazards, registeredConsumers } from '../postgres/inspect-hazards.js';
 import { checkSchema, migrationStatus } from '../postgres/migrations.js';
-import { OUTBOX_COLUMNS } from '../postgres/outbox-row.js';
+import { OUTBOX_COLUMNS, STATE_COLUMNS } from '../postgres/outbox-row.js';
 import { inspectPublication } from '../postgres/relay-record.js';
 import { AMQPS_PORT } from '../rabbitmq/connection.js';
 import { checkBroker, checkEncryption } from './doctor-broker.js';
@@ -34,7 +34,6 @@ import { askBroker } from './status.js';
 
 const LIMITS = { lockTimeoutMs: 1_000, statementTimeoutMs: 10_000, workTimeoutMs: 20_000 };
 const OLD_TRANSACTION_MS = 3_600_000;
-const STATE_COLUMNS = ['state', 'last_error', 'next_attempt_at', 'hold_no'];
 
 /** What the database side tells the broker's checks. */
 interface Remembered {

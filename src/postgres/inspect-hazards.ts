@@ -1,5 +1,7 @@
 import type { Client } from 'pg';
 import { select } from './inspect.js';
+import { constraintNames } from './migrations.js';
+import { OUTBOX_COLUMNS, STATE_COLUMNS } from './outbox-row.js';
 import { IS_PAUSED } from './pause.js';
 import { quoteSchema } from './schema-name.js';
 
@@ -19,6 +21,8 @@ export interface Hazards {
   rowSecurity: string[];
   /** Triggers and rules on our tables that Waybill did not make. */
   triggers: string[];
+  /** What else of the user's own may refuse what the relay does with a row of the outbox: constraints, columns, keys. */
+  constraints: string[];
   /** Rows of days that had no partition; null: this role may not look. */
   rowsInDefaultPartition: boolean | null;
 }
@@ -37,7 +41,7 @@ export interface ConsumerInspection {
 
 /** Looks at settings of the server and of the database; needs no rights on our tables. */
 export async function inspectHazards(client: Client, schema: string): Promise<Hazards> {
-  const [settings] = await select<Omit<Hazards, 'idleSlots' | 'rowsInDefaultPartition'>>(
+  const [settings] = await select<Omit<Hazards, 'idleSlots' | 'rowsInDefaultPartition' | 'constraints'>>(
     client,
     `select pg_encoding_to_char(d.encoding)::text as encoding,
        current_setting('default_transaction_read_only') = 'on' as "readsOnly",
@@ -67,7 +71,32 @@ export async function inspectHazards(client: Client, schema: string): Promise<Ha
      where not s.active and s.restart_lsn is not null and s.slot_name !~ '^waybill_'
      order by 2 desc limit 3`,
   );
-  return { ...settings, idleSlots, rowsInDefaultPartition: await hasDefaultRows(client, schema) };
+  const constraints = await inspectConstraints(client, schema);
+  return { ...settings, idleSlots, constraints, rowsInDefaultPartition: await hasDefaultRows(client, schema) };
+}
+
+/** Why not without a look at the columns: the relay knows its own alone, and writes no other. */
+async function inspectConstraints(client: Client, schema: string): Promise<string[]> {
+  const found = await select<{ what: string }>(
+    client,
+    `with outbox as (select to_regclass($1) as oid)
+     select c.conname || ': ' || pg_get_constraintdef(c.oid) as what from pg_constraint c join outbox o on c.conrelid = o.oid
+     where c.contype in ('c', 'u', 'x', 'f') and c.conname <> all ($2::text[])
+     union all
+     select 'unique index ' || i.indexrelid::regclass from pg_index i join outbox o on i.indrelid = o.oid
+     where i.indisunique and not exists (select from pg_constraint c where c.conindid = i.indexrelid)
+     union all
+     select 'column ' || a.attname || ': not null without a default' from pg_attribute a join outbox o on a.attrelid = o.oid
+     where a.attnum > 0 and not a.attisdropped and a.attnotnull and not a.atthasdef and a.attidentity = ''
+       and a.attname <> all ($3::text[])
+     union all
+     select c.conrelid::regclass || ': foreign key ' || c.conname || ' to the outbox'
+     from pg_constraint c join outbox o on c.confrelid = o.oid
+     where c.contype = 'f' and c.confdeltype in ('a', 'r') and c.conparentid = 0
+     order by 1`,
+    [`${quoteSchema(schema)}.outbox`, constraintNames(), [...OUTBOX_COLUMNS, ...STATE_COLUMNS]],
+  );
+  return found.map(({ what }) => what);
 }
 
 async function hasDefaultRows(client: Client, schema: string): Promise<boolean | null> {

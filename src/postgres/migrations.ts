@@ -65,6 +65,13 @@ export function loadMigrations(directory = new URL('../../sql/migrations/', impo
   });
 }
 
+/** Every name that a migration of the package gives to a constraint. */
+export function constraintNames(): string[] {
+  return loadMigrations().flatMap(({ sql }) =>
+    [...sql.matchAll(/\bconstraint "?(\w+)/g)].map(([, name]) => name ?? ''),
+  );
+}
+
 /**
  * The migration for a schema, and what it makes belongs to the owner of the schema. In our files the lower-case word
  * stands for the schema and for nothing else.

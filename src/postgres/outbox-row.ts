@@ -30,6 +30,9 @@ export const OUTBOX_COLUMNS = [
   'attempts',
 ] as const;
 
+/** The other columns of the outbox: what the relay makes of a row. */
+export const STATE_COLUMNS: readonly string[] = ['state', 'last_error', 'next_attempt_at', 'hold_no'];
+
 export type OutboxColumn = (typeof OUTBOX_COLUMNS)[number];
 
 /** One row's values by the column's number in OUTBOX_COLUMNS, as PostgreSQL's text output. */

@@ -99,6 +99,15 @@ const PLANTS: Plant[] = [
     undo: 'drop function mine.nothing cascade',
   },
   {
+    what: 'fact 16: a check, a column and an index of the own table, and a table that refers to the outbox',
+    finds: 'warn constraints',
+    text: /column tenant: not null without a default; mine\.copy: foreign key copy_id_fkey to the outbox; outbox_tenant_check: CHECK.*unique index waybill\.mine_tenant.*write one back without your columns/s,
+    plant: `alter table waybill.outbox add column tenant text not null check (tenant <> '');
+      create unique index mine_tenant on waybill.outbox (tenant, id);
+      create table mine.copy (id uuid references waybill.outbox (id), seq bigint references waybill.outbox on delete cascade)`,
+    undo: 'drop table mine.copy; alter table waybill.outbox drop column tenant',
+  },
+  {
     what: 'a role whose transactions are read-only',
     finds: 'fail read-only',
     text: /default_transaction_read_only/,
