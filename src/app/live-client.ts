@@ -1,6 +1,7 @@
 import type { Config } from '../config/load.js';
 import { readAdminToken } from './admin-token.js';
 import type { LiveStatus } from './live-status.js';
+import { ALL_IN_REACH } from './session-view.js';
 
 const LIMIT_MS = 1_000;
 
@@ -21,7 +22,8 @@ export async function askLive({ admin, relay, database }: Config): Promise<LiveS
     const answer = (await response.json()) as Partial<LiveStatus>;
     // Another relay of this machine may have the port.
     const isOurs = answer.relay === relay.name && answer.schema === database.schema && answer.phase !== undefined;
-    return response.ok && isOurs ? (answer as LiveStatus) : undefined;
+    // One of an older version does not tell what it does not know.
+    return response.ok && isOurs ? ({ outOfReach: ALL_IN_REACH, ...answer } as LiveStatus) : undefined;
   } catch {
     return undefined;
   }

@@ -3,7 +3,7 @@ import type { Config } from '../config/load.js';
 import type { RelayCounters } from '../outbox/ports.js';
 import type { RelayPhase } from './relay-acquire.js';
 import type { RelayLook } from './relay-service.js';
-import type { SessionLive } from './session-view.js';
+import { ALL_IN_REACH, type SessionLive } from './session-view.js';
 import type { Throughput } from './throughput.js';
 
 /** What only the running process knows; the shape of /status/live, and of `live` in `waybill status --json`. */
@@ -37,6 +37,7 @@ const NO_SESSION: SessionLive = {
   narrow: false,
   unsettled: 0,
   unusableExchanges: [],
+  outOfReach: ALL_IN_REACH,
 };
 
 /** The relay at this moment. */

@@ -2,6 +2,8 @@ import { ERROR_CODES, isWaybillError } from '../core/errors.js';
 import { Progress, type Stall } from '../core/progress.js';
 import type { PartHealth } from '../admin/health.js';
 import type { RelayPhase } from './relay-acquire.js';
+import type { OutOfReach } from '../outbox/doubtful.js';
+import { outOfReachTexts } from './out-of-reach.js';
 import { FRUITLESS_LIMIT, type RelayLook } from './relay-service.js';
 
 /** In these the relay holds everything and publishes. */
@@ -50,7 +52,7 @@ export class RelayHealth {
           : live?.brokerBlocked
             ? 'RabbitMQ blocks publishing (memory or disk alarm)'
             : stall
-              ? hanging(stall)
+              ? hanging(stall, live?.outOfReach)
               : stuck;
     return {
       name: 'relay',
@@ -63,6 +65,8 @@ export class RelayHealth {
         brokerBlocked: live?.brokerBlocked ?? false,
         // Detail alone: rows for them are set aside, and the others go on.
         unusableExchanges: live?.unusableExchanges ?? [],
+        lockedRows: live?.outOfReach.locked ?? 0,
+        refusedRows: live?.outOfReach.refused ?? 0,
         error: isWaybillError(lastError) ? lastError.code : lastError ? 'unexpected' : null,
       },
     };
@@ -74,6 +78,11 @@ function meaningOf(error: Error): string {
   return isWaybillError(error) ? ERROR_CODES[error.code] : 'an unexpected error, which the log tells';
 }
 
-function hanging({ step, forMs }: Stall): string {
-  return `${HANGS[step] ?? step} for ${Math.round(forMs / 1000)} s`;
+/** Rows out of reach are kept in memory up to a limit; past it nothing else is taken up. */
+const CROWDED: ReadonlySet<string> = new Set(['pump', 'pass', 'poll']);
+
+function hanging({ step, forMs }: Stall, outOfReach: OutOfReach | undefined): string {
+  const what = `${HANGS[step] ?? step} for ${Math.round(forMs / 1000)} s`;
+  const [first] = outOfReach ? outOfReachTexts(outOfReach) : [];
+  return CROWDED.has(step) && first ? `${what}: ${first.what}` : what;
 }

@@ -38,6 +38,8 @@ export function showRelay(metrics: Metrics, config: Config['relay'], look: Relay
   metrics.set('waybill_outbox_in_flight_bytes', { relay }, live?.inFlightBytes ?? 0);
   metrics.set('waybill_outbox_in_flight_limit', { relay }, config.maxInFlight);
   metrics.set('waybill_outbox_unsettled', { relay }, live?.unsettled ?? 0);
+  metrics.set('waybill_outbox_locked', { relay }, live?.outOfReach.locked ?? 0);
+  metrics.set('waybill_outbox_refused', { relay }, live?.outOfReach.refused ?? 0);
   metrics.set('waybill_relay_active', { relay }, Number(ACTIVE.has(look.phase)));
   metrics.set('waybill_relay_ready', { relay }, Number(ready));
   for (const phase of LABEL_VALUES.phase) {

@@ -471,7 +471,7 @@ class Pipeline {
         failure.check();
         await this.#room.wait();
       }
-      await failure.race(this.#settler.flush(deadline.signal));
+      await failure.race(this.#settler.flush(deadline.signal, { last: true }));
       const drained = this.#outstanding === 0 && this.#settler.isIdle;
       this.#pump?.report(this.#settler.checkpointLsn ?? LSN_ZERO);
       await this.#stream?.close();

@@ -1,5 +1,6 @@
 import type { Step } from '../core/progress.js';
 import type { Window } from '../core/window.js';
+import type { OutOfReach } from '../outbox/doubtful.js';
 import type { ExchangeChecks, UnusableExchange } from '../outbox/exchange-checks.js';
 import type { RelayCounters } from '../outbox/ports.js';
 import type { Publishing } from '../outbox/publishing.js';
@@ -41,7 +42,12 @@ export interface SessionLive {
   unsettled: number;
   /** Exchanges that rows name and that cannot be published to; some of them, if there are many. */
   unusableExchanges: readonly UnusableExchange[];
+  /** Rows whose fate cannot be stored, because of somebody else's lock or a constraint of the user's own. */
+  outOfReach: OutOfReach;
 }
+
+/** Every row can be reached. */
+export const ALL_IN_REACH: OutOfReach = { locked: 0, lockedForMs: 0, holders: [], refused: 0, refusal: null };
 
 /** Looks at a session from outside, at any moment of its life; costs nothing until it is asked. */
 export class SessionView {
@@ -70,6 +76,7 @@ export class SessionView {
       narrow: parts?.window.isNarrow ?? false,
       unsettled: parts?.works.size ?? 0,
       unusableExchanges: parts?.exchanges.unusable(MOST_EXCHANGES) ?? [],
+      outOfReach: parts?.settler.outOfReach ?? ALL_IN_REACH,
     };
   }
 

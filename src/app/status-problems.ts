@@ -1,6 +1,7 @@
 import type { Config } from '../config/load.js';
 import { counted } from '../core/counted.js';
 import type { StateCount } from '../postgres/backlog.js';
+import { outOfReachTexts } from './out-of-reach.js';
 import type { StatusFacts } from './status.js';
 
 /** Something that a person should see to, with the next command to type. */
@@ -24,6 +25,7 @@ export function findProblems(facts: StatusFacts, config: Config): StatusProblem[
     ...reachability(facts, enabled),
     ...(enabled ? identity(facts) : []),
     ...(enabled && facts.database.error === null ? [...activity(facts, config), ...slot(facts, config)] : []),
+    ...(enabled ? outOfReach(facts) : []),
     ...backlog(facts, config),
     ...consumers(facts),
   ];
@@ -105,6 +107,15 @@ function activity({ activity: now, backlog: rows, record, live }: StatusFacts, c
     ];
   }
   return [];
+}
+
+function outOfReach({ live }: StatusFacts): StatusProblem[] {
+  if (!live) return [];
+  return outOfReachTexts(live.outOfReach).map(({ id, what, more, next }) => ({
+    id,
+    problem: `${what}. ${more}`,
+    next,
+  }));
 }
 
 function slot({ slot: found, slotName, record, database }: StatusFacts, config: Config): StatusProblem[] {

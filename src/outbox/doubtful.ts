@@ -1,22 +1,53 @@
 import type { Clock } from '../runtime/clock.js';
-import type { RelayLog, Store } from './ports.js';
+import type { LockHolder, RelayLog, Store } from './ports.js';
+import type { Refusal } from './refusal.js';
 import type { Work } from './work.js';
 
 const COMPLAIN_AFTER_MS = 5_000;
 const COMPLAIN_EVERY_MS = 60_000;
+/** Who has locked rows is asked again after so long, milliseconds. */
+const ASK_HOLDERS_EVERY_MS = 10_000;
+/** Of so many rows; whoever has locked more has locked these. */
+const ASKED_ROWS = 100;
+/** When a row is tried again that the table has refused, milliseconds: a person must change something first. */
+const REFUSED_RETRY_MS = 30_000;
+
+interface Refused {
+  refusal: Refusal;
+  retryAtMs: number;
+}
+
+/** Rows whose fate cannot be stored, for a person to see to. */
+export interface OutOfReach {
+  /** Rows that somebody has locked for longer than some seconds (or whose transaction waits for a standby so long). */
+  locked: number;
+  lockedForMs: number;
+  /** Who; empty when it could not be seen. */
+  holders: readonly LockHolder[];
+  /** Rows that a constraint or trigger of the user's own keeps out of the table. */
+  refused: number;
+  /** The first of these. */
+  refusal: (Refusal & { messageId: string; seq: string }) | null;
+}
 
 /**
  * Rows that a statement did not find. They are locked by somebody, or their transaction is decoded but not visible yet
  * (it waits for a synchronous standby), or they are gone: deleted by their own application, or settled by an earlier
- * session. Until it is known which, they hold their position back.
+ * session. Until it is known which, they hold their position back. So do rows that the table refused to take (back):
+ * they rest here until they are tried again.
  */
 export class Doubtful<T extends { readonly work: Work }> {
   readonly #store: Store;
   readonly #clock: Clock;
   readonly #log: RelayLog;
   #rows: T[] = [];
-  #outOfReachSinceMs: number | undefined;
+  /** Rows that could not be reached when they were looked at last, and since when. */
+  #sinceMs = new Map<Work, number>();
+  #holders: readonly LockHolder[] = [];
+  #holdersAskedAtMs: number | undefined;
   #nextComplaintAtMs = 0;
+  readonly #refused = new Map<Work, Refused>();
+  #nextRefusalToldAtMs = 0;
 
   constructor(store: Store, clock: Clock, log: RelayLog) {
     this.#store = store;
@@ -28,6 +59,38 @@ export class Doubtful<T extends { readonly work: Work }> {
     this.#rows.push(...rows);
   }
 
+  /** The table does not take the row (back): it is told, and rests for a while. */
+  refuse(row: T, refusal: Refusal, error: unknown): void {
+    const { work } = row;
+    const now = this.#clock.now();
+    const isNew = !this.#refused.has(work);
+    this.#refused.set(work, { refusal, retryAtMs: now + REFUSED_RETRY_MS });
+    this.#rows.push(row);
+    // Each row once; after that one of them from time to time.
+    if (!isNew && now < this.#nextRefusalToldAtMs) return;
+    this.#nextRefusalToldAtMs = now + COMPLAIN_EVERY_MS;
+    const { id: messageId, key, type, seq } = work.row;
+    this.#log.error(
+      {
+        messageId,
+        key,
+        type,
+        seq,
+        ...refusal,
+        refusedRows: this.#refused.size,
+        retryInMs: REFUSED_RETRY_MS,
+        err: error,
+      },
+      'a message cannot go out, and the outbox does not take its row (back): change or drop the constraint or trigger of yours that refuses it (`waybill doctor` lists them); until then PostgreSQL keeps its log, and a restart sends later messages again',
+    );
+  }
+
+  /** The row's fate is stored. */
+  forget(work: Work): void {
+    this.#refused.delete(work);
+    this.#sinceMs.delete(work);
+  }
+
   get rows(): readonly T[] {
     return this.#rows;
   }
@@ -36,41 +99,83 @@ export class Doubtful<T extends { readonly work: Work }> {
     return this.#rows.length === 0;
   }
 
-  /** Asks where the rows are. Those that are undecided stay; the others are handed over. */
+  /** Nothing is left but rows that were refused, and whose next try is not due. */
+  get isResting(): boolean {
+    const now = this.#clock.now();
+    return this.#rows.every(({ work }) => this.#isResting(work, now));
+  }
+
+  get outOfReach(): OutOfReach {
+    const now = this.#clock.now();
+    // Only when it is known by whom.
+    const locked = this.#holdersAskedAtMs === undefined ? [] : this.#locked(now);
+    const [refused] = this.#refused;
+    return {
+      locked: locked.length,
+      lockedForMs: Math.max(0, ...locked.slice(0, 1).map((work) => now - (this.#sinceMs.get(work) ?? now))),
+      holders: locked.length > 0 ? this.#holders : [],
+      refused: this.#refused.size,
+      refusal: refused ? exampleOf(...refused) : null,
+    };
+  }
+
+  /** Asks where the rows are. Those that are undecided or rest stay; the others are handed over. */
   async resolve(): Promise<{ present: T[]; gone: T[] }> {
-    const rows = this.#rows;
+    const now = this.#clock.now();
+    const asked = this.#rows.filter(({ work }) => !this.#isResting(work, now));
+    const undecided: T[] = [];
     const present: T[] = [];
     const gone: T[] = [];
-    if (rows.length > 0) {
+    if (asked.length > 0) {
       const found = await this.#store.whereabouts(
-        rows.map(({ work }) => ({ seq: work.row.seq, id: work.row.id, xid: work.xid })),
+        asked.map(({ work }) => ({ seq: work.row.seq, id: work.row.id, xid: work.xid })),
       );
-      this.#rows = [];
-      for (const each of rows) {
+      this.#rows = this.#rows.filter(({ work }) => this.#isResting(work, now));
+      for (const each of asked) {
         const where = found.get(each.work.row.seq) ?? 'gone';
-        if (where === 'undecided') this.#rows.push(each);
+        if (where === 'undecided') undecided.push(each);
         else if (where === 'gone') gone.push(each);
         else present.push(each);
       }
+      this.#rows.push(...undecided);
     }
-    this.#complain([...this.#rows, ...present]);
+    await this.#complain([...undecided, ...present.filter(({ work }) => !this.#refused.has(work))]);
     return { present, gone };
   }
 
+  #isResting(work: Work, now: number): boolean {
+    return (this.#refused.get(work)?.retryAtMs ?? 0) > now;
+  }
+
   /** Rows that stay out of reach hold the position back, and WAL with it: after a while somebody should know. */
-  #complain(outOfReach: readonly T[]): void {
+  async #complain(outOfReach: readonly T[]): Promise<void> {
     const now = this.#clock.now();
-    const first = outOfReach[0];
+    this.#sinceMs = new Map(outOfReach.map(({ work }) => [work, this.#sinceMs.get(work) ?? now]));
+    const locked = this.#locked(now);
+    const [first] = locked;
     if (!first) {
-      this.#outOfReachSinceMs = undefined;
+      this.#holdersAskedAtMs = undefined;
       return;
     }
-    this.#outOfReachSinceMs ??= now;
-    if (now - this.#outOfReachSinceMs < COMPLAIN_AFTER_MS || now < this.#nextComplaintAtMs) return;
+    if (this.#holdersAskedAtMs === undefined || now - this.#holdersAskedAtMs >= ASK_HOLDERS_EVERY_MS) {
+      this.#holders = await this.#store.lockHolders(locked.slice(0, ASKED_ROWS).map(({ row }) => row));
+      this.#holdersAskedAtMs = now;
+    }
+    if (now < this.#nextComplaintAtMs) return;
     this.#nextComplaintAtMs = now + COMPLAIN_EVERY_MS;
+    const { id: messageId, seq } = first.row;
     this.#log.warn(
-      { rows: outOfReach.length, messageId: first.work.row.id, seq: first.work.row.seq },
-      'rows cannot be removed or held: somebody else has locked them, or their transaction waits for a synchronous standby; until then PostgreSQL keeps its log, and a restart sends later messages again',
+      { rows: locked.length, messageId, seq, holders: this.#holders },
+      'rows cannot be removed or held: somebody else has locked them (holders), or their transaction waits for a synchronous standby; until then PostgreSQL keeps its log, and a restart sends later messages again. See whose it is; to end it: select pg_terminate_backend(pid), or rollback prepared',
     );
   }
+
+  /** Those that have been out of reach for so long that somebody should know. */
+  #locked(now: number): Work[] {
+    return [...this.#sinceMs].flatMap(([work, sinceMs]) => (now - sinceMs < COMPLAIN_AFTER_MS ? [] : work));
+  }
+}
+
+function exampleOf({ row }: Work, { refusal }: Refused): OutOfReach['refusal'] {
+  return { messageId: row.id, seq: row.seq, ...refusal };
 }

@@ -56,6 +56,15 @@ export interface RowState {
   isPlaced: boolean;
 }
 
+/** A transaction that has locked rows: of a session, or a prepared one. Names are null where they cannot be seen. */
+export interface LockHolder {
+  pid: number | null;
+  user: string | null;
+  application: string | null;
+  /** The name of a prepared transaction. */
+  prepared: string | null;
+}
+
 export interface TableFence {
   /** Every transaction that drew a seq up to this one has ended and is visible. */
   uptoSeq: bigint;
@@ -108,6 +117,8 @@ export interface Store {
   /** Writes back held rows whose table row is gone. */
   writeBack(holds: readonly Hold[]): Promise<void>;
   whereabouts(rows: readonly { seq: string; id: string; xid: number | null }[]): Promise<Map<string, Whereabouts>>;
+  /** Who has locked these rows, as far as it can be seen; never fails for want of a right. */
+  lockHolders(rows: readonly { seq: string }[]): Promise<LockHolder[]>;
   recordGone(rows: readonly Settlement[]): Promise<void>;
   noteInsertThenDelete(): Promise<void>;
   /** By the seq asked for, the rows that are there under the same id, whatever seq they have now. */

@@ -3,9 +3,10 @@ import type { Lsn } from '../core/lsn.js';
 import { maxLsn } from '../core/lsn.js';
 import { Condition } from '../runtime/signal.js';
 import type { Clock } from '../runtime/clock.js';
-import { Doubtful } from './doubtful.js';
+import { Doubtful, type OutOfReach } from './doubtful.js';
 import { byPlace, firstPlaces, isBehind, laneOf } from './hold-order.js';
 import type { Hold, Placing, RelayCounters, RelayLog, Settlement, Store } from './ports.js';
+import { isLockConflict, refusalOf } from './refusal.js';
 import type { Work, Works } from './work.js';
 
 /** A hold as the pipeline asks for it; the row and its transaction are added here. */
@@ -27,6 +28,8 @@ interface Replacing {
 }
 
 const MAX_HOLDS_AT_ONCE = 500;
+/** A constraint of the user's own refuses each at its own price; the others wait for the next interval. */
+const MAX_WRITE_BACKS_AT_ONCE = 200;
 const MAX_ROWS_AT_ONCE = 10_000;
 /** So many confirmed rows are settled at once instead of at the next interval. */
 const EAGER_ROWS = 1_000;
@@ -213,18 +216,32 @@ export class Settler {
     return this.#checkpointLsn;
   }
 
-  /** Settles what is there without waiting for the interval, and again until nothing is left or `until` aborts. */
-  async flush(until: AbortSignal): Promise<void> {
+  /** Rows that hold the position back until somebody lets them go. */
+  get outOfReach(): OutOfReach {
+    return this.#doubtful.outOfReach;
+  }
+
+  /**
+   * Settles what is there without waiting for the interval, and again until nothing is left or `until` aborts. `last`:
+   * what the table refuses is not waited for.
+   */
+  async flush(until: AbortSignal, { last = false } = {}): Promise<void> {
     const wake = (): void => this.#changed.notify();
     until.addEventListener('abort', wake, { once: true });
     try {
-      while (!(this.isIdle && !this.#checkpointIsDue()) && !this.#stopped && !until.aborted) {
+      while (!this.#isFlushed(last) && !this.#stopped && !until.aborted) {
         this.#schedule(this.#doubtful.isEmpty);
         await this.#changed.wait();
       }
     } finally {
       until.removeEventListener('abort', wake);
     }
+  }
+
+  #isFlushed(last: boolean): boolean {
+    if (this.#checkpointIsDue()) return false;
+    const hasWork = this.#confirmed.length + this.#held.length + this.#placed.length > 0 || this.#cycle !== undefined;
+    return this.isIdle || (last && !hasWork && this.#doubtful.isResting);
   }
 
   /** Ends the timer and waits for the statement under way. */
@@ -300,15 +317,21 @@ export class Settler {
   async #holdSome(holdings: Holding[]): Promise<void> {
     if (holdings.length === 0) return;
     this.#holding = true;
-    const missing = await this.#attempt(() => this.#store.hold(holdings.map((each) => each.hold)));
-    this.#holding = false;
-    if (!missing) {
-      this.#held.unshift(...holdings);
-      return;
-    }
-    for (const each of holdings) {
-      if (missing.has(each.work.row.seq)) this.#doubtful.add(each);
-      else this.#kept(each);
+    try {
+      const missing = await this.#attempt(() => this.#store.hold(holdings.map((each) => each.hold)));
+      if (!missing) {
+        this.#held.unshift(...holdings);
+        return;
+      }
+      for (const each of holdings) {
+        if (missing.has(each.work.row.seq)) this.#doubtful.add(each);
+        else this.#kept(each);
+      }
+    } catch (error) {
+      if (!refusalOf(error)) throw error;
+      await this.#oneByOne(holdings, async (hold) => !(await this.#store.hold([hold])).has(hold.row.seq));
+    } finally {
+      this.#holding = false;
     }
   }
 
@@ -408,22 +431,56 @@ export class Settler {
     this.#placed.push(...present.filter((each): each is Replacing => 'placing' in each));
     // Why not among themselves: they are written back one after the other, in their order.
     const first = firstPlaces([...this.#doubtful.rows, ...this.#held]);
-    const ripe = byPlace(gone.filter((each) => !isBehind(each, first)));
     this.#doubtful.add(...gone.filter((each) => isBehind(each, first)));
-    if (ripe.length === 0) return;
-    const done = await this.#attempt(async () => {
-      await this.#settleGone(ripe);
+    const ripe = byPlace(gone.filter((each) => !isBehind(each, first)));
+    const holdings = ripe.filter((each): each is Holding => 'hold' in each);
+    this.#doubtful.add(...holdings.slice(MAX_WRITE_BACKS_AT_ONCE));
+    await this.#oneByOne(holdings.slice(0, MAX_WRITE_BACKS_AT_ONCE), async (hold) => {
+      await this.#store.writeBack([hold]);
       return true;
     });
-    // What was written back already is found by its id the next time.
-    if (!done) this.#doubtful.add(...ripe);
+    const others = ripe.filter((each): each is Settling | Replacing => !('hold' in each));
+    if (others.length === 0) return;
+    const done = await this.#attempt(async () => {
+      await this.#settleGone(others);
+      return true;
+    });
+    if (!done) this.#doubtful.add(...others);
+  }
+
+  /**
+   * Stores rows each with a statement of its own, which says whether it found the row. One that the table refuses keeps
+   * its position back, and no other row but those behind it in its lane.
+   */
+  async #oneByOne(holdings: readonly Holding[], store: (hold: Hold) => Promise<boolean>): Promise<void> {
+    const stuck = new Set<string>();
+    for (const each of holdings) {
+      const { lane } = each.hold;
+      if (lane !== null && stuck.has(lane)) {
+        this.#doubtful.add(each);
+        continue;
+      }
+      if (await this.#isStored(each, store)) this.#kept(each);
+      else if (lane !== null) stuck.add(lane);
+    }
+  }
+
+  /** False: the row is among the doubtful. */
+  async #isStored(each: Holding, store: (hold: Hold) => Promise<boolean>): Promise<boolean> {
+    try {
+      if (await this.#attempt(() => store(each.hold))) return true;
+      this.#doubtful.add(each);
+    } catch (error) {
+      const refusal = refusalOf(error);
+      if (!refusal) throw error;
+      this.#doubtful.refuse(each, refusal, error);
+    }
+    return false;
   }
 
   /** The application deleted the row itself, or an earlier session has settled it: there is nothing to delete. */
-  async #settleGone(gone: (Settling | Holding | Replacing)[]): Promise<void> {
-    const holds = gone.filter((each): each is Holding => 'hold' in each);
+  async #settleGone(gone: (Settling | Replacing)[]): Promise<void> {
     const settled = gone.filter((each): each is Settling => 'settlement' in each);
-    if (holds.length > 0) await this.#store.writeBack(holds.map((each) => each.hold));
     const own = settled.filter((each) => each.work.origin === 'stream');
     // In the replay zone it may be that the history alone is gone, so such a row proves nothing.
     if (own.some((each) => !each.work.replayed) && !this.#insertThenDeleteNoted) {
@@ -432,13 +489,13 @@ export class Settler {
     }
     await this.#store.recordGone(own.map((each) => each.settlement));
     this.#counters.gone += settled.length;
-    for (const each of holds) this.#kept(each);
     for (const each of settled) this.#settled(each);
     for (const each of gone) if ('placing' in each) this.#stored(each.work);
   }
 
   #forget(work: Work): void {
     this.#works.remove(work);
+    this.#doubtful.forget(work);
     if (work.phase === 'held') this.#heldBytes -= work.row.body.length;
     for (const entry of work.entries) if (entry.state !== 'settled') this.#ledger.settle(entry);
     this.#counters.settled += 1;
@@ -467,12 +524,4 @@ function floorOf(work: Work): Lsn | null {
     if (entry.state !== 'settled' && (floor === null || entry.floorLsn < floor)) floor = entry.floorLsn;
   }
   return floor;
-}
-
-/** Lock timeout, deadlock or serialization failure: SQLSTATE 55P03, 40P01, 40001, also under the adapter's own error. */
-function isLockConflict(error: unknown): boolean {
-  for (let each = error; typeof each === 'object' && each !== null; each = (each as { cause?: unknown }).cause) {
-    if ('code' in each && ['55P03', '40P01', '40001'].includes(String(each.code))) return true;
-  }
-  return false;
 }

@@ -10,6 +10,7 @@ import {
   heldKeysSql,
   holdSql,
   lastHoldNoSql,
+  lockHoldersSql,
   makeDueSql,
   placeSql,
   reblockSql,
@@ -49,6 +50,14 @@ interface HoldRow {
 interface DueRow {
   seq: string;
   bytes: number;
+}
+
+/** A transaction that has locked rows: of a session, or a prepared one. */
+interface LockHolder {
+  pid: number | null;
+  user: string | null;
+  application: string | null;
+  prepared: string | null;
 }
 
 /** Rows freed in one statement. */
@@ -232,6 +241,23 @@ export class RelayStore {
       ),
     );
     return new Set(result.rows.map((row) => row.seq));
+  }
+
+  /**
+   * Who has locked these rows. A row names its locker; where it names several at once (shared locks), everybody is
+   * given who has locked rows of the table. Empty where the role may not look.
+   */
+  async lockHolders(rows: readonly { seq: string }[]): Promise<LockHolder[]> {
+    try {
+      const result = await this.#turns.take(() =>
+        this.#client.query<LockHolder & { exact: boolean }>(lockHoldersSql(this.#schema), [rows.map(({ seq }) => seq)]),
+      );
+      const isKnown = result.rows.some(({ exact }) => exact);
+      return result.rows.flatMap(({ exact, ...holder }) => (exact || !isKnown ? holder : []));
+    } catch (error) {
+      if (sqlState(error) !== '42501') throw toDatabaseError(error, 'looking for whoever has locked rows');
+      return [];
+    }
   }
 
   async noteInsertThenDelete(): Promise<void> {

@@ -206,6 +206,29 @@ export function unblockSql(schema: string): string {
   select exists (select from fence) as fenced, (select count(*) from changed)::int as rows`;
 }
 
+/**
+ * Transactions of others that have locked rows of the outbox; `$1` are their seqs. `exact`: one of these rows names it.
+ * Why the others: a row that several have locked names none of them. Sessions of a relay lock for moments alone.
+ */
+export function lockHoldersSql(schema: string): string {
+  return `with named as materialized (
+    select distinct xmax::text as xid from only ${schema}.outbox where seq = any($1::bigint[])),
+  held as (
+    select l.pid, max(l.transactionid::text) as xid, bool_or(l.locktype = 'transactionid') as exact
+    from pg_locks l
+    where l.granted and l.pid is distinct from pg_backend_pid() and (
+      l.locktype = 'transactionid' and l.mode = 'ExclusiveLock' and l.transactionid::text in (select xid from named)
+      or l.locktype = 'relation' and l.mode = 'RowShareLock' and l.relation = to_regclass('${schema.replaceAll("'", "''")}.outbox')
+        and l.database = (select oid from pg_database where datname = current_database()))
+    group by l.pid, l.virtualtransaction)
+  select h.exact, h.pid, coalesce(a.usename, x.owner)::text as "user", nullif(a.application_name, '') as application,
+    x.gid as prepared
+  from held h left join pg_stat_activity a on a.pid = h.pid
+  left join pg_prepared_xacts x on h.pid is null and x.transaction::text = h.xid
+  where h.exact or coalesce(a.application_name, '') not like 'waybill %'
+  order by h.exact desc, h.pid limit 20`;
+}
+
 /** History of published rows that are not in the table any more. */
 export function recordGoneSql(schema: string): string {
   return `with ${fence(schema, 'off')}, record as (

@@ -77,6 +77,14 @@ export const METRICS = {
   waybill_outbox_in_flight_bytes: relay('gauge', 'Bytes of their bodies and headers.'),
   waybill_outbox_in_flight_limit: relay('gauge', 'relay.maxInFlight: how many there may be.'),
   waybill_outbox_unsettled: relay('gauge', 'Rows taken up whose fate is not stored yet, those in flight among them.'),
+  waybill_outbox_locked: relay(
+    'gauge',
+    'Rows whose fate cannot be stored, because another session has locked them for more than 5 s (or their transaction waits for a synchronous standby).',
+  ),
+  waybill_outbox_refused: relay(
+    'gauge',
+    'Rows that cannot go out, and that a constraint or trigger of your own keeps the relay from setting aside.',
+  ),
   waybill_outbox_pending: relay('gauge', 'Rows ready to be published, by the database.'),
   waybill_outbox_pending_is_estimate: relay(
     'gauge',

@@ -47,6 +47,14 @@ const OLD = { state: 'ready', count: 5, accuracy: 'exact' as const, oldestAgeMs:
 const PARKED = { state: 'parked', count: 2, accuracy: 'exact' as const, oldestAgeMs: 7_200_000 };
 const refused = { code: 'WAYBILL_DATABASE_UNAVAILABLE', message: 'connection refused', hint: 'Is it running?' };
 
+const IN_REACH: LiveStatus['outOfReach'] = { locked: 0, lockedForMs: 0, holders: [], refused: 0, refusal: null };
+const holder = (pid: number | null, prepared: string | null = null) => ({
+  pid,
+  user: 'reports',
+  application: null,
+  prepared,
+});
+
 const LIVE: LiveStatus = {
   at: '2026-01-02T03:04:05.000Z',
   version: '1.0.0',
@@ -67,6 +75,7 @@ const LIVE: LiveStatus = {
   narrow: false,
   unsettled: 30,
   unusableExchanges: [],
+  outOfReach: IN_REACH,
   maxInFlight: 2_000,
   maxInFlightBytes: 67_108_864,
   eventLoopLagSeconds: 0,
@@ -82,6 +91,34 @@ describe('problems', () => {
       'not-ready',
       'waybill doctor',
       { live: { ...LIVE, ready: false, reason: 'RabbitMQ blocks publishing' } },
+    ],
+    [
+      '3.3 rows that another session has locked',
+      'locked-rows',
+      'psql -c "select pg_terminate_backend(4711)"',
+      { live: { ...LIVE, outOfReach: { ...IN_REACH, locked: 3, lockedForMs: 61_000, holders: [holder(4711)] } } },
+    ],
+    [
+      '3.3 rows that a prepared transaction has locked',
+      'locked-rows',
+      `psql -c "rollback prepared 'it''s mine'"`,
+      {
+        live: {
+          ...LIVE,
+          outOfReach: { ...IN_REACH, locked: 1, lockedForMs: 61_000, holders: [holder(null, "it's mine")] },
+        },
+      },
+    ],
+    [
+      'fact 16 rows that a constraint refuses',
+      'refused-rows',
+      'waybill doctor',
+      {
+        live: {
+          ...LIVE,
+          outOfReach: { ...IN_REACH, refused: 2, refusal: { messageId: 'id-1', seq: '1', sqlState: '23514' } },
+        },
+      },
     ],
     ['no relay', 'stopped', 'waybill run', { activity: 'stopped' }],
     ['a slot that is not there', 'slot', 'waybill run', { slot: null }],

@@ -207,6 +207,7 @@ export class ModelDatabase {
       place: (rows) => fenced(() => this.#place(rows)),
       writeBack: (holds) => fenced(() => this.#writeBack(holds)),
       whereabouts: (rows) => read(() => this.#whereabouts(rows)),
+      lockHolders: () => read(() => []),
       states: (rows) => read(() => this.#states(rows)),
       makeDue: () => fenced(() => this.#makeDue()),
       release: (keys, rowsPerKey) => fenced(() => this.#release(keys, rowsPerKey)),

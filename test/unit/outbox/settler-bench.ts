@@ -1,6 +1,6 @@
 import { Ledger, type LedgerEntry } from '../../../src/core/ledger.js';
 import type { Lsn } from '../../../src/core/lsn.js';
-import type { Settlement, SettleResult, Store, Whereabouts } from '../../../src/outbox/ports.js';
+import type { LockHolder, Settlement, SettleResult, Store, Whereabouts } from '../../../src/outbox/ports.js';
 import { Settler } from '../../../src/outbox/settler.js';
 import { Works, type Work } from '../../../src/outbox/work.js';
 import { ManualClock, turn } from '../../support/manual-clock.js';
@@ -21,12 +21,17 @@ export class SettlerBench {
   readonly asked: { what: string; seqs: string[]; candidate?: Lsn | null; durable?: boolean }[] = [];
   readonly reported: Lsn[] = [];
   readonly warnings: string[] = [];
+  readonly errors: object[] = [];
   /** How often it said that it got on. */
   progress = 0;
   failure: Error | undefined;
   /** Seqs that settle and hold do not find. */
   missing = new Set<string>();
   whereabouts: Whereabouts = 'present';
+  /** Seqs that the table does not take (back), each with the error. */
+  readonly refused = new Map<string, Error>();
+  /** Whoever has locked rows. */
+  holders: LockHolder[] = [];
   /** Thrown by the next settle or hold. */
   throwNext: Error | undefined;
   #seq = 0;
@@ -38,11 +43,15 @@ export class SettlerBench {
       this.calls.make(() => void this.asked.push({ what, seqs: [] }));
     const store: Store = {
       settle: (rows, candidate, durable) => this.calls.make(() => this.#settle(rows, candidate, durable)),
-      hold: (holds) => this.calls.make(() => this.#find('hold', holds)),
+      hold: (holds) => this.calls.make(() => this.#hold(holds)),
       place: (rows) => this.calls.make(() => this.#find('place', rows)),
-      writeBack: (holds) => this.calls.make(() => void this.asked.push({ what: 'write back', seqs: seqsOf(holds) })),
+      writeBack: (holds) => this.calls.make(() => this.#writeBack(holds)),
       recordGone: (rows) => this.calls.make(() => void this.asked.push({ what: 'gone', seqs: seqsOf(rows) })),
       whereabouts: (rows) => this.calls.make(() => new Map(rows.map(({ seq }) => [seq, this.whereabouts]))),
+      lockHolders: (rows) =>
+        this.calls.make(
+          () => (this.asked.push({ what: 'holders', seqs: seqsOf(rows.map((row) => ({ row }))) }), this.holders),
+        ),
       states: () => Promise.resolve(new Map()),
       settledBefore: () => Promise.resolve(new Set()),
       noteInsertThenDelete: nothing('note'),
@@ -51,13 +60,17 @@ export class SettlerBench {
       endPass: nothing('end pass'),
     };
     const warn = (_fields: object, text: string): void => void this.warnings.push(text);
+    const error = (fields: object, text: string): void => {
+      this.errors.push(fields);
+      warn(fields, text);
+    };
     this.settler = new Settler({
       store,
       ledger: this.ledger,
       works: this.works,
       clock: this.clock,
       counters: this.counters,
-      log: { debug: warn, info: warn, warn, error: warn },
+      log: { debug: warn, info: warn, warn, error },
       logsAll: false,
       intervalMs: INTERVAL_MS,
       checkpointLsn: this.#storedLsn,
@@ -127,6 +140,23 @@ export class SettlerBench {
     const work: Work = { row, origin, xid, replayed: false, entries, phase: 'admitted', ...rest };
     this.works.add(work);
     return work;
+  }
+
+  #writeBack(holds: readonly { row: { seq: string } }[]): void {
+    this.asked.push({ what: 'write back', seqs: seqsOf(holds) });
+    this.#refuse(holds);
+  }
+
+  #hold(holds: readonly { row: { seq: string } }[]): Set<string> {
+    this.#refuse(holds.filter(({ row }) => !this.missing.has(row.seq)));
+    return this.#find('hold', holds);
+  }
+
+  #refuse(holds: readonly { row: { seq: string } }[]): void {
+    for (const seq of seqsOf(holds)) {
+      const error = this.refused.get(seq);
+      if (error) throw error;
+    }
   }
 
   #take(): void {

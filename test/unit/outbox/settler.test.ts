@@ -8,6 +8,10 @@ const lockTimeout = (): Error =>
   new WaybillError('WAYBILL_DATABASE_FAILED', 'settling', {
     cause: Object.assign(new Error('lock timeout'), { code: '55P03' }),
   });
+const refusal = (code: string, of: object): Error =>
+  new WaybillError('WAYBILL_DATABASE_FAILED', 'writing a row back', {
+    cause: Object.assign(new Error('refused'), { code, ...of }),
+  });
 const parked = { state: 'parked', attempts: 1, error: 'bad', delayMs: null } as const;
 
 test('O6: rows settle at the interval, in one statement, and only its answer is reported', async () => {
@@ -146,6 +150,138 @@ test('fact 16: a published row that its application deleted is noted as gone; a 
 });
 
 test.each([
+  ['23514', { constraint: 'my_check' }],
+  ['23502', { column: 'tenant' }],
+  ['22001', {}],
+  ['P0001', {}],
+])(
+  'a gone row that the table does not take back (%s) keeps its position, is told, and stops no other',
+  async (code, told) => {
+    const bench = new SettlerBench();
+    const [good] = bench.transaction(110n, 1);
+    const works = bench.transaction(120n, 3);
+    const [later] = bench.transaction(130n, 1);
+    bench.missing = new Set(['2', '3', '4']);
+    bench.whereabouts = 'gone';
+    bench.refused.set('3', refusal(code, told));
+    for (const work of works) bench.settler.hold(work, parked);
+    for (const work of [good!, later!]) bench.settler.settle(work, 'published');
+    for (let n = 0; n < 10; n += 1) await bench.cycle();
+    const back = (): string[] => bench.asked.filter(({ what }) => what === 'write back').flatMap(({ seqs }) => seqs);
+    expect([bench.failure, back()]).toEqual([undefined, ['2', '3', '4']]);
+    expect(bench.counters).toMatchObject({ parked: 2, settled: 4 });
+    expect([bench.reported.at(-1), bench.works.size, bench.settler.isIdle]).toEqual([110n, 1, false]);
+    expect(bench.errors.filter((fields) => 'sqlState' in fields)).toEqual([
+      expect.objectContaining({ seq: '3', messageId: 'id-3', sqlState: code, ...told }),
+    ]);
+    // Tried again from time to time, and written back once the constraint is gone.
+    bench.clock.advance(30_000);
+    for (let n = 0; n < 3; n += 1) await bench.cycle();
+    expect(back()).toEqual(['2', '3', '4', '3']);
+    // Each row is told at once, and then one of them at most once a minute.
+    expect(bench.errors.filter((fields) => 'sqlState' in fields).length).toBe(1);
+    for (let atMs = 0; atMs < 300_000; atMs += 10_000) {
+      bench.clock.advance(10_000);
+      await bench.cycle();
+    }
+    expect(bench.errors.filter((fields) => 'sqlState' in fields).length).toBeLessThanOrEqual(6);
+    expect(bench.settler.outOfReach).toMatchObject({
+      locked: 0,
+      refused: 1,
+      refusal: { messageId: 'id-3', seq: '3', sqlState: code, ...told },
+    });
+    expect([bench.reported.at(-1), bench.failure]).toEqual([110n, undefined]);
+    bench.refused.clear();
+    bench.clock.advance(30_000);
+    for (let n = 0; n < 3; n += 1) await bench.cycle();
+    expect([bench.reported.at(-1), bench.works.size, bench.settler.isIdle]).toEqual([130n, 0, true]);
+    expect(bench.settler.outOfReach).toMatchObject({ refused: 0, refusal: null });
+  },
+);
+
+test('a row that a trigger does not let the relay hold keeps its position, and no other; those behind it in its lane wait', async () => {
+  const bench = new SettlerBench();
+  const works = bench.transaction(110n, 2);
+  const [later] = bench.transaction(120n, 1);
+  const polled = [bench.polledRow('k', 1n), bench.polledRow('k', 2n), bench.polledRow('other', 3n)];
+  for (const seq of ['2', '4']) bench.refused.set(seq, refusal('42501', { where: 'PL/pgSQL function' }));
+  for (const work of [...works, ...polled]) bench.settler.hold(work, parked);
+  bench.settler.settle(later!, 'published');
+  for (let n = 0; n < 10; n += 1) await bench.cycle();
+  expect([bench.failure, bench.reported.at(-1)]).toEqual([undefined, 100n]);
+  const left = ['2', '4', '5'].map((seq) => bench.works.has(seq));
+  expect([left, bench.works.size, bench.settler.outOfReach.refused]).toEqual([[true, true, true], 3, 2]);
+  // It is there, and nobody has locked it.
+  expect(bench.settler.outOfReach.locked).toBe(0);
+  bench.refused.clear();
+  bench.clock.advance(30_000);
+  for (let n = 0; n < 5; n += 1) await bench.cycle();
+  const held = bench.asked.filter(({ what }) => what === 'hold').flatMap(({ seqs }) => seqs);
+  expect([held.lastIndexOf('4') < held.lastIndexOf('5'), bench.works.size]).toEqual([true, 0]);
+  expect(bench.reported.at(-1)).toBe(120n);
+});
+
+test('F9: a stop does not wait for rows that the table refuses', async () => {
+  const bench = new SettlerBench();
+  const [work, good] = bench.transaction(110n, 2);
+  bench.missing.add('1');
+  bench.whereabouts = 'gone';
+  bench.refused.set('1', refusal('23514', {}));
+  bench.settler.hold(work!, parked);
+  bench.settler.settle(good!, 'published');
+  const flushed = bench.settler.flush(new AbortController().signal, { last: true });
+  for (let n = 0; n < 3; n += 1) await bench.cycle();
+  await flushed;
+  expect([bench.works.size, bench.settler.isIdle, bench.reported.at(-1)]).toEqual([1, false, 100n]);
+});
+
+test('3.3: rows that somebody keeps locked are told with whoever has locked them, and again once a minute', async () => {
+  const bench = new SettlerBench();
+  const [row] = bench.transaction(110n, 1);
+  bench.missing.add('1');
+  bench.holders = [{ pid: 4711, user: 'app', application: 'psql', prepared: null }];
+  bench.settler.settle(row!, 'published');
+  const told = (): number => bench.warnings.filter((text) => text.includes('locked them')).length;
+  for (let atMs = 0; atMs < 4_000; atMs += 200) await bench.cycle();
+  expect([told(), bench.settler.outOfReach.locked]).toEqual([0, 0]);
+  for (let atMs = 4_000; atMs < 50_000; atMs += 200) await bench.cycle();
+  expect([told(), bench.settler.outOfReach]).toMatchObject([1, { locked: 1, holders: bench.holders }]);
+  expect(bench.settler.outOfReach.lockedForMs).toBeGreaterThan(40_000);
+  expect(bench.asked.filter(({ what }) => what === 'holders').length).toBeLessThanOrEqual(6);
+  bench.missing.clear();
+  await bench.cycle();
+  expect(bench.settler.outOfReach).toMatchObject({ locked: 0, lockedForMs: 0, holders: [] });
+  expect([bench.works.size, bench.reported.at(-1)]).toEqual([0, 110n]);
+});
+
+test('3.5 strict: behind a row that the table does not take back, its lane waits; others do not', async () => {
+  const bench = new SettlerBench();
+  bench.whereabouts = 'gone';
+  const works = [bench.polledRow('k', 1n), bench.polledRow('k', 2n), bench.polledRow('other', 3n)];
+  bench.missing = new Set(['1', '2', '3']);
+  bench.refused.set('1', refusal('23514', {}));
+  for (const work of works) bench.settler.hold(work, { ...parked, state: 'blocked' });
+  for (let n = 0; n < 5; n += 1) await bench.cycle();
+  const back = (): string[] => bench.asked.filter(({ what }) => what === 'write back').flatMap(({ seqs }) => seqs);
+  expect([bench.failure, back()]).toEqual([undefined, ['1', '3']]);
+  bench.refused.clear();
+  bench.clock.advance(30_000);
+  for (let n = 0; n < 3; n += 1) await bench.cycle();
+  expect([back(), bench.works.size]).toEqual([['1', '3', '1', '2'], 0]);
+});
+
+test('an error of the table itself while a row is written back ends the session', async () => {
+  const bench = new SettlerBench();
+  const [work] = bench.transaction(110n, 1);
+  bench.missing.add('1');
+  bench.whereabouts = 'gone';
+  bench.refused.set('1', refusal('53100', {}));
+  bench.settler.hold(work!, parked);
+  for (let n = 0; n < 3; n += 1) await bench.cycle();
+  expect(bench.failure).toMatchObject({ code: 'WAYBILL_DATABASE_FAILED' });
+});
+
+test.each([
   ['settle', (bench: SettlerBench) => bench.settler.settle(bench.transaction(110n, 1)[0]!, 'published')],
   ['hold', (bench: SettlerBench) => bench.settler.hold(bench.transaction(110n, 1)[0]!, parked)],
 ])('F61: a %s that waits too long for a lock is tried again at the next interval, and says so', async (what, act) => {
@@ -171,7 +307,11 @@ test('F120 3.5 strict: rows of one key that their application deleted are writte
   for (const work of [first!, second!, third!]) bench.settler.hold(work, { ...parked, state: 'blocked' });
   await bench.answer();
   await bench.cycle();
-  expect(bench.asked.filter(({ what }) => what === 'write back').map(({ seqs }) => seqs)).toEqual([['2', '3', '1']]);
+  expect(bench.asked.filter(({ what }) => what === 'write back').map(({ seqs }) => seqs)).toEqual([
+    ['2'],
+    ['3'],
+    ['1'],
+  ]);
   expect(bench.works.size).toBe(0);
 });
 

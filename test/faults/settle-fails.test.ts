@@ -1,0 +1,173 @@
+import { afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import type { Status } from '../../src/app/status.js';
+import { buildProgram, runProgram } from '../integration/built-program.js';
+import { ADMIN_ON, adminOf, type Admin } from '../support/admin.js';
+import { killRelays } from '../support/relay.js';
+import { relayScene, type RelayScene } from '../support/relay-scene.js';
+import { until } from '../support/waiting.js';
+
+const ROWS = 500;
+
+describe('rows that are published and cannot be settled', () => {
+  let scene: RelayScene;
+
+  beforeAll(() => buildProgram());
+  beforeEach(async () => {
+    scene = await relayScene();
+  });
+  afterEach(async () => {
+    await killRelays();
+    await scene.drop();
+  });
+
+  async function problems(admin: Admin): Promise<Status['problems']> {
+    const { out } = await runProgram(['status', '--json'], {
+      WAYBILL_DATABASE_URL: scene.database.url,
+      WAYBILL_BROKER_URL: scene.vhost.url,
+      WAYBILL_ADMIN_LISTEN: `127.0.0.1:${admin.port}`,
+    });
+    return (JSON.parse(out) as Status).problems;
+  }
+
+  it('F41, F121: a full disk under the history: ever longer pauses, not ready, few copies; all is well once there is room', async () => {
+    await scene.database.query(`
+      create function waybill.full_disk() returns trigger language plpgsql as
+        $$ begin raise exception 'could not extend file: No space left on device' using errcode = '53100'; end $$;
+      create trigger full_disk before insert on waybill.outbox_history for each row execute function waybill.full_disk()`);
+    const relay = scene.start({ env: { ...ADMIN_ON, WAYBILL_RELAY_HISTORY: 'trace' } });
+    const admin = await adminOf(relay);
+    await relay.waitForPhase('streaming');
+    const ids = await scene.publish(ROWS);
+    const ended = (): number => relay.log.filter((line) => line.msg.includes('session ended')).length;
+    // After the sixth the pause is 3.2 s: in as much time as all of these took, less than one more.
+    await until(() => ended() >= 6, { what: 'six sessions to fail', withinMs: 40_000 });
+    const reasons = new Set<string | null | undefined>();
+    const atMs = performance.now();
+    while (performance.now() - atMs < 2_500) reasons.add((await admin.ready()).parts[0]?.reason);
+    expect(ended()).toBe(6);
+    expect([...reasons].filter((reason) => reason === null)).toEqual([]);
+    expect(scene.probe.messages.length).toBeLessThanOrEqual(ROWS * 7);
+    await scene.database.query('drop trigger full_disk on waybill.outbox_history');
+    await scene.settled(40_000);
+    await until(async () => (await admin.ready()).ready, { what: 'a ready relay' });
+    scene.expectIds(ids, { copies: ROWS * 8 });
+    expect(await relay.stop()).toBe(0);
+  });
+
+  it('fact 16: a deleted row that the table does not take back stops nobody else, is told, and is parked once it can be', async () => {
+    await scene.database.query('alter table waybill.outbox add column tenant text check (tenant is not null)');
+    const relay = scene.start({ env: ADMIN_ON });
+    const admin = await adminOf(relay);
+    await relay.waitForPhase('streaming');
+    await scene.database.query(`do $$ begin
+      insert into waybill.outbox (type, payload, exchange, tenant) values ('bad', '{}', 'nowhere', 'a');
+      delete from waybill.outbox where type = 'bad';
+    end $$`);
+    const told = (): boolean =>
+      relay.log.some((line) => line['sqlState'] === '23514' && line['constraint'] === 'outbox_tenant_check');
+    await until(told, { what: 'word of the constraint' });
+    const rows = await scene.database.query<{ id: string }>(
+      "insert into waybill.outbox (type, payload, tenant) select 'good', '{}', 'a' from generate_series(1, 100) returning id",
+    );
+    await scene.probe.waitForDistinct(100);
+    await scene.settled();
+    scene.expectIds(rows.map(({ id }) => id));
+    expect(relay.log.filter((line) => line.msg.includes('session ended'))).toEqual([]);
+    // It is seen, and it holds the position back: nothing is lost when the relay is killed now.
+    const held = (await scene.slot())?.confirmed;
+    expect(await admin.metric('waybill_outbox_refused')).toBe(1);
+    expect(await admin.ready()).toMatchObject({ ready: true, parts: [{ detail: { refusedRows: 1, lockedRows: 0 } }] });
+    const [problem] = (await problems(admin)).filter(({ id }) => id === 'refused-rows');
+    expect(problem).toMatchObject({ next: 'waybill doctor' });
+    expect(problem?.problem).toContain('constraint outbox_tenant_check of your own refuses it (SQLSTATE 23514)');
+    await relay.kill9();
+    const again = scene.start({ env: ADMIN_ON });
+    await again.waitForLog((line) => line['sqlState'] === '23514', 'the row to come again');
+    expect((await scene.slot())?.confirmed).toBe(held);
+    await scene.database.query('alter table waybill.outbox drop constraint outbox_tenant_check');
+    await until(
+      async () => (await scene.database.query("select from waybill.outbox where state = 'parked'")).length === 1,
+      { what: 'the bad row to be parked', withinMs: 40_000 },
+    );
+    await until(async () => ((await scene.slot())?.confirmed ?? 0n) > (held ?? 0n), { what: 'the position to move' });
+    expect(await (await adminOf(again)).metric('waybill_outbox_refused')).toBe(0);
+    expect(await again.stop()).toBe(0);
+  });
+
+  it('rows that a trigger does not let the relay set aside: told, the others go on, and a stop does not wait for them', async () => {
+    await scene.database.query(`
+      create function waybill.immutable() returns trigger language plpgsql as
+        $$ begin if new.type = 'bad' then raise exception 'rows are immutable' using errcode = 'IM001'; end if; return new; end $$;
+      create trigger immutable before update on waybill.outbox for each row execute function waybill.immutable()`);
+    const relay = scene.start({ env: ADMIN_ON });
+    const admin = await adminOf(relay);
+    await relay.waitForPhase('streaming');
+    await scene.database.query("insert into waybill.outbox (type, payload, exchange) values ('bad', '{}', 'nowhere')");
+    await relay.waitForLog((line) => line['sqlState'] === 'IM001', 'word of the trigger');
+    const ids = await scene.publish(100);
+    await scene.probe.waitForDistinct(100);
+    await until(async () => (await scene.database.query('select from waybill.outbox')).length === 1, {
+      what: 'all others to be settled',
+    });
+    scene.expectIds(ids);
+    expect(await admin.metric('waybill_outbox_refused')).toBe(1);
+    expect(relay.log.filter((line) => line.msg.includes('session ended'))).toEqual([]);
+    const atMs = performance.now();
+    // Something is left in flight, and it says so.
+    expect(await relay.stop()).toBe(1);
+    expect(performance.now() - atMs).toBeLessThan(10_000);
+  });
+
+  it.each([
+    ['one session', 'for update', 1],
+    ['two sessions', 'for share', 2],
+  ])(
+    '3.3 more than two windows of rows locked by %s: not ready, and it is said whose locks they are and how to end them',
+    async (_, lock, sessions) => {
+      const env = { ...ADMIN_ON, WAYBILL_RELAY_MAX_IN_FLIGHT: '10', WAYBILL_ADMIN_STALE_AFTER: '1s' };
+      const first = scene.start({ env });
+      await first.waitForPhase('streaming');
+      expect(await first.stop()).toBe(0);
+      const ids = await scene.publish(40);
+      const pids: number[] = [];
+      for (let n = 0; n < sessions; n += 1) {
+        const client = await scene.database.connect();
+        client.on('error', () => undefined);
+        await client.query(`set application_name = 'nightly report'; begin; select from waybill.outbox ${lock}`);
+        pids.push((await client.query<{ pid: number }>('select pg_backend_pid() as pid')).rows[0]?.pid ?? 0);
+      }
+      ids.push(...(await scene.publish(5)));
+      const relay = scene.start({ env });
+      const admin = await adminOf(relay);
+      const stuck = async (): Promise<string | false> => {
+        const { ready, parts } = await admin.ready();
+        const reason = parts[0]?.reason ?? '';
+        return !ready && reason.includes('locked by') && reason;
+      };
+      const reason = await until(stuck, { what: 'a relay that says who has locked rows', withinMs: 30_000 });
+      expect(reason).toContain(`of the outbox are locked by ${pids.map((pid) => `server process ${pid}`).join(', ')}`);
+      expect(reason).not.toContain('nightly');
+      expect(new Set(scene.probe.ids()).size).toBeLessThan(40);
+      expect(await admin.metric('waybill_outbox_locked')).toBeGreaterThanOrEqual(20);
+      const line = await relay.waitForLog(({ msg }) => msg.includes('somebody else has locked them'), 'the complaint');
+      expect(line['holders']).toMatchObject(pids.map((pid) => ({ pid, application: 'nightly report' })));
+      for (const pid of pids) {
+        const [problem] = await until(
+          async () => {
+            const found = (await problems(admin)).filter(({ id }) => id === 'locked-rows');
+            return found[0]?.next.includes(String(pid)) === true && found;
+          },
+          { what: `a problem that names process ${pid}`, withinMs: 30_000 },
+        );
+        expect(problem?.problem).toContain('nightly report');
+        expect(problem?.next).toBe(`psql -c "select pg_terminate_backend(${pid})"`);
+        await scene.database.query(problem?.next.replace(/^psql -c "(.*)"$/, '$1') ?? '');
+      }
+      await scene.settled();
+      scene.expectIds(ids);
+      await until(async () => (await admin.ready()).ready, { what: 'a ready relay' });
+      expect(await admin.metric('waybill_outbox_locked')).toBe(0);
+      expect(await relay.stop()).toBe(0);
+    },
+  );
+});
