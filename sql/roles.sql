@@ -40,6 +40,8 @@
 begin;
 
 set local lock_timeout = '5s';
+-- Whoever may create in a schema of the session's search path has nothing of his run by what follows.
+set local search_path = pg_catalog, pg_temp;
 -- Blocks between dollar signs do not see psql's variables; settings carry them there.
 set local waybill_roles.schema = :'schema';
 set local waybill_roles.owner = :'owner';

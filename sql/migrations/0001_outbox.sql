@@ -7,6 +7,8 @@
 begin;
 
 set local lock_timeout = '5s';
+-- Whoever may create in a schema of the session's search path has nothing of his run by what follows.
+set local search_path = pg_catalog, pg_temp;
 
 do $$
 begin

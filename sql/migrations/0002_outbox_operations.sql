@@ -6,6 +6,7 @@
 begin;
 
 set local lock_timeout = '5s';
+set local search_path = pg_catalog, pg_temp;
 
 create table waybill.action_log (
   seq bigint generated always as identity primary key,

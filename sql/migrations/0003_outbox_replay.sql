@@ -6,6 +6,7 @@
 begin;
 
 set local lock_timeout = '5s';
+set local search_path = pg_catalog, pg_temp;
 
 -- Why BRIN: rows come in this order, so it is a few pages for a day, and the relay pays next to nothing for it.
 create index outbox_history_settled on waybill.outbox_history using brin (settled_at);

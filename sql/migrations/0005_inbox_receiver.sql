@@ -7,6 +7,7 @@
 begin;
 
 set local lock_timeout = '5s';
+set local search_path = pg_catalog, pg_temp;
 
 -- Consumers -----------------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@
 begin;
 
 set local lock_timeout = '5s';
+set local search_path = pg_catalog, pg_temp;
 
 create function waybill.row_for_operator(
   consumer text, message_id text, out settings waybill.consumer, out target waybill.inbox

@@ -6,6 +6,7 @@
 begin;
 
 set local lock_timeout = '5s';
+set local search_path = pg_catalog, pg_temp;
 
 alter table waybill.relay add column ordering text not null default 'pipelined',
   add constraint relay_ordering_is_pipelined_or_strict check (ordering in ('pipelined', 'strict'));

@@ -6,6 +6,7 @@
 begin;
 
 set local lock_timeout = '5s';
+set local search_path = pg_catalog, pg_temp;
 
 create function waybill.adopt_relay(relay text, reason text default null) returns boolean
 language plpgsql security definer

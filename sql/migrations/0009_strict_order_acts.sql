@@ -6,6 +6,7 @@
 begin;
 
 set local lock_timeout = '5s';
+set local search_path = pg_catalog, pg_temp;
 
 -- Why 1024 and not one for each key: a transaction that acts on rows of every key would fill the server's table of locks,
 -- and then nobody else gets one.

@@ -6,6 +6,7 @@
 begin;
 
 set local lock_timeout = '5s';
+set local search_path = pg_catalog, pg_temp;
 
 create or replace function waybill.inbox_clean(consumer text, max_rows int default 5000)
 returns table (what text, removed bigint, remaining bigint)

@@ -7,6 +7,7 @@
 begin;
 
 set local lock_timeout = '5s';
+set local search_path = pg_catalog, pg_temp;
 
 create function waybill.put_back_rows(
   settings waybill.consumer, seqs bigint[], verdicts text[], errors text[], retry_ins interval[]

@@ -76,13 +76,14 @@ async function once<C extends PooledClient>(
     const query = (text: string, values?: unknown[]) => cut.race(client.query(text, values));
     await query(`begin isolation level ${isolation}`);
     // Ends with the transaction: the proof, at its end, that it is still the same one.
-    await query(`select ${ours}.inbox_handling($1, $2::uuid), set_config('waybill_worker.token', $3, true)`, [
-      ...row,
-      claim.token,
-    ]);
+    await query(
+      `select ${ours}.inbox_handling($1, $2::pg_catalog.uuid), pg_catalog.set_config('waybill_worker.token', $3, true)`,
+      [...row, claim.token],
+    );
     const result = await cut.race(whileHandling(claim.message, async () => handle(claim.message, client, { signal })));
     const { rows } = await query(
-      `select ${ours}.inbox_complete($1, $2::uuid, $3) where current_setting('waybill_worker.token', true) = $4`,
+      `select ${ours}.inbox_complete($1, $2::pg_catalog.uuid, $3)
+       where pg_catalog.current_setting('waybill_worker.token', true) operator(pg_catalog.=) $4`,
       [...row, typeof result === 'string' ? result : null, claim.token],
     );
     if (rows.length === 0) throw new Error('the handler ended the transaction that it was given');

@@ -19,7 +19,7 @@ export interface ControlOptions {
 const ANSWER_MS = 30_000;
 const CHANNEL = 'waybill_inbox';
 /** For a claim: one that a crash of the server forgets costs nothing, because its token is refused afterwards. */
-const FORGETTABLE = "(select set_config('synchronous_commit', 'off', true)) as forgettable";
+const FORGETTABLE = "(select pg_catalog.set_config('synchronous_commit', 'off', true)) as forgettable";
 
 /**
  * The worker's own connection, beside those of its transactions: it listens, claims, keeps leases and settles what failed,
@@ -68,7 +68,7 @@ export class Control {
 
   /** Prolongs a lease; rejects with WB003 when it is another's by now. */
   async extend({ message, token }: Claim, leaseMs: number): Promise<void> {
-    await this.#query(`select ${this.#schema}.inbox_extend($1, $2::uuid, $3::interval)::text`, [
+    await this.#query(`select ${this.#schema}.inbox_extend($1, $2::pg_catalog.uuid, $3::interval)::pg_catalog.text`, [
       String(message.seq),
       token,
       interval(leaseMs),
@@ -80,7 +80,7 @@ export class Control {
     const row = [String(message.seq), token];
     const delay = retryInMs === undefined ? null : interval(retryInMs);
     if (verdict === 'retry' || verdict === 'never') {
-      await this.#query(`select ${this.#schema}.inbox_fail($1, $2::uuid, $3, $4::interval, $5)`, [
+      await this.#query(`select ${this.#schema}.inbox_fail($1, $2::pg_catalog.uuid, $3, $4::interval, $5)`, [
         ...row,
         error,
         delay,
@@ -88,7 +88,11 @@ export class Control {
       ]);
     } else {
       const call = verdict === 'not-yet' ? 'inbox_defer' : 'inbox_release';
-      await this.#query(`select ${this.#schema}.${call}($1, $2::uuid, $3::interval, $4)`, [...row, delay, error]);
+      await this.#query(`select ${this.#schema}.${call}($1, $2::pg_catalog.uuid, $3::interval, $4)`, [
+        ...row,
+        delay,
+        error,
+      ]);
     }
   }
 

@@ -12,11 +12,10 @@ export async function firstTime(
   key: string,
   { schema = 'waybill', result = null }: SchemaOption & { result?: string | null } = {},
 ): Promise<boolean> {
-  const { rows } = await client.query(`select ${quoteIdentifier(schema)}.first_time($1, $2, $3)::text as answer`, [
-    scope,
-    key,
-    result,
-  ]);
+  const { rows } = await client.query(
+    `select ${quoteIdentifier(schema)}.first_time($1, $2, $3)::pg_catalog.text as answer`,
+    [scope, key, result],
+  );
   return rows[0]?.['answer'] === 'true';
 }
 
@@ -40,10 +39,9 @@ export async function newer(
   version: bigint | number,
   { schema = 'waybill' }: SchemaOption = {},
 ): Promise<boolean> {
-  const { rows } = await client.query(`select ${quoteIdentifier(schema)}.newer($1, $2, $3)::text as answer`, [
-    scope,
-    key,
-    String(version),
-  ]);
+  const { rows } = await client.query(
+    `select ${quoteIdentifier(schema)}.newer($1, $2, $3)::pg_catalog.text as answer`,
+    [scope, key, String(version)],
+  );
   return rows[0]?.['answer'] === 'true';
 }

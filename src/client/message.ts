@@ -42,10 +42,10 @@ export interface Claim {
  * them.
  */
 export const CLAIM_COLUMNS = [
-  'seq::text, claim_token::text, attempt::text, consumer, message_id, type, key, schema_version::text',
-  "encode(body, 'base64') as body, content_type, content_encoding, headers::text as headers, exchange, routing_key",
-  'correlation_id, causation_id, reply_to, app_id, traceparent, tracestate',
-  'extract(epoch from occurred_at)::text as occurred_at, extract(epoch from received_at)::text as received_at',
+  ...['seq', 'claim_token', 'attempt', 'schema_version', 'headers'].map((name) => `${name}::pg_catalog.text`),
+  ...['occurred_at', 'received_at'].map((name) => `extract(epoch from ${name})::pg_catalog.text as ${name}`),
+  "consumer, message_id, type, key, pg_catalog.encode(body, 'base64') as body, content_type, content_encoding",
+  'exchange, routing_key, correlation_id, causation_id, reply_to, app_id, traceparent, tracestate',
 ].join(', ');
 
 type Row = Readonly<Record<string, unknown>>;

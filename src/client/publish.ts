@@ -52,7 +52,7 @@ export async function publish(
   const given = Object.entries(argumentsOf(message)).filter(([, value]) => value !== undefined);
   const list = given.map(([name], index) => `${name} => $${index + 1}`).join(', ');
   const { rows } = await client.query(
-    `select ${quoteIdentifier(schema)}.publish(${list})::text as id`,
+    `select ${quoteIdentifier(schema)}.publish(${list})::pg_catalog.text as id`,
     given.map(([, value]) => value),
   );
   return String(rows[0]?.['id']);

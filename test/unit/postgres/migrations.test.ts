@@ -5,6 +5,7 @@ import { rolesSql } from '../../../src/postgres/roles.js';
 import { splitStatements } from '../../../src/postgres/sql-text.js';
 
 const migrations = loadMigrations();
+const OWN_PATH = 'set local search_path = pg_catalog, pg_temp';
 
 test('the program knows its newest migration', () => {
   expect(SCHEMA_VERSION).toBe(migrations.length);
@@ -25,6 +26,10 @@ describe.each(migrations)('$file', (migration) => {
 
   test('waits only a bounded time for a lock', () => {
     expect(statements[1]?.text).toMatch(/^set local lock_timeout = '\d+s'$/);
+  });
+
+  test('finds nothing on the search path of whoever runs it', () => {
+    expect(statements[2]?.text).toBe(OWN_PATH);
   });
 
   test('uses the word of the schema for the schema only', () => {
@@ -62,6 +67,11 @@ describe('rolesSql', () => {
     expect(sql).toContain(`set local waybill_roles.owner = 'waybill_owner';`);
     expect(sql).toContain(`set local waybill_roles.app_delete = '';`);
     expect(sql).toContain('grant insert, select (id, seq) on "waybill".outbox_history to "waybill_relay";');
+  });
+
+  test('finds nothing on the search path of whoever runs it', () => {
+    expect(splitStatements(rolesSql()).map(({ text }) => text)).toEqual(expect.arrayContaining([OWN_PATH]));
+    expect(splitStatements(rolesSql()).findIndex(({ text }) => text === OWN_PATH)).toBe(2);
   });
 
   test('quotes the names it is given', () => {
