@@ -168,6 +168,8 @@ export interface OpenTimers {
 
 /** Something that brings timers back, on the publishing connection. */
 export interface TimerExchange {
+  /** Whether RabbitMQ takes nothing at this moment (a memory or disk alarm): what were sent would lie in memory. */
+  readonly isBlocked: boolean;
   /** Sends a timer that comes back to this consumer's retry queue after the delay. May be lost. */
   send(timer: Timer, delayMs: number): void;
   /** Delays that can be asked for, milliseconds; any delay where it is null. */

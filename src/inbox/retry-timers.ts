@@ -20,7 +20,7 @@ const LONGEST_ASKED_MS = 86_400_000;
 /**
  * Brings rows back when they are due (design 4.4): through the delay exchange by the largest delay that is not longer than
  * what remains, again if need be, and the rest here. The row decides whether a timer means anything (F16); a timer is
- * never more than a hint, and without the exchange everything is kept here.
+ * never more than a hint, and without the exchange, or while RabbitMQ takes nothing, everything is kept here.
  */
 export class RetryTimers {
   readonly #consumer: string;
@@ -53,7 +53,7 @@ export class RetryTimers {
   /** Has the row called when it is due. */
   schedule(row: DueRow, dueInMs: number): void {
     if (this.#over) return;
-    const exchange = this.#exchange;
+    const exchange = this.#exchange?.isBlocked ? undefined : this.#exchange;
     const delayMs =
       exchange && (exchange.tiersMs ? tierFor(dueInMs, exchange.tiersMs) : Math.min(dueInMs, LONGEST_ASKED_MS));
     if (!exchange || delayMs === undefined || delayMs <= 0) {

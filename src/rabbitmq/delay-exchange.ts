@@ -20,6 +20,7 @@ interface Timer {
  * Timers are expendable: not persistent, not confirmed; a sweep of due rows covers lost ones (F16).
  */
 export class DelayExchange {
+  readonly #connection: BrokerConnection;
   readonly #channel: Channel;
   readonly #usesPlugin: boolean;
   readonly #clock: Clock;
@@ -27,7 +28,8 @@ export class DelayExchange {
   readonly tiersMs: readonly number[] | null;
   #ended = false;
 
-  private constructor(channel: Channel, tiersMs: readonly number[] | null, clock: Clock) {
+  private constructor(connection: BrokerConnection, channel: Channel, tiersMs: readonly number[] | null, clock: Clock) {
+    this.#connection = connection;
     this.#channel = channel;
     this.#clock = clock;
     this.tiersMs = tiersMs;
@@ -43,7 +45,7 @@ export class DelayExchange {
   ): Promise<DelayExchange> {
     try {
       const channel = await connection.plainChannel();
-      const exchange = new DelayExchange(channel, tiersMs, clock);
+      const exchange = new DelayExchange(connection, channel, tiersMs, clock);
       let lastError: Error | undefined;
       channel.on('error', (error: Error) => (lastError = error));
       channel.on('close', () => {
@@ -55,6 +57,11 @@ export class DelayExchange {
     } catch (error) {
       throw toBrokerError(error, 'opening the delay exchange');
     }
+  }
+
+  /** Whether RabbitMQ takes nothing now. It says so only once it was sent something: a few timers may lie there. */
+  get isBlocked(): boolean {
+    return this.#connection.isBlocked;
   }
 
   /** With TTL queues `delayMs` is one of `tiersMs`. */

@@ -1,5 +1,6 @@
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { startBrokerProbe } from '../support/broker-probe.js';
+import { startFaultProxy } from '../support/fault-proxy.js';
 import { LEDGER } from '../support/ledger.js';
 import { receiverScene, type ReceiverScene } from '../support/receiver-scene.js';
 import { killRelays } from '../support/relay.js';
@@ -177,6 +178,48 @@ describe('one message that would stop a consumer', () => {
     await until(async () => (await scene.depth('waybill.retry.billing')) === 0, { what: 'the timers to be taken' });
     expect(second.log.filter(({ level }) => level === 'error' || level === 'warn')).toEqual([]);
     expect(await second.stop()).toBe(0);
+  });
+
+  it('F71 timers wait here while RabbitMQ takes nothing, and the retries go on', async () => {
+    const rabbit = await startRabbit();
+    const alarmed = await receiverScene({ rabbit });
+    const proxy = await startFaultProxy({ targetPort: rabbit.port });
+    const published = (): number => proxy.count('amqp.client.basic.publish');
+    try {
+      await alarmed.database.query(LEDGER);
+      const handler =
+        '  handler: { kind: sql, function: billing.on_event }\n  retry: { delays: [100ms], maxAttempts: 4 }\n';
+      const consumer = alarmed.start(`billing:\n${handler}emails:\n${handler}`, {
+        brokerUrl: proxy.url(alarmed.vhost.url),
+      });
+      for (const name of ['billing', 'emails']) {
+        await consumer.waitForLog(({ msg, consumer: whose }) => msg === 'consuming' && whose === name, name);
+        await alarmed.database.query('select waybill.consumer_pause($1, $2)', [name, 'test']);
+      }
+      const failing = Array.from({ length: 200 }, (_, n) => ({ messageId: `m-${n}`, body: '{"fails": 3}' }));
+      await alarmed.send('billing', failing);
+      await alarmed.send('emails', [{ messageId: 'first', body: '{"fails": 1}' }]);
+      await alarmed.waitForRows(201, "status = 'pending'");
+      await rabbit.alarm(true);
+      // RabbitMQ says that it takes nothing when something was sent: this one's timer.
+      await alarmed.database.query("select waybill.consumer_resume('emails', 'test')");
+      await consumer.waitForLog(({ msg }) => msg.startsWith('RabbitMQ blocks publishing'), 'the alarm');
+      expect(published()).toBe(1);
+      await alarmed.database.query("select waybill.consumer_resume('billing', 'test')");
+      await alarmed.waitForRows(201, "status = 'done'", 60_000);
+      expect(published()).toBe(1);
+      await rabbit.alarm(false);
+      await consumer.waitForLog(({ msg }) => msg === 'RabbitMQ takes messages again', 'the end of the alarm');
+      await alarmed.send('billing', [{ messageId: 'after', body: '{"fails": 1}' }]);
+      await alarmed.waitForRows(202, "status = 'done'");
+      expect(published()).toBe(2);
+      expect(await consumer.stop()).toBe(0);
+    } finally {
+      await killRelays();
+      await proxy.close();
+      await alarmed.drop();
+      await rabbit.close();
+    }
   });
 
   it('F112 SIGTERM while RabbitMQ takes nothing and a copy waits: the end comes soon, and the copy at the next start', async () => {

@@ -20,6 +20,7 @@ class Stage {
   attach(tiersMs: readonly number[] | null): void {
     this.timers.attach({
       tiersMs,
+      isBlocked: false,
       send: (timer: Timer, delayMs: number) => {
         this.hops.push(delayMs);
         this.clock.after(delayMs, () => this.timers.arrived(timer));
@@ -73,6 +74,23 @@ describe('timers of rows that wait', () => {
     expect(stage.due.map(({ row }) => row)).toEqual([ROW]);
   });
 
+  it('F71 are kept here while RabbitMQ takes nothing, and go out again when it does', () => {
+    const stage = new Stage();
+    const exchange = {
+      tiersMs: [1_000],
+      isBlocked: true,
+      send: (_: Timer, delayMs: number) => stage.hops.push(delayMs),
+    };
+    stage.timers.attach(exchange);
+    stage.timers.schedule(ROW, 1_500);
+    expect(stage.counters.timersSent).toBe(0);
+    exchange.isBlocked = false;
+    stage.timers.schedule({ seq: 8n, attempt: 2 }, 1_500);
+    expect(stage.hops).toEqual([1_000]);
+    stage.clock.advance(1_500);
+    expect(stage.due.map(({ row, atMs }) => [row.seq, atMs])).toEqual([[7n, 1_500]]);
+  });
+
   it('an early one waits for the row to be due, and after the stop nothing is due any more', () => {
     const stage = new Stage();
     stage.timers.arrived({ consumer: 'billing', seq: '7', attempt: 2, restMs: 300 });
@@ -88,6 +106,7 @@ describe('timers of rows that wait', () => {
     const dayMs = 86_400_000;
     stage.timers.attach({
       tiersMs: null,
+      isBlocked: false,
       send: (timer: Timer, delayMs: number) => {
         stage.hops.push(delayMs);
         // The plugin sends at once what is beyond 2^32 ms.
