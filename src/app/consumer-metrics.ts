@@ -13,6 +13,7 @@ const COUNTERS: Partial<Record<keyof ConsumerCounters, Extract<CounterName, `way
   retried: 'waybill_inbox_retried_total',
   deferred: 'waybill_inbox_deferred_total',
   dead: 'waybill_inbox_dead_total',
+  timersRefused: 'waybill_inbox_timers_refused_total',
 };
 
 /** Brings the metrics of consumers up to date; from memory. */

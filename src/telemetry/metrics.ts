@@ -147,6 +147,10 @@ export const METRICS = {
     'counter',
     'Messages given up by this process, for a person to look at. Those that applications give up, or whose leases expire, are in waybill_inbox_rows.',
   ),
+  waybill_inbox_timers_refused_total: consumer(
+    'counter',
+    'What came to the retry queue and is no timer; it is dropped. Somebody else publishes there.',
+  ),
   waybill_inbox_handler_seconds: {
     type: 'histogram',
     labels: ['consumer'],

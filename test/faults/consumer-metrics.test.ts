@@ -107,6 +107,12 @@ describe('every metric of a consumer changes when what it stands for happens', (
     await scene.waitForRows(3, "status = 'done'");
   });
 
+  it('what is no timer of ours in the retry queue', async () => {
+    await shows([['waybill_inbox_timers_refused_total', 0]]);
+    await scene.send('waybill.retry.billing', [{ body: 'no timer' }, { body: '{"consumer": 7}' }]);
+    await shows([['waybill_inbox_timers_refused_total', 2]]);
+  });
+
   it('an sql handler is measured from the call to the commit', async () => {
     const sum = async (): Promise<number> => {
       const line = (await admin.get('/metrics')).body.match(/^waybill_inbox_handler_seconds_sum\{.*\} (\S+)$/m);
