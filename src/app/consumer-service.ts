@@ -205,6 +205,7 @@ class Consumers implements ConsumerService {
         consumer: name,
         now: () => this.#clock.now(),
         onHandled,
+        claimsBodies: handler.kind !== 'sql',
       }),
       broker: new ConfiguredConsumerBroker(consumer, links, this.#clock),
       counters,

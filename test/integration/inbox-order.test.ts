@@ -279,7 +279,7 @@ describe('the sweep', () => {
           return work(client);
         },
       },
-      { schema: 'waybill', consumer: 'blocking', now: () => 0, onHandled: () => undefined },
+      { schema: 'waybill', consumer: 'blocking', now: () => 0, onHandled: () => undefined, claimsBodies: true },
     );
     const orphan = (key: string) => client.query(`delete from waybill.inbox where key = $1 and status = 'dead'`, [key]);
     await orphan('k025000');

@@ -1,5 +1,6 @@
 import type pg from 'pg';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { InboxStore } from '../../src/postgres/inbox-store.js';
 import type { FreshDatabase } from '../support/database.js';
 import { receive, register } from '../support/inbox.js';
 import { migratedDatabase } from '../support/migrated-database.js';
@@ -77,6 +78,38 @@ for (const time of ['at first', 'after some calls']) {
     expect(read).toBeLessThan(10 * DUE);
   });
 }
+
+test.each([true, false])(
+  'a claim brings bodies and headers only where the program hands them on: %s',
+  async (claimsBodies) => {
+    const lending = { use: <T>(_: string, work: (lent: pg.Client) => Promise<T>) => work(client) };
+    const store = new InboxStore(lending, {
+      schema: 'waybill',
+      consumer: 'billing',
+      now: () => 0,
+      onHandled: () => undefined,
+      claimsBodies,
+    });
+    const [first = ''] = seqs;
+    await client.query(
+      `update waybill.inbox set body = 'a body', headers = '{"a": 1}', traceparent = 't' where seq = $1`,
+      [first],
+    );
+    await client.query('begin');
+    try {
+      const claim = await store.claimRows([{ seq: BigInt(first), attempt: null }], 60_000);
+      expect(claim?.token).toMatch(/^[0-9a-f-]{36}$/);
+      expect(claim?.messages).toMatchObject([
+        { seq: BigInt(first), attempt: 2, consumer: 'billing', messageId: 'due-0', traceparent: 't' },
+      ]);
+      expect(claim?.messages.map(({ body, headers }) => [String(body), headers])).toEqual(
+        claimsBodies ? [['a body', { a: 1 }]] : [['', {}]],
+      );
+    } finally {
+      await client.query('rollback');
+    }
+  },
+);
 
 test('a batch that fails is settled row by row as each deserves, in one statement', async () => {
   await client.query('begin');
