@@ -55,11 +55,15 @@ export function spokenCount(count: number): string {
   return count.toLocaleString('en-US');
 }
 
-/** Lines of at most `width` signs, broken between words, all but the first behind `indent`; a longer word stands alone. */
+/**
+ * Lines of at most `width` signs, broken between words, all but the first behind `indent`; a longer word stands alone.
+ * What is in backticks is a word: a command is to be copied.
+ */
 export function wrapped(text: string, width: number, indent = ''): string[] {
   const lines: string[] = [];
   let line = '';
-  for (const word of text.split(' ')) {
+  const pairs = text.split('`').length % 2 === 1;
+  for (const word of text.split(pairs ? / (?=(?:[^`]*`[^`]*`)*[^`]*$)/ : ' ')) {
     if (line.trim() !== '' && line.length + 1 + word.length > width) {
       lines.push(line);
       line = indent + word;

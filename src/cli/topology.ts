@@ -119,7 +119,7 @@ function remarksOn(steps: readonly Step[]): string[] {
   }
   if (has('no-plugin')) {
     remarks.push(
-      'NO PLUGIN: the broker does not know exchanges of the delayed-message plugin. Enable it on every node (rabbitmq-plugins enable rabbitmq_delayed_message_exchange), or set delay: ttl-queues.',
+      'NO PLUGIN: the broker does not know exchanges of the delayed-message plugin. Enable it on every node (`rabbitmq-plugins enable rabbitmq_delayed_message_exchange`), or set delay: ttl-queues.',
     );
   }
   return remarks;

@@ -110,7 +110,7 @@ describe('on the search path of strangers', () => {
   const store = (consumer: string): InboxStore =>
     new InboxStore(
       { use: (_doing, work) => work(onTheirPath) },
-      { schema: 'waybill', consumer, now: () => performance.now(), onHandled: () => undefined },
+      { schema: 'waybill', consumer, now: () => performance.now(), onHandled: () => undefined, claimsBodies: true },
     );
 
   test('every call of the inbox store, with functions as handlers', async () => {

@@ -101,3 +101,13 @@ it('a line goes on behind the indent, which counts', () => {
   expect(wrapped('a verylongword b', 5, '  ')).toEqual(['a', '  verylongword', '  b']);
   expect(wrapped('a b', Infinity, '  ')).toEqual(['a b']);
 });
+
+it('breaks lines between words, and never a command in backticks', () => {
+  expect(wrapped('run `waybill outbox list --held` and read it', 12)).toEqual([
+    'run',
+    '`waybill outbox list --held`',
+    'and read it',
+  ]);
+  expect(wrapped('one two three', 7, '  ')).toEqual(['one two', '  three']);
+  expect(wrapped('a lone ` is no pair of them', 10)).toEqual(['a lone `', 'is no pair', 'of them']);
+});
