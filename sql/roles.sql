@@ -198,6 +198,7 @@ grant execute on function
   :"schema".finish_rows, :"schema".put_back_rows, :"schema".inbox_apply, :"schema".inbox_settle, :"schema".revive_row,
   :"schema".inbox_refund, :"schema".inbox_give_back, :"schema".inbox_extend_rows,
   :"schema".inbox_due, :"schema".inbox_sweep, :"schema".inbox_deaths, :"schema".inbox_deaths_copied,
+  :"schema".inbox_deaths_claim, :"schema".inbox_deaths_done, :"schema".inbox_deaths_keep,
   :"schema".inbox_clean to :"relay";
 -- What the program removes when its retention is over, consumers or not.
 grant execute on function

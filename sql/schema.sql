@@ -513,6 +513,7 @@ begin
   if exists (select from waybill.inbox i where i.consumer = forget_consumer.name) then
     return 'more';
   end if;
+  delete from waybill.inbox_uncopied u where u.consumer = forget_consumer.name;
   delete from waybill.consumer_grant g where g.consumer = forget_consumer.name;
   delete from waybill.consumer c where c.name = forget_consumer.name;
   if not found then
@@ -888,14 +889,85 @@ begin
 end
 $function$;
 
+CREATE OR REPLACE FUNCTION waybill.inbox_deaths_claim(consumer text, max_rows integer, max_bytes bigint, lease interval)
+ RETURNS TABLE(seq bigint, died_at timestamp with time zone, refused integer)
+ LANGUAGE plpgsql
+ SECURITY DEFINER ROWS 100
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+ SET enable_seqscan TO 'off'
+AS $function$
+#variable_conflict use_column
+declare
+  settings constant waybill.consumer := waybill.consumer_settings(inbox_deaths_claim.consumer);
+  taken bigint[];
+begin
+  perform waybill.check_claim(max_rows, lease);
+  taken := waybill.uncopied_deaths(settings.name, max_rows);
+  return query
+  with measured as (
+    select u.inbox_seq,
+      sum(octet_length(i.body) + octet_length(i.headers::text)) over (order by u.died_at, u.inbox_seq) as bytes,
+      row_number() over (order by u.died_at, u.inbox_seq) as place
+    from waybill.inbox_uncopied u join waybill.inbox i on i.seq = u.inbox_seq
+    where u.inbox_seq = any (taken)
+  )
+  update waybill.inbox_uncopied u set claimed_until = clock_timestamp() + inbox_deaths_claim.lease
+  from measured m
+  where u.inbox_seq = m.inbox_seq and (m.place = 1 or m.bytes <= max_bytes)
+  returning u.inbox_seq, u.died_at, u.refused;
+end
+$function$;
+
 CREATE OR REPLACE FUNCTION waybill.inbox_deaths_copied(consumer text, died_at timestamp with time zone, seq bigint)
  RETURNS void
  LANGUAGE sql
+ SECURITY DEFINER
  SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
 AS $function$
-  update waybill.consumer c set copied_died_at = died_at, copied_seq = inbox_deaths_copied.seq
-  where c.name = inbox_deaths_copied.consumer
-    and (c.copied_died_at, c.copied_seq) < (died_at, inbox_deaths_copied.seq)
+  delete from waybill.inbox_uncopied u
+  where u.consumer = inbox_deaths_copied.consumer and u.claimed_until = '-infinity'
+    and (u.died_at, u.inbox_seq) <= (inbox_deaths_copied.died_at, inbox_deaths_copied.seq)
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.inbox_deaths_done(consumer text, seqs bigint[], died_ats timestamp with time zone[])
+ RETURNS integer
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+ SET enable_seqscan TO 'off'
+AS $function$
+declare
+  copied int;
+begin
+  -- Why skip locked: whoever has the row notes another death of it.
+  delete from waybill.inbox_uncopied u where u.inbox_seq = any (array(
+    select e.inbox_seq from waybill.inbox_uncopied e join unnest(seqs, died_ats) as d (seq, died_at)
+      on d.seq = e.inbox_seq and d.died_at = e.died_at
+    where e.consumer = inbox_deaths_done.consumer for update of e skip locked));
+  get diagnostics copied = row_count;
+  return copied;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.inbox_deaths_keep(consumer text, seqs bigint[], died_ats timestamp with time zone[], delay interval DEFAULT NULL::interval, was_refused boolean DEFAULT false)
+ RETURNS integer
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+ SET enable_seqscan TO 'off'
+AS $function$
+declare
+  kept int;
+begin
+  update waybill.inbox_uncopied u
+  set claimed_until = clock_timestamp() + delay, refused = u.refused + was_refused::int
+  where u.inbox_seq = any (array(
+    select e.inbox_seq from waybill.inbox_uncopied e join unnest(seqs, died_ats) as d (seq, died_at)
+      on d.seq = e.inbox_seq and d.died_at = e.died_at
+    where e.consumer = inbox_deaths_keep.consumer for update of e skip locked));
+  get diagnostics kept = row_count;
+  return kept;
+end
 $function$;
 
 CREATE OR REPLACE FUNCTION waybill.inbox_defer(seq bigint, token uuid, delay interval DEFAULT NULL::interval, error text DEFAULT NULL::text)
@@ -1610,6 +1682,21 @@ begin
 end
 $function$;
 
+CREATE OR REPLACE FUNCTION waybill.note_death()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+begin
+  insert into waybill.inbox_uncopied (inbox_seq, consumer, died_at)
+  values (new.seq, new.consumer, new.processed_at)
+  on conflict on constraint inbox_uncopied_pkey do update
+  set consumer = excluded.consumer, died_at = excluded.died_at, claimed_until = null, refused = 0;
+  return null;
+end
+$function$;
+
 CREATE OR REPLACE FUNCTION waybill.outbox_key_lock(key text)
  RETURNS bigint
  LANGUAGE sql
@@ -2139,6 +2226,7 @@ begin
     return false;
   end if;
   update waybill.consumer c set name = new_name, renaming_to = null where c.name = old_name;
+  update waybill.inbox_uncopied u set consumer = new_name where u.consumer = old_name;
   update waybill.consumer_grant g set consumer = new_name where g.consumer = old_name
     and not exists (
       select from waybill.consumer_grant o where o.consumer = new_name and o.role_name = g.role_name);
@@ -2327,6 +2415,43 @@ begin
 end
 $function$;
 
+CREATE OR REPLACE FUNCTION waybill.uncopied_deaths(consumer text, max_rows integer)
+ RETURNS bigint[]
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+ SET enable_seqscan TO 'off'
+AS $function$
+declare
+  most_rounds constant int := 1000;
+  moment constant timestamptz := clock_timestamp();
+  taken bigint[];
+  kept bigint[];
+begin
+  for round in 1..most_rounds loop
+    taken := array(
+      select u.inbox_seq from waybill.inbox_uncopied u
+      where u.consumer = uncopied_deaths.consumer and (u.claimed_until is null or u.claimed_until <= moment)
+        -- The breaker of a program may open a moment later and give the attempt back.
+        and not (u.died_at > moment - interval '30 seconds' and exists (
+          select from waybill.inbox i
+          where i.seq = u.inbox_seq and i.status = 'dead' and i.dead_reason in ('attempts', 'age')
+            and i.processed_at > moment - interval '30 seconds'
+            and 'broken' = (
+              select a.verdict from waybill.inbox_attempt a where a.inbox_seq = i.seq order by a.number desc limit 1)))
+      order by u.consumer, u.died_at, u.inbox_seq limit max_rows for update skip locked
+    );
+    -- Why a statement of its own: with the lock, no death of these rows can be noted any more that this one does not see.
+    kept := array(
+      select i.seq from waybill.inbox i where i.seq = any (taken) and i.status = 'dead' and i.body is not null);
+    delete from waybill.inbox_uncopied u where u.inbox_seq = any (taken) and u.inbox_seq <> all (kept);
+    if cardinality(kept) > 0 or cardinality(taken) < max_rows then
+      return kept;
+    end if;
+  end loop;
+  return kept;
+end
+$function$;
+
 create sequence waybill.outbox_hold_no;
 
 create table waybill.action_log (
@@ -2490,6 +2615,16 @@ create table waybill.inbox_attempt (
   constraint inbox_attempt_inbox_seq_fkey FOREIGN KEY (inbox_seq) REFERENCES waybill.inbox(seq) ON DELETE CASCADE,
   constraint inbox_attempt_number_is_at_least_1 CHECK ((number >= 1)),
   constraint inbox_attempt_verdict_is_known CHECK ((verdict = ANY (ARRAY['retry'::text, 'not-yet'::text, 'never'::text, 'broken'::text, 'abandoned'::text, 'refunded'::text])))
+);
+
+create table waybill.inbox_uncopied (
+  inbox_seq bigint not null,
+  consumer text not null,
+  died_at timestamp with time zone not null,
+  claimed_until timestamp with time zone,
+  refused integer default 0 not null,
+  constraint inbox_uncopied_pkey PRIMARY KEY (inbox_seq),
+  constraint inbox_uncopied_refused_is_not_negative CHECK ((refused >= 0))
 );
 
 create table waybill.installation (
@@ -2813,25 +2948,18 @@ $function$;
 
 CREATE OR REPLACE FUNCTION waybill.inbox_deaths(consumer text, max_rows integer DEFAULT 100)
  RETURNS SETOF waybill.inbox
- LANGUAGE sql
- STABLE
+ LANGUAGE plpgsql
+ SECURITY DEFINER
  SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
 AS $function$
-  with undecided as materialized (
-    -- The breaker of a program may open a moment later and give the attempt back.
-    select i.processed_at, i.seq from waybill.inbox i join waybill.consumer c on c.name = i.consumer
-    where i.consumer = inbox_deaths.consumer and i.status = 'dead' and i.dead_reason in ('attempts', 'age')
-      and (i.processed_at, i.seq) > (c.copied_died_at, c.copied_seq)
-      and i.processed_at > statement_timestamp() - interval '30 seconds'
-      and 'broken' = (
-        select a.verdict from waybill.inbox_attempt a where a.inbox_seq = i.seq order by a.number desc limit 1)
-    order by i.consumer, i.processed_at, i.seq limit 1
-  )
-  select i.* from waybill.inbox i join waybill.consumer c on c.name = i.consumer
-  where i.consumer = inbox_deaths.consumer and i.status = 'dead'
-    and (i.processed_at, i.seq) > (c.copied_died_at, c.copied_seq)
-    and not exists (select from undecided u where (i.processed_at, i.seq) >= (u.processed_at, u.seq))
-  order by i.consumer, i.processed_at, i.seq limit inbox_deaths.max_rows
+declare
+  shown bigint[];
+begin
+  shown := waybill.uncopied_deaths(inbox_deaths.consumer, max_rows);
+  update waybill.inbox_uncopied u set claimed_until = '-infinity' where u.inbox_seq = any (shown);
+  return query
+  select i.* from waybill.inbox i where i.seq = any (shown) order by i.processed_at, i.seq;
+end
 $function$;
 
 CREATE OR REPLACE FUNCTION waybill.lock_keys(settings waybill.consumer, seqs bigint[])
@@ -3278,6 +3406,8 @@ CREATE INDEX inbox_running ON waybill.inbox USING btree (consumer, lease_until) 
 
 CREATE INDEX inbox_shunned ON waybill.inbox USING btree (consumer, ((seq + 0))) WHERE ((abandoned >= 2) AND (status = ANY (ARRAY['pending'::text, 'waiting'::text])));
 
+CREATE INDEX inbox_uncopied_order ON waybill.inbox_uncopied USING btree (consumer, died_at, inbox_seq);
+
 CREATE INDEX inbox_waiting ON waybill.inbox USING btree (consumer, next_attempt_at) WHERE (status = 'waiting'::text);
 
 CREATE INDEX outbox_due ON waybill.outbox USING btree (next_attempt_at) WHERE (state = 'scheduled'::text);
@@ -3291,6 +3421,10 @@ CREATE INDEX outbox_history_settled ON waybill.outbox_history USING brin (settle
 CREATE INDEX outbox_key_order ON waybill.outbox USING btree (key, hold_no) WHERE (hold_no IS NOT NULL);
 
 CREATE INDEX outbox_withdrawn ON waybill.outbox USING btree (seq) WHERE (state = ANY (ARRAY['cancelled'::text, 'discarded'::text]));
+
+CREATE TRIGGER inbox_dead_on_arrival AFTER INSERT ON waybill.inbox FOR EACH ROW WHEN ((new.status = 'dead'::text)) EXECUTE FUNCTION waybill.note_death();
+
+CREATE TRIGGER inbox_died AFTER UPDATE OF status ON waybill.inbox FOR EACH ROW WHEN (((new.status = 'dead'::text) AND (old.status <> 'dead'::text))) EXECUTE FUNCTION waybill.note_death();
 
 create view waybill.inbox_backlog as
  SELECT consumer,
@@ -3421,9 +3555,9 @@ comment on column waybill.consumer.paused_by is 'operator: nothing is handed out
 
 comment on column waybill.consumer.paused_reason is 'Why.';
 
-comment on column waybill.consumer.copied_died_at is 'Deaths up to this time are copied to the dead-letter exchange.';
+comment on column waybill.consumer.copied_died_at is 'Not used any more: see inbox_uncopied.';
 
-comment on column waybill.consumer.copied_seq is 'And of that time, rows up to this one.';
+comment on column waybill.consumer.copied_seq is 'Not used any more.';
 
 comment on column waybill.consumer.created_at is 'When the consumer was seen first.';
 
@@ -3596,6 +3730,20 @@ comment on index waybill.inbox_processed is 'Rows whose retention runs.';
 comment on index waybill.inbox_running is 'Claims by the end of their lease.';
 
 comment on index waybill.inbox_shunned is 'Rows whose workers vanished more than once: claimed one at a time.';
+
+comment on table waybill.inbox_uncopied is 'Dead rows of the inbox whose copy has not gone to the dead-letter exchange yet. A row of it whose message is dead no more is removed when it is looked at.';
+
+comment on column waybill.inbox_uncopied.inbox_seq is 'The row of the inbox.';
+
+comment on column waybill.inbox_uncopied.consumer is 'Its consumer.';
+
+comment on column waybill.inbox_uncopied.died_at is 'Which of its deaths: a row that is retried may die again.';
+
+comment on column waybill.inbox_uncopied.claimed_until is 'Until then a program copies it, or it was put off; -infinity: a program for version 14 or before was shown it. Null: it is to be copied.';
+
+comment on column waybill.inbox_uncopied.refused is 'How often RabbitMQ refused this copy, when it was sent alone.';
+
+comment on index waybill.inbox_uncopied_order is 'Deaths of a consumer, in order.';
 
 comment on index waybill.inbox_waiting is 'Rows by the time they are due.';
 
@@ -3879,9 +4027,15 @@ comment on function waybill.inbox_clean(consumer text, max_rows integer) is 'Rem
 
 comment on function waybill.inbox_complete(seq bigint, token uuid, result text) is 'The message is done. Call it in the transaction that has the effect: then the effect is there once. Raises WB003 if the claim is lost, so that the transaction of a worker that was too slow rolls back.';
 
-comment on function waybill.inbox_deaths(consumer text, max_rows integer) is 'Dead rows that were not copied to the dead-letter exchange yet, in order of their deaths, up to one that died of a broken handler within the last 30 seconds: a breaker may give it back.';
+comment on function waybill.inbox_deaths(consumer text, max_rows integer) is 'For programs of version 14 and before: dead rows that were not copied to the dead-letter exchange yet, in order of their deaths.';
 
-comment on function waybill.inbox_deaths_copied(consumer text, died_at timestamp with time zone, seq bigint) is 'All deaths up to this one (processed_at and seq of the row) are copied.';
+comment on function waybill.inbox_deaths_claim(consumer text, max_rows integer, max_bytes bigint, lease interval) is 'Dead rows whose copy is to go to the dead-letter exchange, for the caller alone until the lease is over: the oldest deaths first, bodies and headers together at most max_bytes, but at least one row. Say afterwards what became of them, by inbox_deaths_done or inbox_deaths_keep. Errors: WB004, WB005.';
+
+comment on function waybill.inbox_deaths_copied(consumer text, died_at timestamp with time zone, seq bigint) is 'For programs of version 14 and before: all deaths that inbox_deaths has shown, up to this one, are copied.';
+
+comment on function waybill.inbox_deaths_done(consumer text, seqs bigint[], died_ats timestamp with time zone[]) is 'These deaths are copied, or nobody wants their copies. Another death of the same row is not meant.';
+
+comment on function waybill.inbox_deaths_keep(consumer text, seqs bigint[], died_ats timestamp with time zone[], delay interval, was_refused boolean) is 'These deaths are still to be copied: at once, or after the delay.';
 
 comment on function waybill.inbox_defer(seq bigint, token uuid, delay interval, error text) is 'What the message needs is not there yet: the row waits, and no attempt is spent; it is dead if that lasts longer than not_yet_for of its consumer. Returns waiting or dead. WB003 if the claim is lost.';
 
@@ -3932,6 +4086,8 @@ comment on function waybill.log_inbox_action(action text, target waybill.inbox, 
 comment on function waybill.message_of(i waybill.inbox) is 'A row of the inbox as a handler gets it.';
 
 comment on function waybill.newer(scope text, key text, version bigint) is 'True if this version of the entity is newer than every one that was asked about before, within the retention (clean_freshness); then it is the newest. Apply the event only if it is true, in the same transaction.';
+
+comment on function waybill.note_death() is 'Of the inbox: notes that the copy of a death is still to go out.';
 
 comment on function waybill.outbox_key_lock(key text) is 'Number of the advisory transaction lock that an operator''s act on a row of this key takes, and the relay before it lets rows of the key go. One of 1024; keys may share one.';
 
@@ -3994,3 +4150,5 @@ comment on function waybill.set_handling(message waybill.inbox_message) is 'What
 comment on function waybill.store_arrivals(settings waybill.consumer, messages json, bodies bytea, applying boolean) is 'Inserts a batch of deliveries, each message id once. Says of each, by its place in the batch from 1: inserted, duplicate, or conflict (another body under that id; kept dead beside the first). With applying, rows that a handler is to be called for are stored as done beforehand, and come with their message.';
 
 comment on function waybill.take_rows(settings waybill.consumer, seqs bigint[], lease interval) is 'Makes rows that the caller has locked its own, under one new token, until the lease is over.';
+
+comment on function waybill.uncopied_deaths(consumer text, max_rows integer) is 'Locks dead rows whose copy is to go out, the oldest deaths first, and removes from the list those that are dead no more, or whose body is gone; not those that died of a broken handler within the last 30 seconds: a breaker may give them back.';

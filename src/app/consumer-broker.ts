@@ -1,13 +1,23 @@
 import type { ConsumerConfig } from '../config/consumers.js';
+import { WaybillError } from '../core/errors.js';
 import type { Message } from '../core/message.js';
 import {
   brokerDeathsQueue,
   consumerTopology,
+  DEAD_LETTER_EXCHANGE,
   retryQueue,
   withoutDelayPlugin,
   type Topology,
 } from '../core/topology.js';
-import type { ConsumeChannelEvents, ConsumerBroker, OpenTimers, Timer } from '../inbox/ports.js';
+import type {
+  ConsumeChannelEvents,
+  ConsumerBroker,
+  CopiesSent,
+  CopyPublisher,
+  OpenTimers,
+  Timer,
+} from '../inbox/ports.js';
+import { isMissing, isRefusedMessage } from '../rabbitmq/errors.js';
 import { publishConfirmed } from '../rabbitmq/confirmed-publisher.js';
 import { ConsumeChannel } from '../rabbitmq/consume-channel.js';
 import { declareTopology, queueExists } from '../rabbitmq/consumer-topology.js';
@@ -110,8 +120,31 @@ export class ConfiguredConsumerBroker implements ConsumerBroker {
     };
   }
 
-  readonly copies = {
-    publish: async (messages: readonly Message[]): Promise<void> =>
-      publishConfirmed(await this.#publishing.get(), messages, this.#clock, COPY_LIMIT_MS),
-  };
+  get copies(): CopyPublisher {
+    return { queue: this.#consumer.deadLetterQueue, publish: (messages) => this.#publishCopies(messages) };
+  }
+
+  /** What was deleted since the start is declared again, so that copies are not lost with it (F105). */
+  async #publishCopies(messages: readonly Message[], isSecond = false): Promise<CopiesSent> {
+    const again = async (): Promise<CopiesSent> => {
+      await this.prepare();
+      return this.#publishCopies(messages, true);
+    };
+    const connection = await this.#publishing.get();
+    let unroutable;
+    try {
+      unroutable = await publishConfirmed(connection, messages, this.#clock, COPY_LIMIT_MS);
+    } catch (error) {
+      if (isRefusedMessage(error)) return { kind: 'refused', error };
+      if (!isMissing(error)) throw error;
+      if (!isSecond && this.#consumer.topology === 'assert') return again();
+      throw new WaybillError('WAYBILL_TOPOLOGY_MISMATCH', `exchange ${DEAD_LETTER_EXCHANGE} does not exist`, {
+        hint: 'Declare it (waybill topology apply); the copies wait for that in the database.',
+        cause: error,
+      });
+    }
+    const isWanted = unroutable.size > 0 && this.#consumer.deadLetterQueue !== null;
+    if (isWanted && !isSecond && this.#consumer.topology === 'assert') return again();
+    return { kind: 'taken', unroutable };
+  }
 }

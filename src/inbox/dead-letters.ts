@@ -1,41 +1,17 @@
 import { toInboundRow, type Delivery, type DeliveryProperties, type IntakeRules } from '../core/delivery.js';
 import type { Message } from '../core/message.js';
-import type { Arrival, ConsumerCounters, CopyPublisher, Death, InboxStore } from './ports.js';
+import type { Arrival, Death } from './ports.js';
 
-const BATCH = 100;
 const MOST_HEADER_CHARACTERS = 1_000;
 /** Of the message's own headers: all headers of a message go in one frame, whose size broker and client limit. */
 const MOST_HEADERS_BYTES = 16 * 1024;
 
-/**
- * Copies dead messages to the dead-letter exchange, for whoever binds to it. The table is the record: a copy may be
- * missing or come twice when the process dies between the two (F17). Resolves with how many went out.
- */
-export async function copyDeaths(
-  store: Pick<InboxStore, 'deaths' | 'deathsCopied'>,
-  publisher: CopyPublisher,
-  exchange: string,
-  counters: ConsumerCounters,
-): Promise<number> {
-  let copied = 0;
-  for (;;) {
-    const deaths = await store.deaths(BATCH);
-    const last = deaths.at(-1);
-    if (!last) return copied;
-    await publisher.publish(deaths.map((death) => toCopy(death, exchange)));
-    await store.deathsCopied(last);
-    copied += deaths.length;
-    counters.copies += deaths.length;
-    if (deaths.length < BATCH) return copied;
-  }
-}
-
-/** The message as it was received, with the reason in headers of ours. Scalars of its own headers go along. */
-function toCopy(death: Death, exchange: string): Message {
+/** The message as it was received, with the reason in headers of ours. Scalars of its own headers go along, unless it was refused with them. */
+export function toCopy(death: Death, exchange: string): Message {
   const { message } = death;
   const headers: Record<string, string | number | boolean> = {};
   let bytes = 0;
-  for (const [name, value] of Object.entries(message.headers)) {
+  for (const [name, value] of death.refused > 0 ? [] : Object.entries(message.headers)) {
     // Fact 42: what the broker gives a meaning to must not travel on.
     if (/^(x-death|x-first-death.*|x-last-death.*|x-delivery-count|x-delay|cc|bcc|x-match)$/i.test(name)) continue;
     if (Buffer.byteLength(name) > 255 || name.startsWith('x-waybill-dead-')) continue;

@@ -77,7 +77,7 @@ export interface Claim {
   messages: InboxMessage[];
 }
 
-/** A dead message whose copy has not gone out. */
+/** A dead message whose copy has not gone out, claimed for it. */
 export interface Death {
   message: InboxMessage;
   exchange: string;
@@ -86,8 +86,10 @@ export interface Death {
   deadReason: string;
   error: string | null;
   failures: number;
-  /** As the server writes it, for `deathsCopied`. */
+  /** As the server writes it; says which of the row's deaths is meant. */
   diedAt: string;
+  /** How often its copy was refused when it was sent alone. */
+  refused: number;
 }
 
 /** The inbox of one consumer. Errors are WaybillErrors; nothing of a failed call stays. */
@@ -114,8 +116,11 @@ export interface InboxStore {
    * after them at the next call.
    */
   sweepKeys(): Promise<number>;
-  deaths(max: number): Promise<Death[]>;
-  deathsCopied(last: Death): Promise<void>;
+  /** Deaths to copy, for nobody else until the lease is over; at least one if there is any, whatever its size. */
+  claimDeaths(limits: { rows: number; bytes: number; leaseMs: number }): Promise<Death[]>;
+  deathsCopied(deaths: readonly Death[]): Promise<void>;
+  /** They are still to be copied: at once (null), or after the delay. */
+  keepDeaths(deaths: readonly Death[], delayMs: number | null, wasRefused: boolean): Promise<void>;
   /** Wakes the applications that claim rows. */
   wake(): Promise<void>;
   /** Notes for a time that the handler of this process is broken. */
@@ -142,8 +147,14 @@ export interface ConsumeChannelEvents {
 
 /** Publishes copies of dead messages and waits until the broker has them. */
 export interface CopyPublisher {
-  publish(messages: readonly Message[]): Promise<void>;
+  /** Rejects when they could not be sent for a reason that is not theirs. */
+  publish(messages: readonly Message[]): Promise<CopiesSent>;
+  /** The queue that was configured for them; null: whoever wants them binds a queue. */
+  readonly queue: string | null;
 }
+
+/** The broker has taken them all, but for the ids that no queue takes; or it, or the client, objects to one of them. */
+export type CopiesSent = { kind: 'taken'; unroutable: ReadonlySet<string> } | { kind: 'refused'; error: unknown };
 
 /** The broker as one consumer sees it. Each call opens what it needs; errors are WaybillErrors. */
 export interface ConsumerBroker {

@@ -5,7 +5,8 @@ import type { GatheringLimits } from '../core/gathering.js';
 import { backoffMs, RECONNECT_BACKOFF } from '../core/schedule.js';
 import { pause, untilStopped, within, type Clock } from '../runtime/clock.js';
 import { Wakeup } from '../runtime/signal.js';
-import { copyDeaths, fromBrokerDeath } from './dead-letters.js';
+import { fromBrokerDeath } from './dead-letters.js';
+import { DeathCopier } from './death-copies.js';
 import { Gate } from './gate.js';
 import { HttpProcessor } from './http-processor.js';
 import { Intake, type IntakeOptions } from './intake.js';
@@ -80,7 +81,7 @@ const CLOSING_MS = 2_000;
  *   before the commit of a batch            -> the broker delivers it again (F11, F12)
  *   after the commit, before the ack        -> delivered again, found, acknowledged (F13, F14)
  *   after a row waits, before its timer     -> the sweep (F15); timers are hints, the row decides (F16)
- *   after a death, before its copy          -> the copy goes out later, or twice (F17)
+ *   after a death, before its copy is noted -> the copy goes out later, or twice (F17)
  *   while a handler works over HTTP         -> the lease ends, the attempt counts as abandoned
  */
 export class Receiver {
@@ -92,6 +93,7 @@ export class Receiver {
   readonly #timers: RetryTimers;
   readonly #worker: Worker | undefined;
   readonly #persisting: Persisting;
+  readonly #copier: DeathCopier;
   #wakeCancel: (() => void) | undefined;
   #isConsuming = false;
   #lag: number | undefined;
@@ -119,6 +121,14 @@ export class Receiver {
     const tooSlow =
       handler.kind === 'sql' ? `the handler took longer than ${handler.timeoutMs} ms` : 'the statement took too long';
     this.#persisting = new Persisting({ store, clock, log, counters, tooSlow });
+    this.#copier = new DeathCopier({
+      consumer,
+      exchange: options.deadLetterExchange,
+      store,
+      publisher: options.broker.copies,
+      counters,
+      log,
+    });
     const processor = this.#processor(tooSlow);
     if (processor) this.#worker = new Worker({ store, gate: this.gate, processor, clock, log });
   }
@@ -400,17 +410,19 @@ export class Receiver {
   }
 
   async #copyDeaths(stopping: AbortSignal): Promise<void> {
-    const { store, broker, counters, deadLetterExchange, clock } = this.#options;
-    while (!stopping.aborted) {
+    const { clock } = this.#options;
+    const isOver = (): boolean => stopping.aborted;
+    while (!isOver()) {
       // What is about to be given back must not be told of as dead.
       await within(clock, this.gate.told(), CLOSING_MS, undefined);
-      const copying = copyDeaths(store, broker.copies, deadLetterExchange, counters);
-      // A copy that is left behind goes out at the next start: the table says that it is still to come.
-      await untilStopped(clock, copying, stopping, CLOSING_MS);
+      await untilStopped(clock, this.#copier.run(stopping), stopping, CLOSING_MS);
       this.#troubles.delete('copies of dead messages');
+      if (isOver()) break;
       await this.#deathSeen.wait();
       await pause(clock, COPY_INTERVAL_MS, stopping);
     }
+    // Copies that are left behind go out at the next start, or by another program, and need not wait for a lease.
+    await within(clock, this.#copier.giveBack(), CLOSING_MS, undefined);
   }
 
   async #sweepNowAndThen(stopping: AbortSignal): Promise<void> {

@@ -197,13 +197,18 @@ export class InboxStore {
     return released;
   }
 
-  async deaths(max: number) {
+  async claimDeaths({ rows: most, bytes, leaseMs }: { rows: number; bytes: number; leaseMs: number }) {
     const rows = await this.#query<MessageRow & DeathRow>(
-      'looking for dead messages',
-      `select d.*, d.seq::pg_catalog.text, d.processed_at::pg_catalog.text as died_at,
-         d.failures operator(pg_catalog.+) d.abandoned as attempt
-       from ${this.#schema}.inbox_deaths($1, $2) d`,
-      [this.#consumer, max],
+      'claiming dead messages for their copies',
+      `select d.seq::pg_catalog.text, d.died_at::pg_catalog.text, d.refused,
+         i.failures operator(pg_catalog.+) i.abandoned as attempt, i.consumer, i.message_id,
+         i.original_id, i.type, i.key, i.schema_version, i.body, i.content_type, i.content_encoding, i.headers, i.exchange,
+         i.routing_key, i.correlation_id, i.causation_id, i.reply_to, i.app_id, i.occurred_at, i.traceparent, i.tracestate,
+         i.dead_reason, i.last_error, i.failures
+       from ${this.#schema}.inbox_deaths_claim($1, $2, $3, $4::interval) d
+         join ${this.#schema}.inbox i on i.seq operator(pg_catalog.=) d.seq
+       where i.body is not null order by d.died_at, d.seq`,
+      [this.#consumer, most, bytes, `${leaseMs} ms`],
     );
     return rows.map((row) => ({
       message: toMessage(row),
@@ -214,14 +219,23 @@ export class InboxStore {
       error: row.last_error,
       failures: row.failures,
       diedAt: row.died_at,
+      refused: row.refused,
     }));
   }
 
-  async deathsCopied(last: { message: { seq: bigint }; diedAt: string }): Promise<void> {
+  async deathsCopied(deaths: readonly ClaimedDeath[]): Promise<void> {
     await this.#query(
       'noting copied deaths',
-      `select ${this.#schema}.inbox_deaths_copied($1, $2::pg_catalog.timestamptz, $3)`,
-      [this.#consumer, last.diedAt, String(last.message.seq)],
+      `select ${this.#schema}.inbox_deaths_done($1, $2::bigint[], $3::pg_catalog.timestamptz[])`,
+      [this.#consumer, ...whichDeaths(deaths)],
+    );
+  }
+
+  async keepDeaths(deaths: readonly ClaimedDeath[], delayMs: number | null, wasRefused: boolean): Promise<void> {
+    await this.#query(
+      'giving deaths back that are not copied',
+      `select ${this.#schema}.inbox_deaths_keep($1, $2::bigint[], $3::pg_catalog.timestamptz[], $4::interval, $5)`,
+      [this.#consumer, ...whichDeaths(deaths), delayMs === null ? null : `${delayMs} ms`, wasRefused],
     );
   }
 
@@ -357,6 +371,16 @@ interface DeathRow {
   last_error: string | null;
   failures: number;
   died_at: string;
+  refused: number;
+}
+
+interface ClaimedDeath {
+  message: { seq: bigint };
+  diedAt: string;
+}
+
+function whichDeaths(deaths: readonly ClaimedDeath[]): [string[], string[]] {
+  return [deaths.map(({ message }) => String(message.seq)), deaths.map(({ diedAt }) => diedAt)];
 }
 
 function toMessage(row: MessageRow) {

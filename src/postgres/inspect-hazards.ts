@@ -54,7 +54,8 @@ export async function inspectHazards(client: Client, schema: string): Promise<Ha
            and row_security_active(c.oid) order by 1) as "rowSecurity",
        array(select c.relname || '.' || t.tgname from pg_trigger t join pg_class c on c.oid = t.tgrelid
          join pg_namespace n on n.oid = c.relnamespace
-         where n.nspname = $1 and not t.tgisinternal and t.tgenabled <> 'D'
+         where n.nspname = $1 and not t.tgisinternal and t.tgenabled <> 'D' and not exists (
+          select from pg_proc p where p.oid = t.tgfoid and p.pronamespace = n.oid and p.proname = 'note_death')
          union all
          select c.relname || '.' || r.rulename from pg_rewrite r join pg_class c on c.oid = r.ev_class
          join pg_namespace n on n.oid = c.relnamespace

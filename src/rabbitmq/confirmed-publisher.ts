@@ -5,16 +5,18 @@ import type { BrokerConnection } from './connection.js';
 import { toBrokerError } from './errors.js';
 
 /**
- * Publishes messages on a channel of its own and resolves when the broker has confirmed them all. That no queue takes a
- * message is no error here. Rejects when one is refused, the channel dies, or nothing is heard for `limitMs`.
+ * Publishes messages on a channel of its own and resolves when the broker has confirmed them all, with the ids of those
+ * that no queue takes. Rejects when one is refused, the channel dies, or nothing is heard for `limitMs`; what the client
+ * itself refuses is its error.
  */
 export async function publishConfirmed(
   connection: BrokerConnection,
   messages: readonly Message[],
   clock: Clock,
   limitMs: number,
-): Promise<void> {
-  if (messages.length === 0) return;
+): Promise<ReadonlySet<string>> {
+  const returned = new Set<string>();
+  if (messages.length === 0) return returned;
   const open = new Set<number>();
   let done: () => void = () => undefined;
   let fail: (error: Error) => void = () => undefined;
@@ -31,7 +33,7 @@ export async function publishConfirmed(
       if (open.size === 0) done();
     },
     onNack: () => fail(new WaybillError('WAYBILL_BROKER_UNAVAILABLE', 'RabbitMQ refused to store a message for now')),
-    onReturn: () => undefined,
+    onReturn: (messageId) => returned.add(messageId),
     onClosed: (error) => fail(toBrokerError(error, 'publishing')),
   });
   // During an alarm the broker reads nothing from this connection, so it does not answer this either.
@@ -42,9 +44,14 @@ export async function publishConfirmed(
   }
   try {
     messages.forEach((_, index) => open.add(index + 1));
-    for (const message of messages) channel.publish(message);
+    for (const message of messages) {
+      // It has ended meanwhile: what that was is awaited below.
+      if (!channel.isOpen) break;
+      channel.publish(message);
+    }
     const result = await within(clock, confirmed, limitMs, 'silence');
     if (result === 'silence') throw new WaybillError('WAYBILL_BROKER_STALLED', 'RabbitMQ confirmed nothing');
+    return returned;
   } finally {
     await channel.close();
   }

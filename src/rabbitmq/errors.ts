@@ -14,6 +14,18 @@ export function replyCode(error: unknown): number | undefined {
  */
 const OBJECTIONS: ReadonlySet<number | undefined> = new Set([501, 502, 503, 504, 505, 540, 541]);
 
+/** Whether the broker, or the client, has refused what was to be published, and not the connection or the exchange. */
+export function isRefusedMessage(error: unknown): boolean {
+  if (!(error instanceof WaybillError)) return true;
+  const code = replyCode(error.cause);
+  return code === 406 || OBJECTIONS.has(code);
+}
+
+/** Whether an exchange or queue is missing. */
+export function isMissing(error: unknown): boolean {
+  return error instanceof WaybillError && replyCode(error.cause) === 404;
+}
+
 /** Turns an error of the client or the broker into ours, once; `doing` says what failed. Ours pass unchanged. */
 export function toBrokerError(error: unknown, doing: string): WaybillError {
   if (error instanceof WaybillError) return error;

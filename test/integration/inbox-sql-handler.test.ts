@@ -484,7 +484,6 @@ describe('rows from the table', () => {
       expect(await column('failures')).toEqual([1]);
       await settle('broken');
       await client.query(`update waybill.inbox set processed_at = processed_at - interval '31 seconds'`);
-      await client.query(`update waybill.consumer set copied_died_at = '-infinity'`);
       expect(await deaths()).toBe(1);
       await client.query(`select waybill.inbox_retry('billing', 'a', 'again')`);
       await settle('retry');

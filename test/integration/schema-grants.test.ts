@@ -243,6 +243,8 @@ describe('the inbox', () => {
     `select waybill.inbox_receive('foreign', '[]', '')`,
     `select waybill.inbox_claim_rows('foreign', '{1}')`,
     `select waybill.inbox_settle('foreign', gen_random_uuid(), '[]')`,
+    `select waybill.inbox_deaths_done('foreign', '{}', '{}')`,
+    `select * from waybill.inbox_uncopied`,
     `select waybill.inbox_retry('foreign', 'a')`,
     `select waybill.consumer_pause('foreign', 'x')`,
     `select waybill.redact(key => 'k')`,
@@ -261,6 +263,8 @@ describe('the inbox', () => {
     `select * from waybill.inbox_sweep('foreign')`,
     `select * from waybill.inbox_deaths('foreign')`,
     `select waybill.inbox_deaths_copied('foreign', now(), 1)`,
+    `select * from waybill.inbox_deaths_claim('foreign', 1, 1, '1 minute')`,
+    `select waybill.inbox_deaths_done('foreign', '{}', '{}'), waybill.inbox_deaths_keep('foreign', '{}', '{}')`,
     `select * from waybill.inbox_clean('foreign')`,
     `select * from waybill.clean_idempotency()`,
     `select waybill.freshness_limit()`,
@@ -287,6 +291,7 @@ describe('the inbox', () => {
     'delete from waybill.idempotency',
     'delete from waybill.freshness',
     'truncate waybill.inbox',
+    'delete from waybill.inbox_uncopied',
   ])('the relay may not: %s', async (sql) => {
     await expect(as('relay', sql)).rejects.toThrow(REFUSED);
   });
@@ -439,6 +444,24 @@ describe.each([
   });
 });
 
+test('F123: whoever copied dead messages may go on before the roles are applied again, and nobody else may', async () => {
+  const schema = `copying_${randomBytes(4).toString('hex')}`;
+  const version = loadMigrations().find(({ name }) => name === 'dead_copies')!.version;
+  await migrateUp(client, { schema, migrations: loadMigrations().slice(0, version - 1) });
+  await client.query(rolesOfThen(schema));
+  const relay = `"${names.relay.replaceAll('"', '""')}"`;
+  await client.query(`grant execute on function ${schema}.inbox_deaths, ${schema}.register_consumers to ${relay}`);
+  await migrateUp(client, { schema });
+  await as(
+    'relay',
+    `select ${schema}.inbox_deaths_done('none', '{}', '{}'), ${schema}.inbox_deaths_keep('none', '{}', '{}')`,
+  );
+  await expect(
+    as('relay', `select * from ${schema}.inbox_deaths_claim('none', 1, 1, '1 minute')`),
+  ).rejects.toMatchObject({ code: 'WB004' });
+  await expect(as('app', `select ${schema}.inbox_deaths_done('none', '{}', '{}')`)).rejects.toThrow(REFUSED);
+});
+
 /** Owner and the few grants that this test needs; the rest of roles.sql speaks of functions that version 6 has not. */
 function rolesOfThen(schema: string): string {
   const [upToGrants = ''] = rolesSql({ schema, ...names }).split('revoke all on schema');
@@ -446,6 +469,7 @@ function rolesOfThen(schema: string): string {
   return `${upToGrants}
     grant usage on schema ${schema} ${to(names.app)}
     grant usage on schema ${schema} ${to(names.operator)}
+    grant usage on schema ${schema} ${to(names.relay)}
     grant execute on function ${schema}.cancel ${to(names.app)}
     grant execute on function ${schema}.discard ${to(names.operator)}
     commit;`;

@@ -146,9 +146,10 @@ describe('on the search path of strangers', () => {
     expect((await billing.claimRows([{ seq: seqs[0] ?? 0n, attempt: 1 }], 60_000)) ?? 'none').toBe('none');
     await billing.giveBack([{ seq: seqs[0] ?? 0n, attempts: 1 }]);
     await billing.sweepKeys();
-    const [death] = await billing.deaths(10);
-    if (!death) throw new Error('nothing is dead');
-    await billing.deathsCopied(death);
+    const deaths = await billing.claimDeaths({ rows: 10, bytes: 1_000, leaseMs: 60_000 });
+    if (deaths.length === 0) throw new Error('nothing is dead');
+    await billing.keepDeaths(deaths, 1, true);
+    await billing.deathsCopied(deaths);
     await billing.wake();
     await billing.break('broken');
     await billing.mend();

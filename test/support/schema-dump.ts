@@ -32,6 +32,7 @@ export async function dumpSchema(client: ClientBase): Promise<string> {
     PARTITIONS,
     OWNED_SEQUENCES,
     INDEXES,
+    TRIGGERS,
     VIEWS,
     PUBLICATIONS,
     COMMENTS,
@@ -126,6 +127,12 @@ const INDEXES = `
   where c.relkind in ('i', 'I') and not c.relispartition
     and not exists (select from pg_catalog.pg_constraint k where k.conindid = c.oid and k.contype in ('p', 'u'))
   order by c.relname collate "C"`;
+
+const TRIGGERS = `
+  select pg_catalog.pg_get_triggerdef(t.oid) as sql
+  from pg_catalog.pg_trigger t join (${RELATIONS}) c on c.oid = t.tgrelid
+  where not t.tgisinternal and t.tgparentid = 0
+  order by t.tgname collate "C"`;
 
 // Up to version 15 the definition repeats the table's name before each column.
 const VIEWS = `
