@@ -177,6 +177,7 @@ describe('every metric of the relay changes when what it stands for happens', ()
           .length === 1,
       { what: 'the row to be parked' },
     );
+    await moved('waybill_outbox_locked');
     proxy.cut();
     await moved('waybill_relay_sessions_total', 'waybill_outbox_skipped_total');
     await client.query('rollback');
@@ -196,6 +197,13 @@ describe('every metric of the relay changes when what it stands for happens', ()
     await scene.database.query("select waybill.publish('t', '{}', key => 'k', exchange => 'missing')");
     await scene.database.query("select waybill.publish('t', '{}', key => 'k')");
     await moved('waybill_outbox_accepted_total', 'waybill_outbox_blocked_total', 'waybill_outbox_in_flight_limit');
+    await scene.database.query(
+      `create function waybill.stuck() returns trigger language plpgsql as 'begin raise exception ''stuck''; end';
+       create trigger stuck before update on waybill.outbox for each row when (new.type = 'stuck') execute function waybill.stuck()`,
+    );
+    await scene.database.query("select waybill.publish('stuck', '{}', exchange => 'missing')");
+    await moved('waybill_outbox_refused');
+    await scene.database.query('drop function waybill.stuck cascade');
   });
 
   it('what the database knows is absent while it cannot be read', async () => {
