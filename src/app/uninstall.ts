@@ -2,6 +2,7 @@ import type { Config } from '../config/load.js';
 import { counted } from '../core/counted.js';
 import { WaybillError } from '../core/errors.js';
 import { publicationName, slotName } from '../core/identity.js';
+import { isSharedDelay } from '../core/topology.js';
 import { toDatabaseError } from '../postgres/errors.js';
 import { dropSlot } from '../postgres/forget-relay.js';
 import { readDatabaseName } from '../postgres/inspect-server.js';
@@ -30,8 +31,8 @@ export interface UninstallPlan {
   contents: SchemaContents | null;
   slots: OwnSlot[];
   publication: string | null;
-  /** Null: the broker is left alone. */
-  broker: { vhost: string; present: Present[] } | null;
+  /** Null: the broker is left alone. `shared`: delays, which stay, because other installations may use them. */
+  broker: { vhost: string; present: Present[]; shared: string[] } | null;
   unfinished: { outbox: number; inbox: number };
   /** Nothing helps but to end these. */
   obstacles: string[];
@@ -45,17 +46,27 @@ export interface Uninstalled {
   queues: string[];
   exchanges: string[];
   leftExchanges: string[];
+  /** Delay queues with their exchanges, which other installations on the virtual host may use. */
+  leftShared: string[];
+}
+
+/** What of the broker is to be removed. */
+export interface UninstallScope {
+  /** Leave queues and exchanges alone. */
+  keepBroker: boolean;
+  /** Also what all installations on the virtual host share: somebody knows that no other one is left. */
+  shared: boolean;
 }
 
 const LIMITS = { lockTimeoutMs: 10_000, statementTimeoutMs: 120_000, workTimeoutMs: 300_000 };
 const COUNTED = 1_000_000;
 
 /** Looks at what is there; changes nothing. */
-export async function planUninstall(config: Config, keepBroker: boolean): Promise<UninstallPlan> {
+export async function planUninstall(config: Config, scope: UninstallScope): Promise<UninstallPlan> {
   const { database } = config;
   const found = await inDatabase(config, 'looking at the schema', (client) => lookAtDatabase(client, config));
-  const broker = keepBroker ? null : await lookAtBroker(config);
-  const lock = keepBroker ? 'unknown' : (await askBroker(config, found.installation)).lock;
+  const broker = scope.keepBroker ? null : await lookAtBroker(config, scope.shared);
+  const lock = scope.keepBroker ? 'unknown' : (await askBroker(config, found.installation)).lock;
   const obstacles = [
     ...found.slots.filter(({ active }) => active).map(({ name }) => `a relay is running: it reads slot ${name}`),
     ...(lock === 'held' ? ['a relay is running: it holds the lock queue'] : []),
@@ -123,6 +134,7 @@ export async function uninstall(config: Config, plan: UninstallPlan, force: bool
     queues: present.filter(({ kind }) => kind === 'queue').map(({ name }) => name),
     exchanges: present.filter(({ kind, name }) => kind === 'exchange' && !left.includes(name)).map(({ name }) => name),
     leftExchanges: left,
+    leftShared: plan.broker?.shared ?? [],
   };
 }
 
@@ -131,12 +143,17 @@ async function withBroker(config: Config, present: readonly Present[]): Promise<
   return withTopology(brokerEndpoints(config.broker), (connection) => removeRemains(connection, present));
 }
 
-async function lookAtBroker(config: Config): Promise<UninstallPlan['broker']> {
+async function lookAtBroker(config: Config, withShared: boolean): Promise<UninstallPlan['broker']> {
   const { topology } = wantedTopology(config);
-  return withTopology(brokerEndpoints(config.broker), async (connection) => ({
-    vhost: connection.vhost,
-    present: await lookForRemains(connection, topology),
-  }));
+  return withTopology(brokerEndpoints(config.broker), async (connection) => {
+    const found = await lookForRemains(connection, topology);
+    const isLeft = ({ name }: Present): boolean => !withShared && isSharedDelay(name);
+    return {
+      vhost: connection.vhost,
+      present: found.filter((each) => !isLeft(each)),
+      shared: [...new Set(found.filter(isLeft).map(({ name }) => name))],
+    };
+  });
 }
 
 async function lookAtDatabase(client: SqlClient, { database: { schema }, relay }: Config) {

@@ -9,6 +9,7 @@ interface UninstallOptions {
   confirm?: string;
   force?: boolean;
   keepBroker?: boolean;
+  shared?: boolean;
   dryRun?: boolean;
   json?: boolean;
 }
@@ -22,6 +23,7 @@ export function registerUninstall(program: Command, cli: Cli): void {
     .option('--confirm <schema>', 'the name of the schema, instead of typing it')
     .option('--force', 'although rows or messages are unfinished, or things of others go with it')
     .option('--keep-broker', 'leave queues and exchanges alone')
+    .option('--shared', 'also the delay queues, which every installation on the virtual host shares')
     .option('--dry-run', 'only show what would be removed, and what stands against it')
     .option('--json', 'as JSON')
     .action((options: UninstallOptions) => run(cli, options));
@@ -33,7 +35,10 @@ async function run(cli: Cli, options: UninstallOptions): Promise<void> {
     if (!options.json) cli.context.out(`${printable(redact(text))}\n`);
   };
   const config = cli.configuration.whole();
-  const plan = await planUninstall(config, options.keepBroker === true);
+  const plan = await planUninstall(config, {
+    keepBroker: options.keepBroker === true,
+    shared: options.shared === true,
+  });
   say(formatPlan(plan));
   const stands = plan.obstacles.length > 0 || (plan.losses.length > 0 && !options.force);
   if (options.dryRun) {
@@ -45,7 +50,15 @@ async function run(cli: Cli, options: UninstallOptions): Promise<void> {
   const done = await uninstall(config, plan, options.force === true);
   if (options.json) cli.context.out(`${JSON.stringify(done, null, 2)}\n`);
   const left = done.leftExchanges.map((name) => `Exchange ${name} was left: others are bound to it.`);
-  say(['', 'Waybill is removed. Roles of the server and its settings stay as they are.', ...left].join('\n'));
+  const removed = 'Waybill is removed. Roles of the server and its settings stay as they are.';
+  say(['', removed, ...left, ...leftShared(done.leftShared, plan.schema)].join('\n'));
+}
+
+/** Delays that other installations may use; with the command for whoever knows that there is none. */
+function leftShared(names: readonly string[], schema: string): string[] {
+  if (names.length === 0) return [];
+  const text = `Left, with the exchanges of the same names, because other installations of Waybill on this virtual host may use them: ${names.join(', ')}. If there is none:`;
+  return [...wrapped(text, WIDTH), `  waybill uninstall --shared --confirm ${schema}`];
 }
 
 /** Why the name: --yes is typed without thinking, and this cannot be taken back. */
@@ -69,12 +82,15 @@ function formatPlan(plan: UninstallPlan): string {
       .filter((thing) => thing.kind === kind)
       .map(({ name }) => name)
       .join(', ') || none;
-  const rows: [string, string][] = [
+  const rows: (readonly [string, string])[] = [
     ['database', plan.database],
     ['slots', slots.map(({ name }) => name).join(', ') || none],
     ['publication', publication ?? none],
     ['queues', broker ? names('queue') : 'left alone'],
     ['exchanges', broker ? `${names('exchange')} (those that others are bound to stay)` : 'left alone'],
+    ...(broker && broker.shared.length > 0
+      ? [['left', `${broker.shared.join(', ')} (shared by all installations on the virtual host; --shared)`] as const]
+      : []),
     ['schema', contents === null ? `${plan.schema} does not exist` : `${plan.schema}, ${spokenBytes(contents.bytes)}`],
     ['unfinished', `${unfinished.outbox} in the outbox, ${unfinished.inbox} in the inbox`],
   ];

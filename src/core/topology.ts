@@ -70,6 +70,14 @@ export function delayExchange(delayMs: number): string {
   return `waybill.delay.${delayMs}ms`;
 }
 
+/**
+ * Whether it is an exchange or queue of one delay, which every installation on the virtual host shares. Nothing that AMQP
+ * tells shows who uses it: nobody consumes from it, and its own binding is the only one.
+ */
+export function isSharedDelay(name: string): boolean {
+  return /^waybill\.delay\.\d+ms$/.test(name);
+}
+
 /** The exchange of any delay, where the delayed-message plugin of the broker brings timers back. */
 export const PLUGIN_EXCHANGE = 'waybill.delay';
 /** The type that the plugin adds to the broker. */

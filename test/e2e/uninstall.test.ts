@@ -95,9 +95,56 @@ it('F10: refuses while a relay runs, then while rows are pending; afterwards no 
   const done = await waybill('uninstall', '--force', '--confirm', 'waybill');
   expect(done).toMatchObject({ code: 0, err: '' });
   for (const line of done.out.split('\n')) expect(line.length).toBeLessThanOrEqual(80);
-  expect(await remains()).toEqual([]);
-  // Again: there is nothing, and that is well.
+  expect(await remains()).toEqual(['waybill.delay.1000ms', 'waybill.delay.1000ms']);
+  expect(done.out).toContain('waybill uninstall --shared --confirm waybill');
+  // Again: there is nothing, and that is well; with what all installations share, nothing at all.
   expect((await waybill('uninstall', '--confirm', 'waybill')).code).toBe(0);
+  expect((await waybill('uninstall', '--shared', '--confirm', 'waybill')).code).toBe(0);
+  expect(await remains()).toEqual([]);
+});
+
+it('what another installation on the virtual host uses stays, with the timers in it: delay queues, the dead-letter exchange', async () => {
+  scene = await relayScene();
+  const delays = 'retry: { delays: [1h] }';
+  writeFileSync(join(dir, 'one.yaml'), `relay: false\nconsumers: { billing: { queue: billing, ${delays} } }\n`);
+  writeFileSync(join(dir, 'other.yaml'), `relay: false\nconsumers: { mails: { queue: mails, ${delays} } }\n`);
+  const run = (file: string, ...args: string[]) =>
+    runProgram(['--config', join(dir, file), ...args], {
+      WAYBILL_DATABASE_URL: scene.database.url,
+      WAYBILL_BROKER_URL: scene.vhost.url,
+    });
+  for (const file of ['one.yaml', 'other.yaml']) expect((await run(file, 'topology', 'apply', '--yes')).code).toBe(0);
+  const timers = async (): Promise<number> => {
+    let count = 0;
+    await scene.topology(async (channel) => {
+      count = (await channel.checkQueue('waybill.delay.3600000ms')).messageCount;
+    });
+    return count;
+  };
+  await scene.topology((channel) => {
+    channel.publish('waybill.delay.3600000ms', 'waybill.retry.mails', Buffer.from('{}'));
+    return channel.checkExchange('waybill.dlx');
+  });
+  await until(async () => (await timers()) === 1, { what: 'the timer of the other one' });
+
+  // It is no loss of this one, so it needs no --force.
+  const plan = await run('one.yaml', 'uninstall', '--dry-run', '--json');
+  expect(JSON.parse(plan.out)).toMatchObject({ losses: [], broker: { shared: ['waybill.delay.3600000ms'] } });
+  const done = await run('one.yaml', 'uninstall', '--force', '--confirm', 'waybill', '--json');
+  expect(JSON.parse(done.out)).toMatchObject({
+    queues: ['billing.dlq', 'billing', 'waybill.retry.billing'],
+    leftExchanges: ['waybill.dlx'],
+    leftShared: ['waybill.delay.3600000ms'],
+  });
+  expect(await timers()).toBe(1);
+  const missing = (await run('other.yaml', 'topology', 'plan', '--json')).out;
+  expect(missing).not.toContain('"missing"');
+
+  // Nobody else is left, somebody says: what waits there is told, and lost only by force.
+  expect((await run('one.yaml', 'uninstall', '--shared', '--confirm', 'waybill')).code).toBe(1);
+  expect(await timers()).toBe(1);
+  expect((await run('one.yaml', 'uninstall', '--shared', '--force', '--confirm', 'waybill')).code).toBe(0);
+  expect((await remains()).filter((name) => name.startsWith('waybill.delay'))).toEqual([]);
 });
 
 it('a slot of another database is never touched; an exchange that others are bound to stays', async () => {
