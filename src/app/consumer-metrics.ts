@@ -35,7 +35,11 @@ export function showConsumers(metrics: Metrics, looks: readonly ConsumerLook[]):
  * Consumers in `/readyz`. They are detail, because one that cannot work is no reason to take the others away (F120); where
  * they are all that a process does, it is ready when any of them is.
  */
-export function consumerHealth(looks: readonly ConsumerLook[], decides: boolean): PartHealth {
+export function consumerHealth(
+  looks: readonly ConsumerLook[],
+  decides: boolean,
+  paused: ReadonlySet<string>,
+): PartHealth {
   const working = looks.some(({ isConsuming }) => isConsuming);
   const ready = !decides || working;
   return {
@@ -43,7 +47,16 @@ export function consumerHealth(looks: readonly ConsumerLook[], decides: boolean)
     ready,
     reason: ready ? null : 'no consumer takes messages',
     detail: Object.fromEntries(
-      looks.map((look) => [look.name, { state: stateOf(look), breaker: look.breaker, reason: reasonOf(look) }]),
+      looks.map((look) => [
+        look.name,
+        {
+          state: stateOf(look),
+          breaker: look.breaker,
+          reason: reasonOf(look),
+          // No reason against readiness: it does what it was told. Why it was paused is for those with a token.
+          note: paused.has(look.name) ? 'paused by an operator: messages are kept, and none is handed out' : null,
+        },
+      ]),
     ),
   };
 }

@@ -12,6 +12,7 @@ import { startCleaner } from './cleaning.js';
 import { consumerHealth, showConsumers } from './consumer-metrics.js';
 import { startConsumers, type ConsumerService } from './consumer-service.js';
 import { collectFromDatabase } from './database-metrics.js';
+import { freshServers } from './fresh-servers.js';
 import { liveStatus, type LiveStatus } from './live-status.js';
 import { showProcess } from './process-metrics.js';
 import { RelayHealth } from './relay-health.js';
@@ -77,7 +78,7 @@ async function start(config: Config, log: Logger, options: Surroundings, only: D
   const parts: Daemon[] = [];
   if (withRelay) parts.push(startRelay(config, log, options, { metrics, consumers, tracing }));
   if (consumers) parts.push(withRelay ? consumers : alone(consumers, config, log, options, metrics));
-  const settings = (): Config['database'] => freshDatabase(config, options.reload);
+  const settings = (): Config['database'] => freshServers(config, options.reload).database;
   const running = together([...parts, startCleaner(config, log, { settings, clock: options.clock })]);
   return tracing ? flushing(running, tracing, options.clock) : running;
 }
@@ -111,6 +112,19 @@ function watchedConsumers(
   return consumers;
 }
 
+/** Which consumers an operator has paused, as the last look at the database has it. */
+class Pauses {
+  #names: ReadonlySet<string> = new Set();
+
+  get names(): ReadonlySet<string> {
+    return this.#names;
+  }
+
+  note(names: ReadonlySet<string>): void {
+    this.#names = names;
+  }
+}
+
 /** Consumers without a relay, and what shows them. */
 function alone(
   consumers: ConsumerService,
@@ -122,19 +136,31 @@ function alone(
   const { clock, version } = options;
   const ending = new AbortController();
   const names = config.consumers.map((consumer) => consumer.name);
-  const collecting = collect(config, log, options, metrics, ending.signal, { relay: false, consumers: names });
+  const pauses = new Pauses();
+  const parts = { relay: false, consumers: names, onPaused: pauses.note.bind(pauses) };
+  const collecting = collect(config, log, options, metrics, ending.signal, parts);
   const eventLoop = watchEventLoop(clock);
   const eventLoopLag = (): number => eventLoop.lagSeconds();
   metrics.beforeShowing(() => showProcess(metrics, version, eventLoopLag()));
-  const live = () => ({ version, consumers: consumers.look(), eventLoopLagSeconds: eventLoopLag() });
+  const live = () => ({
+    version,
+    pid: process.pid,
+    uptimeSeconds: Math.round(process.uptime()),
+    consumers: consumers.look(),
+    eventLoopLagSeconds: eventLoopLag(),
+  });
   const admin = startAdminService(
     config.admin,
     {
-      health: () => [consumerHealth(consumers.look(), true)],
+      health: () => [consumerHealth(consumers.look(), true, pauses.names)],
       eventLoopLag,
       metrics,
       live,
-      status: () => Promise.resolve(live()),
+      // There is no relay here that could tell of itself.
+      status: async () => ({
+        ...(await collectStatus(freshServers(config, options.reload), { live: null })),
+        live: live(),
+      }),
     },
     log,
     clock,
@@ -182,9 +208,11 @@ function startRelay(
     },
   });
   const watching = new AbortController();
-  const view = new DaemonView(config, { relay, consumers }, metrics, options, watching.signal);
+  const pauses = new Pauses();
+  const view = new DaemonView(config, { relay, consumers, pauses }, metrics, options, watching.signal);
   const names = consumers ? config.consumers.map((consumer) => consumer.name) : [];
-  const collecting = collect(config, log, options, metrics, watching.signal, { relay: true, consumers: names });
+  const shown = { relay: true, consumers: names, onPaused: pauses.note.bind(pauses) };
+  const collecting = collect(config, log, options, metrics, watching.signal, shown);
   const admin = startAdminService(config.admin, view.sources, log, clock);
   // Readiness is false from the first moment of a stop on; the last word is served while the relay drains.
   const end = async (): Promise<void> => {
@@ -205,17 +233,8 @@ function collect(
   parts: Parameters<typeof collectFromDatabase>[5],
 ): Promise<void> {
   if (!config.admin.listen) return Promise.resolve();
-  const fresh = (): Config => ({ ...config, database: freshDatabase(config, reload) });
+  const fresh = (): Config => freshServers(config, reload);
   return collectFromDatabase(metrics, fresh, log, clock, ending, parts);
-}
-
-/** F38: with the password of this moment; a configuration that went wrong leaves the old one, and the relay says so. */
-function freshDatabase(config: Config, reload: () => Config): Config['database'] {
-  try {
-    return { ...reload().database, schema: config.database.schema };
-  } catch {
-    return config.database;
-  }
 }
 
 /** Looks at the relay once a second, so that rates and hangs are seen, and whenever somebody asks. */
@@ -223,6 +242,8 @@ class DaemonView {
   readonly #config: Config;
   readonly #relay: RelayService;
   readonly #consumers: ConsumerService | undefined;
+  readonly #pauses: Pauses;
+  readonly #reload: () => Config;
   readonly #clock: Clock;
   readonly #version: string;
   readonly #metrics: Metrics;
@@ -232,14 +253,16 @@ class DaemonView {
 
   constructor(
     config: Config,
-    { relay, consumers }: { relay: RelayService; consumers: ConsumerService | undefined },
+    { relay, consumers, pauses }: { relay: RelayService; consumers: ConsumerService | undefined; pauses: Pauses },
     metrics: Metrics,
-    { clock, version }: Surroundings,
+    { clock, version, reload }: Surroundings,
     ending: AbortSignal,
   ) {
     this.#config = config;
     this.#relay = relay;
     this.#consumers = consumers;
+    this.#pauses = pauses;
+    this.#reload = reload;
     this.#clock = clock;
     this.#version = version;
     this.#metrics = metrics;
@@ -252,11 +275,14 @@ class DaemonView {
 
   get sources(): AdminSources {
     return {
-      health: () => [this.#check(), ...(this.#consumers ? [consumerHealth(this.#consumers.look(), false)] : [])],
+      health: () => [
+        this.#check(),
+        ...(this.#consumers ? [consumerHealth(this.#consumers.look(), false, this.#pauses.names)] : []),
+      ],
       eventLoopLag: () => this.#eventLoop.lagSeconds(),
       metrics: this.#metrics,
       live: () => this.#live(),
-      status: () => collectStatus(this.#config, { live: this.#live() }),
+      status: () => collectStatus(freshServers(this.#config, this.#reload), { live: this.#live() }),
     };
   }
 

@@ -18,6 +18,8 @@ interface ShownParts {
   relay: boolean;
   /** Those whose inbox is shown, by name. */
   consumers: readonly string[];
+  /** Told at each look which consumers an operator has paused; none where that could not be seen. */
+  onPaused: (names: ReadonlySet<string>) => void;
 }
 
 interface OutboxReading {
@@ -86,6 +88,7 @@ function read(
 function show(metrics: Metrics, relay: string, parts: ShownParts, reading: Reading | undefined): void {
   if (parts.relay) showOutbox(metrics, relay, reading?.outbox);
   showInbox(metrics, parts.consumers, reading);
+  parts.onPaused(reading ? pausedByOperator(reading) : new Set());
 }
 
 function showOutbox(metrics: Metrics, relay: string, reading: OutboxReading | undefined): void {
@@ -106,6 +109,10 @@ function showOutbox(metrics: Metrics, relay: string, reading: OutboxReading | un
   set('waybill_slot_safe_wal_bytes', reading?.slot?.safeWalBytes);
   set('waybill_checkpoint_age_seconds', seconds(reading?.record?.checkpointAgeMs));
   if (reading) set('waybill_collected_timestamp_seconds', Math.round(Date.now() / 1000));
+}
+
+function pausedByOperator({ consumers }: Reading): Set<string> {
+  return new Set(consumers.filter(({ pausedBy }) => pausedBy === 'operator').map(({ name }) => name));
 }
 
 function showInbox(metrics: Metrics, names: readonly string[], reading: Reading | undefined): void {

@@ -292,6 +292,26 @@ export function renameConsumerTo(
   return work(database, 'renaming the consumer', rename, LONGEST_MS);
 }
 
+/**
+ * Takes back a rename that was begun, so that messages are received again under the old name. Throws
+ * WAYBILL_STILL_IN_USE when messages have the new name already, WAYBILL_CONSUMER_UNKNOWN when none was begun.
+ */
+export function cancelRenameOf(database: Database, names: { from: string; to: string }): Promise<void> {
+  return work(database, 'taking the rename back', async (client) => {
+    const { schema } = database;
+    if (await again(() => cancelRename(client, schema, names))) return;
+    const consumers = await listConsumerRows(client, schema);
+    if (!consumers.some(({ name, renamingTo }) => name === names.from && renamingTo === names.to)) {
+      throw new WaybillError('WAYBILL_CONSUMER_UNKNOWN', `No rename of ${names.from} to ${names.to} was begun.`, {
+        hint: 'See what is: waybill consumer list',
+      });
+    }
+    throw new WaybillError('WAYBILL_STILL_IN_USE', `Messages are at consumer ${names.to} already.`, {
+      hint: `Go on with it: waybill consumer rename ${names.from} ${names.to}`,
+    });
+  });
+}
+
 /** Removes a consumer that is gone for good, with its rows; the answer: forgotten, unknown, unfinished rows: N. */
 export function forgetConsumerRows(
   database: Database,

@@ -196,8 +196,15 @@ function backlog({ backlog: rows, activity: now, parkedErrors }: StatusFacts, co
 
 function consumers({ consumers: all }: StatusFacts): StatusProblem[] {
   const problems: StatusProblem[] = [];
-  for (const { name, owner, pausedAt, pausedBy, pausedReason, states } of all ?? []) {
+  for (const { name, owner, pausedAt, pausedBy, pausedReason, renamingTo, states } of all ?? []) {
     const whose = `Consumer ${name}${owner === null ? '' : ` (${owner})`}`;
+    if (renamingTo !== null) {
+      problems.push({
+        id: 'consumer-renaming',
+        problem: `${whose} is half renamed to ${renamingTo}: until that is through, nothing is received or handed out under either name. Unless somebody is at it now, go on with it, or (while no message has the new name) take it back with --cancel.`,
+        next: `waybill consumer rename ${name} ${renamingTo}`,
+      });
+    }
     if (pausedAt) {
       const why = pausedReason === null ? '' : `: ${pausedReason}`;
       if (pausedBy === 'breaker') {

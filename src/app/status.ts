@@ -65,7 +65,8 @@ const LIMITS = { lockTimeoutMs: 1_000, statementTimeoutMs: 10_000, workTimeoutMs
 
 /** What the caller knows already and need not be asked. */
 interface KnownStatus {
-  live?: LiveStatus;
+  /** Null: there is none to be asked. */
+  live?: LiveStatus | null;
   broker?: Status['broker'] | undefined;
 }
 
@@ -76,7 +77,7 @@ export async function collectStatus(config: Config, known: KnownStatus = {}): Pr
 }
 
 async function collectFacts(config: Config, known: KnownStatus): Promise<StatusFacts> {
-  const asking = known.live ? Promise.resolve(known.live) : askLive(config);
+  const asking = known.live === undefined ? askLive(config) : Promise.resolve(known.live);
   const facts: StatusFacts = {
     at: new Date().toISOString(),
     relay: config.relay.name,

@@ -1,6 +1,7 @@
 import { Option, type Command } from 'commander';
 import {
   assertConsumerKnown,
+  cancelRenameOf,
   drainConsumer,
   estimateRename,
   forgetConsumerRows,
@@ -91,9 +92,16 @@ export function registerConsumer(program: Command, cli: Cli): void {
       'Give a consumer another name: it still knows what it has applied. Stop the programs that run it first. Interrupted, it goes on when it is called again.',
     )
     .option('--reason <text>', 'why; kept in the action_log')
+    .option('--cancel', 'take back one that was begun, while no message has the new name')
     .option('--yes', 'do not ask')
-    .action(async (from: string, to: string, { reason, yes }: { reason?: string; yes?: boolean }) => {
+    .action(async (from: string, to: string, options: { reason?: string; cancel?: boolean; yes?: boolean }) => {
+      const { reason, cancel, yes } = options;
       const database = cli.configuration.database();
+      if (cancel) {
+        await cancelRenameOf(database, { from, to });
+        say(`Consumer ${from} keeps its name; messages are received and handed out again.`);
+        return;
+      }
       await assertRegistered(from);
       const about = await estimateRename(database, from);
       const long = about < LONG_RENAME_ROWS ? '' : ` Its messages, about ${spokenCount(about)}, are written anew.`;

@@ -172,7 +172,14 @@ export function formatConsumers(consumers: readonly ConsumerEntry[]): string {
             ).replaceAll('\n', ' '),
             WIDTH - 4,
           ).map((line) => `    ${line}`);
-    return [table[n + 1] ?? '', `    ${about}`, ...paused];
+    const renamed =
+      one.renamingTo === null
+        ? []
+        : [
+            '    HALF RENAMED; go on with it, or take it back with --cancel:',
+            `    waybill consumer rename ${printable(one.name)} ${printable(one.renamingTo)}`,
+          ];
+    return [table[n + 1] ?? '', `    ${about}`, ...renamed, ...paused];
   });
   return [table[0], ...lines].join('\n');
 }

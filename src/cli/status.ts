@@ -194,8 +194,9 @@ function consumerRows({ consumers }: Status): [string, string][] {
             .join(', ') || 'nothing waits',
     ]),
   ).split('\n');
-  const all = consumers.flatMap(({ name, pausedAt, pausedBy, pausedReason }, index) => {
+  const all = consumers.flatMap(({ name, pausedAt, pausedBy, pausedReason, renamingTo }, index) => {
     const line = lines[index] ?? '';
+    if (renamingTo !== null) return [line, `${name} is HALF RENAMED to ${renamingTo}`];
     const said = pausedBy === 'breaker' ? `the handler of ${name} is BROKEN` : `${name} is PAUSED`;
     return pausedAt === null ? [line] : [line, `${said}${pausedReason === null ? '' : `: ${pausedReason}`}`];
   });

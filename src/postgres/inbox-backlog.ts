@@ -13,6 +13,8 @@ export interface ConsumerBacklog {
   /** A breaker's word counts for a time; it stops nobody but its own process. */
   pausedBy: 'operator' | 'breaker' | null;
   pausedReason: string | null;
+  /** A rename was begun and is not through: until then nothing is received or handed out under either name. */
+  renamingTo: string | null;
   /** By status, without those that are done; null when counting took too long. */
   states: StateCount[] | null;
 }
@@ -37,7 +39,7 @@ export async function readConsumers(
   const consumers = await select<Omit<ConsumerBacklog, 'states'>>(
     client,
     `select c.name, c.owner, c.queue, p.paused_at as "pausedAt", p.paused_by as "pausedBy",
-       p.paused_reason as "pausedReason"
+       p.paused_reason as "pausedReason", c.renaming_to as "renamingTo"
      from ${prefix}.consumer c left join ${prefix}.consumer p on p.name = c.name and ${IS_PAUSED} order by c.name`,
   );
   if (consumers.length === 0) return [];

@@ -33,6 +33,8 @@ export interface ConsumerEntry {
   pausedAt: Date | null;
   pausedBy: string | null;
   pausedReason: string | null;
+  /** A rename was begun and is not through. */
+  renamingTo: string | null;
   registeredAt: Date;
   /** By status, without those that are done; null: counting took too long. */
   states: StateCount[] | null;
@@ -235,7 +237,7 @@ export async function listConsumerRows(client: Client, schema: string): Promise<
   const consumers = await select<Omit<ConsumerEntry, 'states'>>(
     client,
     `select c.name, c.owner, c.queue, c.handler, c.ordering, p.paused_at as "pausedAt", p.paused_by as "pausedBy",
-       p.paused_reason as "pausedReason", c.registered_at as "registeredAt"
+       p.paused_reason as "pausedReason", c.renaming_to as "renamingTo", c.registered_at as "registeredAt"
      from ${own}.consumer c left join ${own}.consumer p on p.name = c.name and ${IS_PAUSED} order by c.name`,
   );
   const counted = await readConsumers(client, schema, LIST_BUDGET_MS, LIST_BOUNDS);

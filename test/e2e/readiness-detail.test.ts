@@ -2,6 +2,7 @@ import { once } from 'node:events';
 import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import type { Status } from '../../src/app/status.js';
 import { ADMIN_ON, adminOf, type Admin } from '../support/admin.js';
 import { receiverScene, type ReceiverScene } from '../support/receiver-scene.js';
 import { killRelays } from '../support/relay.js';
@@ -11,6 +12,7 @@ interface ConsumerDetail {
   state: string;
   breaker: string;
   reason: string | null;
+  note: string | null;
 }
 
 describe('F121 readiness in detail: which exchange or consumer, and why', () => {
@@ -114,9 +116,40 @@ emails: { handler: { kind: http, url: "${url}" }, retry: { delays: [100ms] } }`,
   });
 
   it('consumers without a relay: ready while one of them works, and not when none does', async () => {
-    const daemon = scene.start('good: {}\nlost: { topology: none, queue: nowhere }', { env: ADMIN_ON });
+    const daemon = scene.start('good: {}\nlost: { topology: none, queue: nowhere }', {
+      env: { ...ADMIN_ON, WAYBILL_ADMIN_COLLECT_INTERVAL: '1s' },
+    });
     const admin = await adminOf(daemon);
     await until(async () => (await admin.ready()).ready, { withinMs: 20_000, what: 'readiness' });
+
+    // What an operator has paused is a note, and no reason to be unready; why is told only to those with a token.
+    expect(await consumer(admin, 'good')).toMatchObject({ state: 'consuming', reason: null, note: null });
+    await scene.database.query("select waybill.consumer_pause('good', 'a partner is down')");
+    await until(async () => (await consumer(admin, 'good'))?.note?.startsWith('paused by an operator'), {
+      what: 'the note',
+    });
+    expect(await admin.ready()).toMatchObject({ status: 200, ready: true });
+    expect((await admin.get('/readyz')).body).not.toContain('a partner is down');
+
+    // /status of such a process is the whole of it: what the database knows, what is wrong, and the live numbers.
+    await scene.database.query("select waybill.rename_begin('lost', 'found')");
+    const { status, body } = await admin.get('/status');
+    expect(status).toBe(200);
+    const whole = JSON.parse(body) as Status & { live: { consumers: { name: string; isConsuming: boolean }[] } };
+    expect(whole.consumers).toMatchObject([
+      { name: 'good', pausedBy: 'operator', pausedReason: 'a partner is down', states: [] },
+      { name: 'lost', renamingTo: 'found' },
+    ]);
+    expect(whole.problems).toMatchObject([
+      { id: 'consumer-paused', next: 'waybill consumer resume good' },
+      { id: 'consumer-renaming', next: 'waybill consumer rename lost found' },
+    ]);
+    expect(whole.live.consumers).toMatchObject([
+      { name: 'good', isConsuming: true },
+      { name: 'lost', isConsuming: false },
+    ]);
+    await scene.database.query("select waybill.rename_cancel('lost', 'found'), waybill.consumer_resume('good')");
+    await until(async () => (await consumer(admin, 'good'))?.note === null, { what: 'the note to go' });
     await daemon.stop();
     const none = scene.start('lost: { topology: none, queue: nowhere }', { env: ADMIN_ON });
     const other = await adminOf(none);

@@ -361,6 +361,28 @@ test('F128: a renamed consumer still knows what it has applied; one that is gone
     code: 1,
     err: expect.stringContaining('consumer rename letters parcels') as string,
   });
+  expect((await waybill('consumer', 'list')).out).toContain(
+    '    HALF RENAMED; go on with it, or take it back with --cancel:\n    waybill consumer rename letters parcels\n',
+  );
+  // It can be taken back as long as no message has the new name.
+  const cancelled = await waybill('consumer', 'rename', 'letters', 'parcels', '--cancel');
+  expect(cancelled).toMatchObject({
+    code: 0,
+    out: 'Consumer letters keeps its name; messages are received and handed out again.\n',
+  });
+  expect(await waybill('inbox', 'replay', '--consumer', 'letters', id)).toMatchObject({
+    out: `${id}  already applied\n`,
+  });
+  expect(await waybill('consumer', 'rename', 'letters', 'parcels', '--cancel')).toMatchObject({
+    code: 1,
+    err: expect.stringContaining('No rename of letters to parcels was begun.') as string,
+  });
+  await database.query(`select waybill.rename_begin('letters', 'parcels')`);
+  await database.query(`select * from waybill.rename_rows('letters', 'parcels', 0)`);
+  expect(await waybill('consumer', 'rename', 'letters', 'parcels', '--cancel')).toMatchObject({
+    code: 1,
+    err: expect.stringContaining('Go on with it: waybill consumer rename letters parcels') as string,
+  });
   expect((await waybill('consumer', 'rename', 'letters', 'parcels', '--yes')).code).toBe(0);
   expect((await waybill('consumer', 'rename', 'parcels', 'letters', '--yes')).code).toBe(0);
   await receive('letters');

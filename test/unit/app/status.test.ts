@@ -240,6 +240,7 @@ describe('the text', () => {
       pausedAt: null,
       pausedBy: null,
       pausedReason: null,
+      renamingTo: null,
     };
     const states = [
       { state: 'dead', count: 1, accuracy: 'exact' as const, oldestAgeMs: 1 },
@@ -255,6 +256,15 @@ describe('the text', () => {
       states: [],
     };
     const broken = { ...paused, name: 'sms', pausedBy: 'breaker' as const, pausedReason: 'HTTP 404' };
+    const half = { ...billing, name: 'post', owner: null, renamingTo: 'letters', states: [] };
+    expect(shown({ consumers: [half] })).toContain('             post is HALF RENAMED to letters\n');
+    expect(problems({ consumers: [half] })).toEqual([
+      {
+        id: 'consumer-renaming',
+        problem: expect.stringContaining('Consumer post is half renamed to letters:') as string,
+        next: 'waybill consumer rename post letters',
+      },
+    ]);
     const text = shown({ consumers: [{ ...billing, states }, paused, broken] });
     expect(text).toContain('consumers    billing  team-a  dead 1, pending at least 5,000\n');
     expect(text).toContain(

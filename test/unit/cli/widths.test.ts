@@ -52,6 +52,7 @@ function consumer(change: Partial<ConsumerEntry>): ConsumerEntry {
     pausedAt: LONG_AGO,
     pausedBy: 'operator',
     pausedReason: 'because '.repeat(30),
+    renamingTo: 'letters',
     registeredAt: LONG_AGO,
     states: ['pending', 'running', 'waiting', 'blocked', 'dead'].map(state),
     ...change,
