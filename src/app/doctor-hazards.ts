@@ -45,7 +45,11 @@ export function checkHazards(hazards: Hazards, { database, relay }: Config): Fin
   if (hazards.triggers.length > 0) {
     const what = `triggers or rules of your own: ${hazards.triggers.join(', ')}`;
     findings.push(
-      warn('triggers', what, 'take them away, or see that they never change, drop, refuse or slow down a row'),
+      warn(
+        'triggers',
+        what,
+        'take them away, or see that they never change, drop, refuse or slow down a row, and name with its schema what they use',
+      ),
     );
   }
   if (hazards.constraints.length > 0) {
@@ -53,6 +57,13 @@ export function checkHazards(hazards: Hazards, { database, relay }: Config): Fin
     const mend =
       'drop them, or see that they let the relay set state, attempts and last_error, delete a row, and write one back without your columns (null or their default): a row that is refused keeps its place in the log, and WAL with it';
     findings.push(warn('constraints', what, mend));
+  }
+  for (const { name, isOurs } of hazards.openSchemas) {
+    const whose = isOurs
+      ? 'in which the functions of Waybill look for their own'
+      : "which is on the search path of this role: what a function of handler kind sql or a trigger names without its schema may be a stranger's, and runs as this role";
+    const mend = `revoke create on schema ${name} from public;`;
+    findings.push(warn('search-path', `everybody may create in schema ${name}, ${whose}`, mend));
   }
   if (hazards.rowsInDefaultPartition === true) {
     const mend = `select * from ${schema}.keep_history(); it moves them where it can; else they are trimmed by age`;

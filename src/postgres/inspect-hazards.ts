@@ -23,6 +23,8 @@ export interface Hazards {
   triggers: string[];
   /** What else of the user's own may refuse what the relay does with a row of the outbox: constraints, columns, keys. */
   constraints: string[];
+  /** Schemas in which everybody may create: ours, and those of the search path that this role logs in with; quoted. */
+  openSchemas: { name: string; isOurs: boolean }[];
   /** Rows of days that had no partition; null: this role may not look. */
   rowsInDefaultPartition: boolean | null;
 }
@@ -41,7 +43,9 @@ export interface ConsumerInspection {
 
 /** Looks at settings of the server and of the database; needs no rights on our tables. */
 export async function inspectHazards(client: Client, schema: string): Promise<Hazards> {
-  const [settings] = await select<Omit<Hazards, 'idleSlots' | 'rowsInDefaultPartition' | 'constraints'>>(
+  const [settings] = await select<
+    Omit<Hazards, 'idleSlots' | 'rowsInDefaultPartition' | 'constraints' | 'openSchemas'>
+  >(
     client,
     `select pg_encoding_to_char(d.encoding)::text as encoding,
        current_setting('default_transaction_read_only') = 'on' as "readsOnly",
@@ -73,7 +77,28 @@ export async function inspectHazards(client: Client, schema: string): Promise<Ha
      order by 2 desc limit 3`,
   );
   const constraints = await inspectConstraints(client, schema);
-  return { ...settings, idleSlots, constraints, rowsInDefaultPartition: await hasDefaultRows(client, schema) };
+  const openSchemas = await inspectSearchPath(client, schema);
+  return {
+    ...settings,
+    idleSlots,
+    constraints,
+    openSchemas,
+    rowsInDefaultPartition: await hasDefaultRows(client, schema),
+  };
+}
+
+/** Puts the path that the session began with in force, for this one statement: the connection has one of its own. */
+async function inspectSearchPath(client: Client, schema: string): Promise<Hazards['openSchemas']> {
+  return select(
+    client,
+    `select distinct format('%I', n.nspname) as name, n.nspname = $1 as "isOurs"
+     from (select set_config('search_path', s.reset_val, true) as path from pg_settings s where s.name = 'search_path') r
+     -- Why so roundabout: the names are looked up once the path is in force.
+     cross join lateral unnest(current_schemas(r.path is null) || array[$1::name]) as p (name)
+     join pg_namespace n on n.nspname = p.name
+     where has_schema_privilege('public', n.oid, 'create') order by 1`,
+    [schema],
+  );
 }
 
 /** Why not without a look at the columns: the relay knows its own alone, and writes no other. */

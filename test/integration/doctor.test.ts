@@ -108,6 +108,21 @@ const PLANTS: Plant[] = [
     undo: 'drop table mine.copy; alter table waybill.outbox drop column tenant',
   },
   {
+    what: 'everybody may create in a schema on the search path of the role',
+    finds: 'warn search-path',
+    text: /^(?!.*schema mine).*create in schema public, .* \| revoke create on schema public from public;$/s,
+    plant: 'grant create on schema public to public; grant create on schema mine to public',
+    undo: 'revoke create on schema public from public; revoke create on schema mine from public',
+  },
+  {
+    what: 'the same where a setting of the database, and our own functions, have the schema on their path',
+    finds: 'warn search-path',
+    text: /^(?!.*public, which)(?=.*on schema "Odd, one" from public;)(?=.*on schema waybill from public;)/s,
+    plant: `create schema "Odd, one"; grant create on schema "Odd, one", waybill, public to public;
+      alter database DATABASE set search_path = "Odd, one", pg_catalog, missing`,
+    undo: `alter database DATABASE reset search_path; revoke create on schema waybill, public from public; drop schema "Odd, one"`,
+  },
+  {
     what: 'a role whose transactions are read-only',
     finds: 'fail read-only',
     text: /default_transaction_read_only/,
