@@ -1,7 +1,9 @@
 import type { Config } from '../config/load.js';
 import { staysLocal } from '../config/hosts.js';
+import { passwordsIn } from '../config/urls.js';
 import type { RelayEntry } from '../postgres/inspect.js';
 import type { BrokerFacts } from '../rabbitmq/inspect.js';
+import { isOwnWord } from '../telemetry/redact.js';
 import { fail, note, ok, warn, type Finding } from './doctor-findings.js';
 
 const OLDEST_VERSION: readonly [number, number] = [3, 10];
@@ -87,6 +89,28 @@ function unseen({ vhost }: BrokerFacts, { consumers }: Config): Finding[] {
       'rabbitmqctl environment; rabbitmqctl status (max_message_size above relay.maxBodyBytes, consumer_timeout 5 min or more)',
     ),
   ];
+}
+
+/** Passwords that cannot be kept out of logs and output; looks at the configuration alone. */
+export function checkPasswords({ database, broker }: Config): Finding[] {
+  const places = [
+    ['database.url', database.url],
+    ...(database.replicationUrl === database.url
+      ? []
+      : ([['database.replicationUrl', database.replicationUrl]] as const)),
+    ['broker.url', broker.url],
+  ] as const;
+  return places.flatMap(([key, url]) =>
+    passwordsIn(url).some(isOwnWord)
+      ? [
+          warn(
+            'passwords',
+            `the password in ${key} is a word that stands everywhere: it is not taken out of logs and output`,
+            'give the user a random password',
+          ),
+        ]
+      : [],
+  );
 }
 
 /** Whether anything travels readable over a network; looks at the configuration alone. */

@@ -19,7 +19,7 @@ import { checkSchema, migrationStatus } from '../postgres/migrations.js';
 import { OUTBOX_COLUMNS, STATE_COLUMNS } from '../postgres/outbox-row.js';
 import { inspectPublication } from '../postgres/relay-record.js';
 import { AMQPS_PORT } from '../rabbitmq/connection.js';
-import { checkBroker, checkEncryption } from './doctor-broker.js';
+import { checkBroker, checkEncryption, checkPasswords } from './doctor-broker.js';
 import { checkCertificates, checkPeerCertificate } from './doctor-certificates.js';
 import { fail, ok, warn, type Finding } from './doctor-findings.js';
 import { checkConsumers, checkHazards, checkTopology } from './doctor-hazards.js';
@@ -69,7 +69,7 @@ export async function examine(config: Config): Promise<Finding[]> {
     findings.push(...checkBroker(facts, remembered.record, config));
     if (config.consumers.length > 0) findings.push(...checkTopology((await planTopology(config)).steps, config));
   });
-  findings.push(...checkEncryption(config), ...checkCertificates(config, new Date()));
+  findings.push(...checkEncryption(config), ...checkPasswords(config), ...checkCertificates(config, new Date()));
   findings.push(...(await examinePeers(config)));
   return findings;
 }

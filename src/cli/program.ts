@@ -1,6 +1,7 @@
 import { Command, CommanderError } from 'commander';
 import { isWaybillError } from '../core/errors.js';
 import type { Logger } from '../telemetry/log.js';
+import { escaped } from '../telemetry/visible.js';
 import { configuration, type Configuration, type GlobalOptions } from './configuration.js';
 import { registerConfig } from './config.js';
 import { EXIT, type CliContext, type ExitCode } from './context.js';
@@ -32,7 +33,13 @@ export interface Cli {
 }
 
 /** Reads the command line (without node and script), does what it says and gives the exit code; never throws. */
-export async function runCli(args: readonly string[], version: string, context: CliContext): Promise<ExitCode> {
+export async function runCli(args: readonly string[], version: string, world: CliContext): Promise<ExitCode> {
+  // Names and texts of others may stand in whatever is written.
+  const context: CliContext = {
+    ...world,
+    out: (text) => world.out(escaped(text)),
+    err: (text) => world.err(escaped(text)),
+  };
   const program = new Command('waybill');
   const cli: Cli = {
     context,

@@ -1,7 +1,4 @@
-/** Takes out what a terminal would obey: control characters except line ends, and bidirectional overrides. */
-export function printable(text: string): string {
-  return text.replaceAll(/[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g, '\u{fffd}');
-}
+export { printable } from '../telemetry/visible.js';
 
 /** Two columns, the first as wide as its widest cell; nothing is cut or wrapped. */
 export function aligned(rows: readonly (readonly [label: string, value: string])[], indent = ''): string {

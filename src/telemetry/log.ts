@@ -2,6 +2,7 @@ import { pino } from 'pino';
 import { prettyFactory } from 'pino-pretty';
 import { isWaybillError } from '../core/errors.js';
 import { createRedactor, type Secrets } from './redact.js';
+import { escaped, printableJson } from './visible.js';
 
 /** Facts of a log line. `err` may hold an error; bodies of messages never belong here. */
 type LogFields = Readonly<Record<string, unknown>>;
@@ -35,9 +36,8 @@ export interface LogOptions {
 export function createLogger({ level, format, secrets, write, isTerminal }: LogOptions): AdjustableLogger {
   const redact = createRedactor(secrets);
   const pretty = format === 'pretty' || (format === 'auto' && isTerminal);
-  const show = pretty
-    ? prettyFactory({ colorize: isTerminal, ignore: 'pid,hostname', translateTime: 'SYS:HH:MM:ss.l' })
-    : asIs;
+  const readable = prettyFactory({ colorize: isTerminal, ignore: 'pid,hostname', translateTime: 'SYS:HH:MM:ss.l' });
+  const show = pretty ? (line: string) => readable(printableJson(line)) : escaped;
   const sink = { write: (line: string) => write(show(redact(line))) };
   const out = pino(
     {
@@ -93,10 +93,6 @@ function describeError(error: unknown, depth = 0): DescribedError {
     ...(!known && depth === 0 && error.stack !== undefined ? { stack: error.stack } : {}),
     ...(error.cause !== undefined && depth < 4 ? { cause: describeError(error.cause, depth + 1) } : {}),
   };
-}
-
-function asIs(line: string): string {
-  return line;
 }
 
 function nothing(): void {

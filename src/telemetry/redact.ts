@@ -4,6 +4,23 @@ export const REDACTED = '[redacted]';
 /** Shorter secrets are not searched for by value: taking out every "a" would leave nothing to read. */
 export const SHORTEST_SECRET = 4;
 
+/**
+ * Words of which our own texts are made, and users, databases and hosts of half the world. Taken out of everything that is
+ * shown, nothing would be left to read, and what is shown would tell the password all the same.
+ */
+const OWN_WORDS = new Set(
+  (
+    'waybill relay outbox inbox consumer consumers message messages event events queue exchange database broker schema ' +
+    'table slot publication default public true false null error warn info debug code level time name status state key ' +
+    'password passwd secret test admin root user guest local localhost postgres postgresql rabbit rabbitmq amqp'
+  ).split(' '),
+);
+
+/** Whether a secret is no secret: it is not taken out of what is shown, and doctor says so. */
+export function isOwnWord(secret: string): boolean {
+  return OWN_WORDS.has(secret.toLowerCase());
+}
+
 /** The word "password" stands in our own examples. */
 const PASSWORD_IN_URL = /([a-z][a-z0-9+.-]*:\/\/[^\s:@/?#"]*:)(?!password@)[^\s@/"]+@/gi;
 
@@ -28,7 +45,7 @@ export class Secrets {
   /** What was known before stays known, because a late error may still hold it. */
   add(found: Iterable<string>): void {
     for (const secret of found) {
-      if (secret.length < SHORTEST_SECRET) continue;
+      if (secret.length < SHORTEST_SECRET || isOwnWord(secret)) continue;
       this.#known.delete(secret);
       this.#known.add(secret);
     }

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { checkBroker, checkEncryption } from '../../../src/app/doctor-broker.js';
+import { checkBroker, checkEncryption, checkPasswords } from '../../../src/app/doctor-broker.js';
 import type { Finding } from '../../../src/app/doctor-findings.js';
 import { checkSchemaObjects, type SchemaEvidence } from '../../../src/app/doctor-schema.js';
 import { checkServer, type ServerEvidence } from '../../../src/app/doctor-server.js';
@@ -219,6 +219,22 @@ describe('checks of the broker', () => {
       'database: { url: "postgres://far/shop", tls: { mode: insecure-plaintext } }\nbroker: { url: "amqps://far" }';
     const config = loadConfig({ file: { name: 'f', text }, environment: {}, readFile: () => '' });
     expect(notWell(checkEncryption(config))).toMatchObject([{ id: 'database-encryption', severity: 'warn' }]);
+  });
+
+  it('a password that is a word of everybody is told, once for each place', () => {
+    const passwords = (database: string, broker: string): unknown =>
+      checkPasswords(
+        loadConfig({
+          file: {
+            name: 'f',
+            text: `database: { url: "postgres://me:${database}@localhost/shop" }\nbroker: { url: "amqp://me:${broker}@localhost" }`,
+          },
+          environment: {},
+          readFile: () => '',
+        }),
+      ).map(({ severity, finding }) => `${severity} ${finding.split(' ')[3]}`);
+    expect(passwords('waybill', 'Guest')).toEqual(['warn database.url', 'warn broker.url']);
+    expect(passwords('waybill1', 'ohng7Oos')).toEqual([]);
   });
 });
 

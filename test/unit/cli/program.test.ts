@@ -106,6 +106,12 @@ describe('failures', () => {
     ['WAYBILL_DRAIN_INCOMPLETE', 1],
   ])('%s ends with %i', (code, exitCode) => expect(exitCodeOf(new WaybillError(code, 'x'))).toBe(exitCode));
 
+  it('write nothing that a terminal obeys, whoever it comes from', async () => {
+    const { err } = await waybill(['stat\u009b2J\u202e']);
+    expect(err).toContain('stat\\u009b2J\\u202e');
+    expect(err).not.toMatch(/[\u007f-\u009f\u202a-\u202e]/);
+  });
+
   it('show message, code and mend; the stack only when asked for; secrets and control characters never', () => {
     const error = new WaybillError('WAYBILL_DATABASE_REFUSED', 'bad \u001b[31m pass-word', {
       hint: 'mend it',

@@ -65,6 +65,26 @@ describe('createLogger', () => {
     expect(lines.join('')).not.toContain('hunter22');
   });
 
+  it('nothing of it is obeyed by a terminal, whoever wrote it', () => {
+    const bad = 'a\u001b[2Jb\u0007c\u009bd\u202ee\u007f';
+    const err = new WaybillError('WAYBILL_BROKER_REFUSED', bad, { hint: bad });
+    for (const format of ['pretty', 'json'] as const) {
+      const lines: string[] = [];
+      logInto(lines, { format }).error({ exchange: bad, err }, bad);
+      const text = lines.join('');
+      expect(text).toContain('[2Jb');
+      expect(text.replaceAll('\n', '')).not.toMatch(/[\u0000-\u001f\u007f-\u009f\u202a-\u202e]/);
+      if (format === 'json') expect(JSON.parse(text)).toMatchObject({ msg: bad, exchange: bad });
+    }
+  });
+
+  it('a password that is a word of our own leaves what is shown readable', () => {
+    const show = createTextRedactor(new Secrets(['waybill', 'Default', 'hunter22']));
+    expect(show('waybill doctor: the default, hunter22 at postgres://u:waybill@h/waybill')).toBe(
+      `waybill doctor: the default, ${REDACTED} at postgres://u:${REDACTED}@h/waybill`,
+    );
+  });
+
   it('no secret leaves, by whatever way it came into a line', () => {
     // What the format itself is made of cannot be kept out of it.
     const structure = `${REDACTED} level info time msg err name Error message code hint stack cause fields ${new Date().toISOString()}`;
