@@ -37,6 +37,7 @@ const OWN_RELATIONS = [
   'consumer_grant',
   'inbox',
   'inbox_attempt',
+  'inbox_uncopied',
   'inbox_backlog',
   'idempotency',
   'freshness',

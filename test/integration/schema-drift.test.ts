@@ -1,5 +1,6 @@
 import { readFileSync, writeFileSync } from 'node:fs';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { readContents } from '../../src/postgres/uninstall.js';
 import { freshDatabase, type FreshDatabase } from '../support/database.js';
 import { migratedDatabase } from '../support/migrated-database.js';
 import { dumpSchema } from '../support/schema-dump.js';
@@ -44,4 +45,8 @@ test('everything in the schema carries a comment', async () => {
   );
   expect(rows.length).toBeGreaterThan(80);
   expect(rows.filter((row) => !('text' in row) || !row.text)).toEqual([]);
+});
+
+test('uninstall knows every relation as ours', async () => {
+  expect((await readContents(await migrated.connect(), 'waybill'))?.foreign).toEqual([]);
 });
