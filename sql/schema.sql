@@ -188,6 +188,29 @@ begin
 end
 $function$;
 
+CREATE OR REPLACE FUNCTION waybill.check_scope(scope text)
+ RETURNS void
+ LANGUAGE plpgsql
+ STABLE
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+AS $function$
+declare
+  -- Why not current_user: this runs for functions that work on behalf of their owner.
+  caller constant name := case current_setting('role') when 'none' then session_user else current_setting('role') end;
+begin
+  if exists (select from waybill.consumer_grant g where g.consumer = check_scope.scope)
+    and not has_table_privilege(caller, 'waybill.inbox'::regclass, 'update')
+    and not exists (
+      select from waybill.consumer_grant g join pg_roles r on r.rolname = g.role_name
+      where g.consumer = check_scope.scope and pg_has_role(caller, r.oid, 'usage')
+    )
+  then
+    raise exception 'role % may not use scope %: it was granted to others', caller, to_json(scope) using errcode = 'WB007',
+      hint = format('Use another scope, or as the owner of the schema: select waybill.grant_consumer(%L, %L);', scope, caller);
+  end if;
+end
+$function$;
+
 CREATE OR REPLACE FUNCTION waybill.clean_actions(older_than interval DEFAULT '365 days'::interval, max_rows integer DEFAULT 5000)
  RETURNS TABLE(removed bigint, remaining bigint)
  LANGUAGE plpgsql
@@ -472,11 +495,14 @@ $function$;
 
 CREATE OR REPLACE FUNCTION waybill.first_result(scope text, key text)
  RETURNS text
- LANGUAGE sql
+ LANGUAGE plpgsql
  STABLE SECURITY DEFINER
  SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
 AS $function$
-  select d.result from waybill.idempotency d where d.scope = first_result.scope and d.key = first_result.key
+begin
+  perform waybill.check_scope(scope);
+  return (select d.result from waybill.idempotency d where d.scope = first_result.scope and d.key = first_result.key);
+end
 $function$;
 
 CREATE OR REPLACE FUNCTION waybill.first_time(scope text, key text, result text DEFAULT NULL::text)
@@ -486,6 +512,7 @@ CREATE OR REPLACE FUNCTION waybill.first_time(scope text, key text, result text 
  SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
 AS $function$
 begin
+  perform waybill.check_scope(scope);
   insert into waybill.idempotency as d (scope, key, result)
   values (first_time.scope, first_time.key, first_time.result)
   on conflict on constraint idempotency_pkey do nothing;
@@ -1673,6 +1700,7 @@ CREATE OR REPLACE FUNCTION waybill.newer(scope text, key text, version bigint)
  SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
 AS $function$
 begin
+  perform waybill.check_scope(scope);
   insert into waybill.freshness as f (scope, key, version)
   values (newer.scope, newer.key, newer.version)
   on conflict on constraint freshness_pkey do update
@@ -3969,6 +3997,8 @@ comment on function waybill.cancel(id uuid) is 'Withdraws a row that is not due 
 
 comment on function waybill.check_claim(max integer, lease interval) is 'Raises 22023 if a claim asks for too much or too little.';
 
+comment on function waybill.check_scope(scope text) is 'WB007 if the scope was granted to roles by grant_consumer, and the caller is none of them, nor the role of the program.';
+
 comment on function waybill.claimed_row(seq bigint, token uuid, OUT settings waybill.consumer, OUT keyed text) is 'Locks a row that the caller has claimed, and the key if its consumer is ordered by key (keyed is null otherwise). Error WB003 if the token is not the current one.';
 
 comment on function waybill.clean_actions(older_than interval, max_rows integer) is 'Removes operators'' acts that were done longer ago than that (at least 30 days), the oldest first, at most max_rows, and none that the age of a retried row is counted from; remaining says how many of the next max_rows are left.';
@@ -4001,15 +4031,15 @@ comment on function waybill.ensure_publication() is 'Creates the publication of 
 
 comment on function waybill.finish_rows(settings waybill.consumer, seqs bigint[], results text[]) is 'Makes running rows done, and says which rows that releases. Each row is named once; the caller has them, and the locks of their keys.';
 
-comment on function waybill.first_result(scope text, key text) is 'The result that the first time was told; null if none, or it never was.';
+comment on function waybill.first_result(scope text, key text) is 'The result that the first time was told; null if none, or it never was. Errors: WB007 (the scope was granted to other roles).';
 
-comment on function waybill.first_time(scope text, key text, result text) is 'True once for each scope and key among all committed transactions, within the retention (clean_idempotency). Do the thing in the same transaction if it is true. Waits for a transaction that has said it first: if that one rolls back, this is the first time.';
+comment on function waybill.first_time(scope text, key text, result text) is 'True once for each scope and key among all committed transactions, within the retention (clean_idempotency). Do the thing in the same transaction if it is true. Waits for a transaction that has said it first: if that one rolls back, this is the first time. Errors: WB007 (the scope was granted to other roles).';
 
 comment on function waybill.forget_consumer(name text, reason text, force boolean) is 'Removes a consumer that is not configured any more, with its rows: it no longer knows what it has applied. At most 50,000 rows a call. Answers: forgotten; more (call again, each time in a transaction of its own); unfinished rows: N (nothing was changed; force removes them too); unknown.';
 
 comment on function waybill.freshness_limit(older_than interval) is 'Until when versions may be forgotten that newer was told: that long before now, or before the oldest message of the inbox that is not finished was received; never less than any consumer remembers ids, and retries a message. Null: there are none.';
 
-comment on function waybill.grant_consumer(consumer text, role text) is 'Lets a role and its members claim rows of a consumer, which need not be registered yet. For the owner of the schema.';
+comment on function waybill.grant_consumer(consumer text, role text) is 'A role, with its members, may claim and settle messages of the consumer, and use the scope of that name in first_time, first_result and newer, which roles without the grant may not any more. A name that is no consumer''s is a scope alone, or a consumer that is registered later. For the owner of the schema.';
 
 comment on function waybill.handler_call(settings waybill.consumer) is 'The statement that calls the sql handler of a consumer. Error WB006 if there is no such function, or the caller may not execute it: the consumer is broken, not a message.';
 
@@ -4085,7 +4115,7 @@ comment on function waybill.log_inbox_action(action text, target waybill.inbox, 
 
 comment on function waybill.message_of(i waybill.inbox) is 'A row of the inbox as a handler gets it.';
 
-comment on function waybill.newer(scope text, key text, version bigint) is 'True if this version of the entity is newer than every one that was asked about before, within the retention (clean_freshness); then it is the newest. Apply the event only if it is true, in the same transaction.';
+comment on function waybill.newer(scope text, key text, version bigint) is 'True if this version of the entity is newer than every one that was asked about before, within the retention (clean_freshness); then it is the newest. Apply the event only if it is true, in the same transaction. Errors: WB007 (the scope was granted to other roles).';
 
 comment on function waybill.note_death() is 'Of the inbox: notes that the copy of a death is still to go out.';
 

@@ -193,6 +193,31 @@ describe('the inbox', () => {
     });
   });
 
+  test.each([
+    `select waybill.first_time('SCOPE', 'k')`,
+    `select waybill.first_result('SCOPE', 'k')`,
+    `select waybill.newer('SCOPE', 'k', 1)`,
+  ])('a scope that was granted is for the granted roles and the program, any other for everybody: %s', async (sql) => {
+    await received('scoped');
+    await as('app', sql.replace('SCOPE', 'scoped'));
+    for (const scope of ['scoped', 'charge-card']) {
+      const using = sql.replace('SCOPE', scope);
+      await client.query('select waybill.grant_consumer($1, $2)', [scope, names.appDelete]);
+      await expect(as('app', using)).rejects.toMatchObject({
+        code: 'WB007',
+        hint: expect.stringContaining(`waybill.grant_consumer('${scope}', '${names.app}')`) as string,
+      });
+      await as('relay', using);
+      await client.query(using);
+      await client.query('select waybill.grant_consumer($1, $2)', [scope, names.app]);
+      await as('app', using);
+      for (const role of [names.app, names.appDelete]) {
+        await client.query('select waybill.revoke_consumer($1, $2)', [scope, role]);
+      }
+      await as('app', using);
+    }
+  });
+
   test('an sql handler runs as the relay, so it needs EXECUTE; without it the consumer is broken: WB006', async () => {
     await client.query(`
       create schema shop;
