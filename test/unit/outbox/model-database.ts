@@ -61,6 +61,8 @@ export class ModelDatabase {
   /** Transactions that are decoded and not yet visible: they wait for a synchronous standby. */
   readonly waitingForStandby = new Set<number>();
   readonly locked = new Set<string>();
+  /** A constraint of the user's own refuses to hold every so manieth row, or to take it back; 0: none. */
+  refusesEvery = 0;
   /** The next statement that takes row locks fails with a lock timeout. */
   lockTimeoutNext = false;
   /** Ids that were durably held at some time. */
@@ -281,8 +283,15 @@ export class ModelDatabase {
     return { checkpointLsn: this.checkpointLsn, missing };
   }
 
+  /** One row fails the whole statement. */
+  #assertTaken(holds: readonly Hold[]): void {
+    if (this.refusesEvery === 0 || !holds.some(({ row }) => BigInt(row.seq) % BigInt(this.refusesEvery) === 0n)) return;
+    throw Object.assign(new Error('violates check constraint'), { code: '23514', constraint: 'mine' });
+  }
+
   #hold(holds: readonly Hold[]): Set<string> {
     this.#assertLocks();
+    this.#assertTaken(holds.filter(({ row }) => this.#lockable(row.seq, row.id)?.state === 'ready'));
     const missing = new Set<string>();
     const gaps = new Set<string>();
     for (const hold of holds) {
@@ -314,6 +323,7 @@ export class ModelDatabase {
   }
 
   #writeBack(holds: readonly Hold[]): void {
+    this.#assertTaken(holds.filter(({ row }) => !this.find(row.id)));
     for (const hold of holds) {
       if (this.find(hold.row.id)) continue;
       const seq = String(this.#nextSeq++);

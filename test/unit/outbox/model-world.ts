@@ -37,7 +37,7 @@ export type Step =
   | { do: 'send' | 'process' | 'database' | 'broker' | 'run' | 'burst'; count: number }
   | { do: 'confirm'; which: number; multiple: boolean }
   | { do: 'pass time'; ms: number }
-  | { do: 'kill channel' | 'lock' | 'crash server' | 'cancel' | 'retry' | 'discard'; which: number }
+  | { do: 'kill channel' | 'lock' | 'refuse' | 'crash server' | 'cancel' | 'retry' | 'discard'; which: number }
   | { do: 'restart'; late: boolean }
   | { do: 'key lock' }
   | { do: 'keepalive' | 'due' | 'sweep' | 'unlock' | 'lock timeout' | 'standby answers' | 'exchange' | 'block' };
@@ -96,7 +96,8 @@ export class World {
       const { rows } = database;
       const each = rows[step.which % rows.length];
       if (each) database.locked.add(each.row.seq);
-    } else if (step.do === 'cancel') database.cancel(step.which);
+    } else if (step.do === 'refuse') database.refusesEvery = step.which % 4;
+    else if (step.do === 'cancel') database.cancel(step.which);
     else if (step.do === 'retry') database.retry(step.which);
     else if (step.do === 'discard') database.discard(step.which);
     else if (step.do === 'key lock') database.keysLockedNext = true;
@@ -125,6 +126,7 @@ export class World {
     broker.healed = true;
     broker.exchanges.add('sometimes');
     database.locked.clear();
+    database.refusesEvery = 0;
     database.waitingForStandby.clear();
     this.relay.connection.isBlocked = false;
     for (let n = 0; n < 400 && !this.#isDone; n += 1) {
