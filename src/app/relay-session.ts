@@ -473,6 +473,12 @@ class Pipeline {
       }
       await failure.race(this.#settler.flush(deadline.signal, { last: true }));
       const drained = this.#outstanding === 0 && this.#settler.isIdle;
+      const { locked, refused } = this.#settler.outOfReach;
+      if (locked + refused > 0) {
+        const what =
+          'rows are left that cannot be settled: somebody has locked them, or a constraint or trigger refuses it';
+        this.#options.log.warn({ locked, refused }, what);
+      }
       this.#pump?.report(this.#settler.checkpointLsn ?? LSN_ZERO);
       await this.#stream?.close();
       await this.#publishing.close();

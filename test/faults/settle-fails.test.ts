@@ -116,6 +116,7 @@ describe('rows that are published and cannot be settled', () => {
     // Something is left in flight, and it says so.
     expect(await relay.stop()).toBe(1);
     expect(performance.now() - atMs).toBeLessThan(10_000);
+    expect(relay.log.some((line) => line.msg.startsWith('rows are left') && line['refused'] === 1)).toBe(true);
   });
 
   it.each([
