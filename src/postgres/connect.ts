@@ -50,13 +50,15 @@ export async function clientConfig(
     .concat(`-c search_path=${OWN_PATH}`)
     .join(' ');
   const password = await endpoint.password?.();
+  const url = password === undefined ? endpoint.url : withPassword(endpoint.url, password);
+  const { rest, given } = startup ? withoutOptions(url) : { rest: url, given: '' };
   return {
-    connectionString: password === undefined ? endpoint.url : withPassword(endpoint.url, password),
+    connectionString: rest,
     ...(endpoint.ssl === undefined ? {} : { ssl: endpoint.ssl }),
     application_name: applicationName,
     connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
     keepAlive: true,
-    ...(startup ? { options } : {}),
+    ...(startup ? { options: `${given} ${options}`.trim() } : {}),
   };
 }
 
@@ -69,6 +71,15 @@ function withPassword(urlText: string, password: string): string {
     url.password = encodeURIComponent(password);
   }
   return url.href;
+}
+
+/** Why out of the URL: pg would take its options in place of ours. Of two settings of one name the later one counts. */
+function withoutOptions(urlText: string): { rest: string; given: string } {
+  const url = new URL(urlText);
+  const given = url.searchParams.get('options');
+  if (given === null) return { rest: urlText, given: '' };
+  url.searchParams.delete('options');
+  return { rest: url.href, given };
 }
 
 /** What a connection that dies outside a statement is told to. */

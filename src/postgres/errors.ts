@@ -73,11 +73,28 @@ export function toDatabaseError(error: unknown, doing: string): WaybillError {
       cause: error,
     });
   }
+  const foreign = foreignFunction(error);
+  if (foreign !== undefined && /^(42|3F)/.test(state)) {
+    return new WaybillError('WAYBILL_DATABASE_FAILED', `${doing}: ${text} (SQLSTATE ${state}, in ${foreign})`, {
+      hint: `Waybill's connections look in pg_catalog alone: in ${foreign} name with its schema what it uses, or give it a path with: alter function ${foreign} set search_path = ...`,
+      cause: error,
+    });
+  }
   const meaning = MEANINGS.find(([prefix]) => state.startsWith(prefix))?.[1] ?? { code: 'WAYBILL_DATABASE_FAILED' };
   return new WaybillError(meaning.code, `${doing}: ${text} (SQLSTATE ${state})`, {
     ...(meaning.hint === undefined ? {} : { hint: meaning.hint }),
     cause: error,
   });
+}
+
+/**
+ * The function in which a statement failed, such as one of a trigger on our tables. Why not all that the server says of
+ * the place: it quotes statements, and with them values.
+ */
+function foreignFunction(error: unknown): string | undefined {
+  const where: unknown = typeof error === 'object' && error !== null && 'where' in error ? error.where : undefined;
+  if (typeof where !== 'string') return undefined;
+  return /^(?:PL\/\w+|SQL) function ("?[^\s(]+\([^)]*\))/m.exec(where)?.[1];
 }
 
 /** A server that answers and takes no writes; `why` says what it is instead. */

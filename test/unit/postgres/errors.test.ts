@@ -49,3 +49,15 @@ test('an error of ours passes unchanged', () => {
   const error = new WaybillError('WAYBILL_EPOCH_LOST', 'x');
   expect(toDatabaseError(error, 'y')).toBe(error);
 });
+
+test('what fails inside a function of somebody is told with its name, and with nothing of the statement', () => {
+  const cause = Object.assign(new Error('relation "audit" does not exist'), {
+    code: '42P01',
+    where: `SQL statement "insert into audit values ('customer 7')"\nPL/pgSQL function app.note_row() line 3 at SQL statement\nSQL statement "delete"`,
+  });
+  const error = toDatabaseError(cause, 'settling rows');
+  expect(error.code).toBe('WAYBILL_DATABASE_FAILED');
+  expect(error.message).toBe('settling rows: relation "audit" does not exist (SQLSTATE 42P01, in app.note_row())');
+  expect(error.hint).toContain('alter function app.note_row() set search_path');
+  expect(`${error.message}${error.hint}`).not.toContain('customer 7');
+});
