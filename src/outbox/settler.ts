@@ -435,10 +435,14 @@ export class Settler {
     const ripe = byPlace(gone.filter((each) => !isBehind(each, first)));
     const holdings = ripe.filter((each): each is Holding => 'hold' in each);
     this.#doubtful.add(...holdings.slice(MAX_WRITE_BACKS_AT_ONCE));
-    await this.#oneByOne(holdings.slice(0, MAX_WRITE_BACKS_AT_ONCE), async (hold) => {
-      await this.#store.writeBack([hold]);
-      return true;
-    });
+    const written = holdings.slice(0, MAX_WRITE_BACKS_AT_ONCE);
+    // Before: once the row is in the table, nothing is left that tells.
+    if (!(await this.#attempt(() => this.#noteDeleted(written)))) this.#doubtful.add(...written);
+    else
+      await this.#oneByOne(written, async (hold) => {
+        await this.#store.writeBack([hold]);
+        return true;
+      });
     const others = ripe.filter((each): each is Settling | Replacing => !('hold' in each));
     if (others.length === 0) return;
     const done = await this.#attempt(async () => {
@@ -481,16 +485,23 @@ export class Settler {
   /** The application deleted the row itself, or an earlier session has settled it: there is nothing to delete. */
   async #settleGone(gone: (Settling | Replacing)[]): Promise<void> {
     const settled = gone.filter((each): each is Settling => 'settlement' in each);
+    await this.#noteDeleted(settled);
     const own = settled.filter((each) => each.work.origin === 'stream');
-    // In the replay zone it may be that the history alone is gone, so such a row proves nothing.
-    if (own.some((each) => !each.work.replayed) && !this.#insertThenDeleteNoted) {
-      await this.#store.noteInsertThenDelete();
-      this.#insertThenDeleteNoted = true;
-    }
     await this.#store.recordGone(own.map((each) => each.settlement));
     this.#counters.gone += settled.length;
     for (const each of settled) this.#settled(each);
     for (const each of gone) if ('placing' in each) this.#stored(each.work);
+  }
+
+  /** Whether an application deletes its rows itself, as far as these tell. */
+  async #noteDeleted(gone: readonly { readonly work: Work }[]): Promise<true> {
+    // In the replay zone it may be that the history alone is gone, so such a row proves nothing.
+    const mayProve = gone.some(({ work }) => work.origin === 'stream' && !work.replayed);
+    if (mayProve && !this.#insertThenDeleteNoted) {
+      await this.#store.noteInsertThenDelete();
+      this.#insertThenDeleteNoted = true;
+    }
+    return true;
   }
 
   #forget(work: Work): void {

@@ -130,6 +130,32 @@ describe('source: table, and switching', () => {
     await database.query('update waybill.relay set insert_then_delete_seen = false');
   });
 
+  it('fact 16: refuses it also when all of the rows that were deleted had to be held, and then loses none', async () => {
+    probe.clear();
+    const relay = await start('wal');
+    const deleted = (what: string): Promise<unknown[]> =>
+      database.query(`do $$ begin ${what}; delete from waybill.outbox where type = 'deleted'; end $$`);
+    await deleted(`insert into waybill.outbox (type, exchange) values ('deleted', 'nowhere');
+      insert into waybill.outbox (type, deliver_at) values ('deleted', now() + interval '1 day')`);
+    const held = "select from waybill.outbox where type = 'deleted' and state in ('parked', 'scheduled')";
+    await until(async () => (await database.query(held)).length === 2, { what: 'the rows to be written back' });
+    expect(await relay.stop()).toBe(0);
+    await deleted("insert into waybill.outbox (type) select 'deleted' from generate_series(1, 100)");
+    const polling = startRelay({
+      databaseUrl: database.url,
+      brokerUrl: vhost.url,
+      env: { WAYBILL_RELAY_SOURCE: 'table' },
+    });
+    const line = await polling.waitForLog((each) => each.level === 'error', 'a refusal');
+    expect(JSON.stringify(line)).toContain('WAYBILL_ROWS_ONLY_IN_LOG');
+    await polling.kill9();
+    const again = await start('wal');
+    await probe.waitForDistinct(100);
+    expect(await again.stop()).toBe(0);
+    await database.query('update waybill.relay set insert_then_delete_seen = false');
+    await database.query("delete from waybill.outbox where state in ('parked', 'scheduled')");
+  });
+
   it.each(['wal', 'table'] as const)('holds rows until they are due, expires and cancels them (%s)', async (source) => {
     probe.clear();
     const relay = await start(source);

@@ -149,6 +149,33 @@ test('fact 16: a published row that its application deleted is noted as gone; a 
   expect(bench.counters).toMatchObject({ gone: 1, parked: 1, settled: 2 });
 });
 
+test('fact 16: that an application deletes its rows is noted before they are written back, also when all of them are held', async () => {
+  const bench = new SettlerBench();
+  const [a, b] = bench.transaction(110n, 2);
+  bench.missing = new Set(['1', '2']);
+  bench.whereabouts = 'gone';
+  bench.settler.hold(a!, parked);
+  bench.settler.hold(b!, { ...parked, state: 'scheduled', error: null });
+  await bench.answer();
+  for (let n = 0; n < 3; n += 1) await bench.cycle();
+  const what = bench.asked.map((each) => each.what).filter((each) => each !== 'hold' && each !== 'settle');
+  expect(what).toEqual(['note', 'write back', 'write back']);
+  expect(bench.reported.at(-1)).toBe(110n);
+});
+
+test('fact 16: nothing is noted for held rows that an earlier session may have settled, or that the table brought', async () => {
+  const bench = new SettlerBench();
+  const [a] = bench.transaction(110n, 1);
+  bench.missing = new Set(['1', '2']);
+  bench.whereabouts = 'gone';
+  bench.settler.hold(Object.assign(a!, { replayed: true }), parked);
+  bench.settler.hold(bench.tableRow(), parked);
+  await bench.answer();
+  for (let n = 0; n < 3; n += 1) await bench.cycle();
+  expect(bench.asked.filter(({ what }) => what === 'write back').length).toBe(2);
+  expect(bench.asked.map(({ what }) => what)).not.toContain('note');
+});
+
 test.each([
   ['23514', { constraint: 'my_check' }],
   ['23502', { column: 'tenant' }],
