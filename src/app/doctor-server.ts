@@ -9,6 +9,8 @@ export interface ServerEvidence {
   transactions: OldTransactions;
   slotName: string;
   slot: SlotEntry | undefined;
+  /** Applications delete rows themselves: those not published yet are in the slot alone. */
+  insertThenDeleteSeen: boolean;
   /** Ours minus the database's, half the round trip taken out. */
   clockDifferenceMs: number;
 }
@@ -17,6 +19,7 @@ const OLDEST_VERSION = 14;
 const NEWEST_TESTED_VERSION = 18;
 const CLOCK_LIMIT_MS = 5_000;
 const MEGABYTE = 2 ** 20;
+const OWN_DELETES_LOST = ', and rows that applications deleted themselves and that were not published yet are lost';
 
 /** Every check of the PostgreSQL server; pure. */
 export function checkServer(evidence: ServerEvidence, config: Config): Finding[] {
@@ -90,7 +93,7 @@ function budget(
   return n.used >= n.max ? warn(id, `${said}; none is left for a rebuild or a standby`, mend) : ok(id, said);
 }
 
-function keepSize({ server }: ServerEvidence, { relay }: Config): Finding[] {
+function keepSize({ server, insertThenDeleteSeen }: ServerEvidence, { relay }: Config): Finding[] {
   if (relay.source === 'table') return [];
   const id = 'slot-keep-size';
   if (server.maxSlotWalKeepMb < 0) {
@@ -98,7 +101,7 @@ function keepSize({ server }: ServerEvidence, { relay }: Config): Finding[] {
       fail(
         id,
         'max_slot_wal_keep_size is unlimited: a slot that nobody reads fills the disk of the database',
-        `alter system set max_slot_wal_keep_size = '${suggestedKeepSize(relay.maxKeptWalBytes)}'; select pg_reload_conf(); a slot lost by it costs time, not messages`,
+        `alter system set max_slot_wal_keep_size = '${suggestedKeepSize(relay.maxKeptWalBytes)}'; select pg_reload_conf(); a slot lost by it costs ${insertThenDeleteSeen ? 'the rows that applications deleted themselves and that were not published yet: choose it for the longest outage of the broker' : 'time, not messages'}`,
       ),
     ];
   }
@@ -149,7 +152,7 @@ function outputPlugins({ server }: ServerEvidence, { relay }: Config): Finding[]
   ];
 }
 
-function slot({ slot: found, slotName, server }: ServerEvidence, { relay }: Config): Finding[] {
+function slot({ slot: found, slotName, server, insertThenDeleteSeen }: ServerEvidence, { relay }: Config): Finding[] {
   if (relay.source === 'table') {
     if (found?.database !== server.database) return [];
     const mend = `select pg_drop_replication_slot('${slotName}'); it keeps WAL, and relay.source: table does not read it`;
@@ -167,7 +170,7 @@ function slot({ slot: found, slotName, server }: ServerEvidence, { relay }: Conf
       return [
         warn(
           'slot',
-          `replication slot ${slotName} is lost`,
+          `replication slot ${slotName} is lost${insertThenDeleteSeen ? OWN_DELETES_LOST : ''}`,
           'nothing by hand: the next start replaces it and reads the table',
         ),
       ];
@@ -188,14 +191,17 @@ function slot({ slot: found, slotName, server }: ServerEvidence, { relay }: Conf
 }
 
 /** PostgreSQL 17 and later can carry a slot over to a standby; without standbys there is nothing to carry it to. */
-function failover({ server, slot: found, slotName }: ServerEvidence, { relay }: Config): Finding[] {
+function failover(
+  { server, slot: found, slotName, insertThenDeleteSeen }: ServerEvidence,
+  { relay }: Config,
+): Finding[] {
   if (relay.source === 'table' || server.version < 170_000 || server.physicalStandbys === 0 || !found) return [];
   const id = 'slot-failover';
   if (found.failover !== true) {
     return [
       warn(
         id,
-        `replication slot ${slotName} does not follow a failover: after one, the relay reads the table`,
+        `replication slot ${slotName} does not follow a failover: after one, the relay reads the table${insertThenDeleteSeen ? OWN_DELETES_LOST : ''}`,
         `stop the relay, select pg_drop_replication_slot('${slotName}'); the next start makes one that does`,
       ),
     ];

@@ -128,7 +128,9 @@ async function examineDatabase(
   const slot = await readSlot(client, name);
   findings.push(...checkHazards(await inspectHazards(client, schema), config));
   const transactions = await inspectOldTransactions(client, OLD_TRANSACTION_MS);
-  findings.push(...checkServer({ server, transactions, slotName: name, slot, clockDifferenceMs }, config));
+  const insertThenDeleteSeen = remembered.record?.insertThenDeleteSeen ?? false;
+  const evidence = { server, transactions, slotName: name, slot, insertThenDeleteSeen, clockDifferenceMs };
+  findings.push(...checkServer(evidence, config));
   if (refused !== undefined) throw toDatabaseError(refused, `reading schema ${schema}`);
   await checkSchema(client, { schema });
   remembered.installation = await readInstallation(client, schema);

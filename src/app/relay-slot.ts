@@ -9,12 +9,16 @@ import type { SqlClient } from './session.js';
 const SLOT_POLL_MS = 500;
 const MIN_SLOT_WAIT_MS = 60_000;
 
+/** True whether or not applications delete rows themselves. */
+const FROM_THE_TABLE =
+  'no row in it is lost, but those that applications deleted themselves before they were published';
+
 /** Throws when the publication would hide rows or columns from the relay (F33-F35). */
 export async function assertPublication(client: SqlClient, schema: string, publication: string): Promise<void> {
   const found = await inspectPublication(client, schema, publication);
   const unfit = (what: string): never => {
     throw new WaybillError('WAYBILL_PUBLICATION_UNFIT', `publication ${publication} ${what}`, {
-      hint: `drop publication ${publication}; the relay makes it anew and reads the table, so nothing is lost.`,
+      hint: `drop publication ${publication}; the relay makes it anew and reads the table: ${FROM_THE_TABLE}.`,
     });
   };
   if (!found) throw new WaybillError('WAYBILL_PUBLICATION_MISSING', `there is no publication ${publication}`);
@@ -26,7 +30,7 @@ export async function assertPublication(client: SqlClient, schema: string, publi
       'WAYBILL_PUBLICATION_UNFIT',
       `publication ${publication} sends no column ${found.missingColumns.join(', ')} of ${schema}.outbox`,
       {
-        hint: `Give the table its columns back as the migrations made them, and the publication no column list (drop publication ${publication}). The relay then reads the table, so nothing is lost.`,
+        hint: `Give the table its columns back as the migrations made them, and the publication no column list (drop publication ${publication}). The relay then reads the table: ${FROM_THE_TABLE}.`,
       },
     );
   }

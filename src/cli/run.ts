@@ -128,7 +128,7 @@ function restarting({ database, relay, consumers, retention, admin, log }: Confi
 
 function incomplete(why: string): WaybillError {
   return new WaybillError('WAYBILL_DRAIN_INCOMPLETE', `Stopped with messages unconfirmed: ${why}.`, {
-    hint: 'Nothing is lost: they are still in the outbox and will be published again with the same ids.',
+    hint: 'Nothing is lost: they are still in the outbox or in the log, and will be published again with the same ids.',
   });
 }
 

@@ -251,7 +251,10 @@ function toStreamError(error: unknown, options: StreamOptions): WaybillError {
     return new WaybillError(
       'WAYBILL_PUBLICATION_MISSING',
       `publication ${options.publication} did not exist at the position being decoded`,
-      { hint: 'The relay makes the publication and the slot anew and reads the table; nothing is lost.', cause: error },
+      {
+        hint: 'The relay makes the publication and the slot anew and reads the table: no row in it is lost, but those that applications deleted themselves before they were published.',
+        cause: error,
+      },
     );
   }
   if (sqlState(error) === '55000' || (sqlState(error) === '42704' && text.includes('slot'))) {

@@ -1,3 +1,4 @@
+import { readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { checkBroker, checkEncryption, checkPasswords } from '../../../src/app/doctor-broker.js';
 import type { Finding } from '../../../src/app/doctor-findings.js';
@@ -37,6 +38,7 @@ const HEALTHY_SERVER: ServerEvidence = {
   },
   transactions: { sessions: [], prepared: [] },
   slotName: 'waybill_shop_waybill_default',
+  insertThenDeleteSeen: false,
   slot: slotEntry({}),
   clockDifferenceMs: 3,
 };
@@ -87,6 +89,35 @@ describe('a healthy installation', () => {
   it('gives no warning', () => {
     expect([...server({}), ...schema({}), ...broker({}), ...notWell(checkEncryption(configured()))]).toEqual([]);
   });
+});
+
+it('where applications delete rows themselves, nothing says that a lost slot costs only time', () => {
+  const said = (change: ServerChange): string => JSON.stringify(server(change));
+  const cases: ServerChange[] = [
+    { server: { maxSlotWalKeepMb: -1 } },
+    { slot: slotEntry({ walStatus: 'lost' }) },
+    {
+      server: { version: 170_000, physicalStandbys: 1, synchronousStandbyNames: 'a' },
+      slot: slotEntry({ failover: false }),
+    },
+  ];
+  for (const change of cases) {
+    expect(said(change)).not.toContain('deleted themselves');
+    expect(said({ ...change, insertThenDeleteSeen: true })).toContain(
+      'rows that applications deleted themselves and that were not published yet',
+    );
+    expect(said({ ...change, insertThenDeleteSeen: true })).not.toContain('not messages');
+  }
+});
+
+it('texts that cannot know whether applications delete rows themselves hold for both', () => {
+  const files = ['src/app/relay-slot.ts', 'src/postgres/stream.ts', 'deploy/prometheus/waybill.rules.yaml'];
+  for (const file of files) {
+    const text = readFileSync(new URL(`../../../${file}`, import.meta.url), 'utf8');
+    expect(text).toMatch(/applications\s+deleted themselves/);
+    // Of handlers that are broken, it is true.
+    expect(text.replace('not the messages; nothing is lost', '')).not.toMatch(/nothing is lost/i);
+  }
 });
 
 describe('checks of the server', () => {
