@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { createInterface } from 'node:readline/promises';
-import { EXIT } from './cli/context.js';
+import { EXIT, type OutputListener } from './cli/context.js';
 import { formatFailure } from './cli/failure.js';
 import { runCli } from './cli/program.js';
 
@@ -20,9 +20,17 @@ for (const event of ['uncaughtException', 'unhandledRejection'] as const) {
   });
 }
 
-// The reader of a pipe may leave early (`waybill status | head`).
-for (const stream of [process.stdout, process.stderr]) {
+// The reader of a pipe may leave early (`waybill status | head`). A command that goes on without one says so.
+let onOutputLost: OutputListener | undefined;
+for (const [which, stream] of [
+  ['out', process.stdout],
+  ['err', process.stderr],
+] as const) {
   stream.on('error', (error: NodeJS.ErrnoException) => {
+    if (onOutputLost) {
+      onOutputLost(which, error);
+      return;
+    }
     if (error.code === 'EPIPE') endWith(EXIT.ok);
     throw error;
   });
@@ -52,6 +60,7 @@ const code = await runCli(process.argv.slice(2), version, {
   outRows: () => process.stdout.rows,
   outColumns: () => process.stdout.columns,
   ask: process.stdin.isTTY ? ask : undefined,
+  onOutputLost: (listener) => (onOutputLost = listener),
   onSignal: (listener) => {
     for (const name of HANDLED_SIGNALS) process.on(name, listener);
   },

@@ -17,9 +17,14 @@ export interface CliContext {
   outColumns?: () => number | undefined;
   /** Asks on the terminal; undefined where nobody can answer. */
   ask: ((question: string) => Promise<string>) | undefined;
+  /** From now on output that cannot be written, each time, is told to the listener, and no longer ends the process. */
+  onOutputLost?: (listener: OutputListener) => void;
   /** Calls the listener for each SIGTERM, SIGINT and SIGHUP from now on. */
   onSignal: (listener: (name: NodeJS.Signals) => void) => void;
 }
+
+/** Told that something could not be written: to results, or to problems. */
+export type OutputListener = (which: 'out' | 'err', error: NodeJS.ErrnoException) => void;
 
 /** The exit codes of every command. */
 export const EXIT = { ok: 0, failed: 1, usage: 2, schema: 3, check: 4 } as const;

@@ -5,6 +5,7 @@ import { WaybillError } from '../core/errors.js';
 import { pause, systemClock, type Clock } from '../runtime/clock.js';
 import { keepHeapSmall } from '../runtime/heap.js';
 import { createLogger, type AdjustableLogger, type Logger } from '../telemetry/log.js';
+import { EXIT } from './context.js';
 import type { Cli } from './program.js';
 
 /** How much longer than its own drain timeout a service may take to close everything. */
@@ -24,14 +25,43 @@ export function registerRun(program: Command, cli: Cli): void {
         isTerminal: cli.context.outIsTerminal,
       });
       cli.logger = logger;
+      const surviving = outliveLog(cli);
       await runUntilStopped(config, logger, {
-        onSignal: cli.context.onSignal,
+        onSignal: surviving,
         clock: systemClock,
         start: (given, log) =>
           startDaemon(given, log, { reload: () => cli.configuration.whole(), version: cli.version, only }),
         reload: () => cli.configuration.whole(),
       });
     });
+}
+
+/**
+ * A log that nobody takes (its reader is gone, its disk is full) stops no message: that is said once, on standard error,
+ * and work goes on. A terminal that is gone has taken its operator with it: then everything is drained and ends as failed.
+ * Gives what calls a listener for signals.
+ */
+function outliveLog(cli: Cli): RunSurroundings['onSignal'] {
+  const { context } = cli;
+  const listeners: ((name: NodeJS.Signals) => void)[] = [];
+  let isTold = false;
+  context.onOutputLost?.((which, error) => {
+    if (which === 'err' || isTold) return;
+    isTold = true;
+    if (context.outIsTerminal) {
+      cli.exitCode = EXIT.failed;
+      for (const listener of listeners) listener('SIGTERM');
+      return;
+    }
+    const why = error.code ?? error.message;
+    context.err(
+      `waybill: the log cannot be written (${why}); its lines are lost. Messages go on. Restart to mend it.\n`,
+    );
+  });
+  return (listener) => {
+    listeners.push(listener);
+    context.onSignal(listener);
+  };
 }
 
 /** What runUntilStopped needs of the world. */
