@@ -2,9 +2,11 @@ import type { Config } from '../config/load.js';
 import { counted } from '../core/counted.js';
 import { WaybillError } from '../core/errors.js';
 import { publicationName, slotName } from '../core/identity.js';
-import { isSharedDelay } from '../core/topology.js';
+import { brokerDeathsQueue, isSharedDelay, retryQueue } from '../core/topology.js';
 import { toDatabaseError } from '../postgres/errors.js';
 import { dropSlot } from '../postgres/forget-relay.js';
+import { mayReadInbox } from '../postgres/inbox-rows.js';
+import { registeredConsumers } from '../postgres/inspect-hazards.js';
 import { readDatabaseName } from '../postgres/inspect-server.js';
 import { readInstallation, readRelays } from '../postgres/inspect.js';
 import {
@@ -31,8 +33,11 @@ export interface UninstallPlan {
   contents: SchemaContents | null;
   slots: OwnSlot[];
   publication: string | null;
-  /** Null: the broker is left alone. `shared`: delays, which stay, because other installations may use them. */
-  broker: { vhost: string; present: Present[]; shared: string[] } | null;
+  /**
+   * Null: the broker is left alone. `shared`: delays, which stay, because other installations may use them. `foreign`:
+   * what the configuration checks or takes as it is (topology), which was made by somebody else.
+   */
+  broker: { vhost: string; present: Present[]; shared: string[]; foreign: string[] } | null;
   unfinished: { outbox: number; inbox: number };
   /** Nothing helps but to end these. */
   obstacles: string[];
@@ -48,6 +53,8 @@ export interface Uninstalled {
   leftExchanges: string[];
   /** Delay queues with their exchanges, which other installations on the virtual host may use. */
   leftShared: string[];
+  /** What somebody else has made, by the configuration. */
+  leftForeign: string[];
 }
 
 /** What of the broker is to be removed. */
@@ -66,10 +73,10 @@ export async function planUninstall(config: Config, scope: UninstallScope): Prom
   const { database } = config;
   const found = await inDatabase(config, 'looking at the schema', (client) => lookAtDatabase(client, config));
   const broker = scope.keepBroker ? null : await lookAtBroker(config, scope.shared);
-  const lock = scope.keepBroker ? 'unknown' : (await askBroker(config, found.installation)).lock;
+  const running = scope.keepBroker ? [] : await heldLocks(config, found);
   const obstacles = [
     ...found.slots.filter(({ active }) => active).map(({ name }) => `a relay is running: it reads slot ${name}`),
-    ...(lock === 'held' ? ['a relay is running: it holds the lock queue'] : []),
+    ...running.map((name) => `a relay is running: it holds the lock queue of ${name}`),
     ...(broker?.present ?? [])
       .filter(({ consumers }) => (consumers ?? 0) > 0)
       .map(({ name, consumers }) => `queue ${name} has ${counted(consumers ?? 0, 'consumer')}`),
@@ -91,6 +98,10 @@ export async function planUninstall(config: Config, scope: UninstallScope): Prom
     ...(broker?.present ?? [])
       .filter(({ messages }) => (messages ?? 0) > 0)
       .map(({ name, messages }) => `queue ${name} holds ${counted(messages ?? 0, 'message')}`),
+    ...(scope.keepBroker ? [] : found.elsewhere).map(
+      ({ name, queue }) =>
+        `consumer ${name} is registered and not in this configuration: its queues stay on the broker (${queuesOf(name, queue).join(', ')})`,
+    ),
     ...(found.contents?.foreign ?? []).map(
       (name) => `${database.schema}.${name} is not of Waybill, and goes with the schema`,
     ),
@@ -127,7 +138,7 @@ export async function uninstall(config: Config, plan: UninstallPlan, force: bool
     if (plan.publication !== null) await dropPublication(client, plan.publication);
   });
   const present = plan.broker?.present ?? [];
-  const left = await withBroker(config, present);
+  const left = await withBroker(config, present, force);
   await inDatabase(config, 'dropping the schema', (client) => dropSchema(client, config.database.schema));
   return {
     slots: plan.slots.map(({ name }) => name),
@@ -135,28 +146,53 @@ export async function uninstall(config: Config, plan: UninstallPlan, force: bool
     exchanges: present.filter(({ kind, name }) => kind === 'exchange' && !left.includes(name)).map(({ name }) => name),
     leftExchanges: left,
     leftShared: plan.broker?.shared ?? [],
+    leftForeign: plan.broker?.foreign ?? [],
   };
 }
 
-async function withBroker(config: Config, present: readonly Present[]): Promise<string[]> {
+async function withBroker(config: Config, present: readonly Present[], force: boolean): Promise<string[]> {
   if (present.length === 0) return [];
-  return withTopology(brokerEndpoints(config.broker), (connection) => removeRemains(connection, present));
+  return withTopology(brokerEndpoints(config.broker), (connection) => removeRemains(connection, present, force));
+}
+
+/** The relays whose lock queue somebody holds: the configured one, and all that ever ran on this schema. */
+async function heldLocks(config: Config, found: { installation?: string | undefined; relays: string[] }) {
+  const held: string[] = [];
+  for (const name of new Set([config.relay.name, ...found.relays])) {
+    const { lock } = await askBroker({ ...config, relay: { ...config.relay, name } }, found.installation);
+    if (lock === 'held') held.push(name);
+  }
+  return held;
+}
+
+function queuesOf(consumer: string, queue: string): string[] {
+  return [queue, brokerDeathsQueue(queue), retryQueue(consumer)];
 }
 
 async function lookAtBroker(config: Config, withShared: boolean): Promise<UninstallPlan['broker']> {
+  const { relay, consumers } = config;
   const { topology } = wantedTopology(config);
+  const own = wantedTopology({
+    ...config,
+    relay: { ...relay, enabled: relay.enabled && relay.topology === 'assert' },
+    consumers: consumers.filter((consumer) => consumer.topology === 'assert'),
+  }).topology;
+  const isOwn = ({ kind, name }: Present): boolean =>
+    (kind === 'queue' ? own.queues : own.exchanges).some((each) => each.name === name);
   return withTopology(brokerEndpoints(config.broker), async (connection) => {
-    const found = await lookForRemains(connection, topology);
+    const all = await lookForRemains(connection, topology);
+    const found = all.filter(isOwn);
     const isLeft = ({ name }: Present): boolean => !withShared && isSharedDelay(name);
     return {
       vhost: connection.vhost,
       present: found.filter((each) => !isLeft(each)),
       shared: [...new Set(found.filter(isLeft).map(({ name }) => name))],
+      foreign: all.filter((each) => !isOwn(each)).map(({ kind, name }) => `${kind} ${name}`),
     };
   });
 }
 
-async function lookAtDatabase(client: SqlClient, { database: { schema }, relay }: Config) {
+async function lookAtDatabase(client: SqlClient, { database: { schema }, relay, consumers }: Config) {
   const database = await readDatabaseName(client);
   const contents = (await readContents(client, schema)) ?? null;
   const relays = contents === null ? [] : await readRelays(client, schema);
@@ -164,10 +200,14 @@ async function lookAtDatabase(client: SqlClient, { database: { schema }, relay }
   // The configured name, too: a slot outlives a schema that was dropped by hand.
   const names = [...relays.flatMap(({ slot }) => slot ?? []), slotName(database, schema, relay.name)];
   const publication = publicationName(schema);
+  const hasInbox = contents !== null && (await mayReadInbox(client, schema)) === 'yes';
+  const registered = hasInbox ? await registeredConsumers(client, schema) : [];
   return {
     database,
     contents,
     installation,
+    relays: relays.map(({ name }) => name),
+    elsewhere: registered.filter(({ name }) => !consumers.some((consumer) => consumer.name === name)),
     slots: await readOwnSlots(client, names),
     publication: (await hasPublication(client, publication)) ? publication : null,
     unfinished: contents === null ? { outbox: 0, inbox: 0 } : await countUnfinished(client, schema, COUNTED),

@@ -51,7 +51,8 @@ async function run(cli: Cli, options: UninstallOptions): Promise<void> {
   if (options.json) cli.context.out(`${JSON.stringify(done, null, 2)}\n`);
   const left = done.leftExchanges.map((name) => `Exchange ${name} was left: others are bound to it.`);
   const removed = 'Waybill is removed. Roles of the server and its settings stay as they are.';
-  say(['', removed, ...left, ...leftShared(done.leftShared, plan.schema)].join('\n'));
+  const foreign = leftForeign(done.leftForeign);
+  say(['', removed, ...left, ...foreign, ...leftShared(done.leftShared, plan.schema)].join('\n'));
 }
 
 /** Delays that other installations may use; with the command for whoever knows that there is none. */
@@ -59,6 +60,11 @@ function leftShared(names: readonly string[], schema: string): string[] {
   if (names.length === 0) return [];
   const text = `Left, with the exchanges of the same names, because other installations of Waybill on this virtual host may use them: ${names.join(', ')}. If there is none:`;
   return [...wrapped(text, WIDTH), `  waybill uninstall --shared --confirm ${schema}`];
+}
+
+function leftForeign(things: readonly string[]): string[] {
+  if (things.length === 0) return [];
+  return wrapped(`Left, because it is not declared by this configuration (topology): ${things.join(', ')}.`, WIDTH);
 }
 
 /** Why the name: --yes is typed without thinking, and this cannot be taken back. */
@@ -90,6 +96,9 @@ function formatPlan(plan: UninstallPlan): string {
     ['exchanges', broker ? `${names('exchange')} (those that others are bound to stay)` : 'left alone'],
     ...(broker && broker.shared.length > 0
       ? [['left', `${broker.shared.join(', ')} (shared by all installations on the virtual host; --shared)`] as const]
+      : []),
+    ...(broker && broker.foreign.length > 0
+      ? [['left', `${broker.foreign.join(', ')} (not declared by this configuration)`] as const]
       : []),
     ['schema', contents === null ? `${plan.schema} does not exist` : `${plan.schema}, ${spokenBytes(contents.bytes)}`],
     ['unfinished', `${unfinished.outbox} in the outbox, ${unfinished.inbox} in the inbox`],

@@ -136,7 +136,10 @@ export interface Present {
 }
 
 /** Those things of the topology that are there, with what is in them. */
-export async function lookForRemains(connection: BrokerConnection, topology: Topology): Promise<Present[]> {
+export async function lookForRemains(
+  connection: BrokerConnection,
+  topology: { queues: readonly { name: string }[]; exchanges: readonly { name: string }[] },
+): Promise<Present[]> {
   const found: Present[] = [];
   for (const { name } of topology.queues) {
     let counts = { messageCount: 0, consumerCount: 0 };
@@ -156,12 +159,28 @@ export async function lookForRemains(connection: BrokerConnection, topology: Top
 }
 
 /**
- * Deletes queues with what is in them, and exchanges that nothing is bound to any more. Gives those exchanges that were
- * left, because others use them.
+ * Deletes queues, and exchanges that nothing is bound to any more. Gives those exchanges that were left, because others
+ * use them. Throws WAYBILL_STILL_IN_USE before it deletes a queue that somebody consumes, or, without `force`, one with
+ * messages: they may have come since it was looked at. Why not by a flag of the deletion: quorum queues know none.
  */
-export async function removeRemains(connection: BrokerConnection, remains: readonly Present[]): Promise<string[]> {
+export async function removeRemains(
+  connection: BrokerConnection,
+  remains: readonly Present[],
+  force: boolean,
+): Promise<string[]> {
   const left: string[] = [];
   for (const { kind, name } of remains) {
+    const [now] = kind === 'queue' ? await lookForRemains(connection, { queues: [{ name }], exchanges: [] }) : [];
+    if (now && ((now.consumers ?? 0) > 0 || (!force && (now.messages ?? 0) > 0))) {
+      const what = (now.consumers ?? 0) > 0 ? 'is consumed' : 'holds messages';
+      throw new WaybillError(
+        'WAYBILL_STILL_IN_USE',
+        `Queue ${name} ${what} since it was looked at; it was not deleted.`,
+        {
+          hint: 'See what uses it; then call this again: what was removed before stays removed.',
+        },
+      );
+    }
     const refusal = await refusalOf(
       connection,
       (channel) => (kind === 'queue' ? channel.deleteQueue(name) : channel.deleteExchange(name, { ifUnused: true })),

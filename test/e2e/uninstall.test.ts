@@ -6,7 +6,7 @@ import type { CliContext } from '../../src/cli/context.js';
 import { runCli } from '../../src/cli/program.js';
 import { buildProgram, runProgram } from '../integration/built-program.js';
 import { relayScene, type RelayScene } from '../support/relay-scene.js';
-import { killRelays } from '../support/relay.js';
+import { killRelays, startRelay } from '../support/relay.js';
 import { until } from '../support/waiting.js';
 
 let scene: RelayScene;
@@ -145,6 +145,40 @@ it('what another installation on the virtual host uses stays, with the timers in
   expect(await timers()).toBe(1);
   expect((await run('one.yaml', 'uninstall', '--shared', '--force', '--confirm', 'waybill')).code).toBe(0);
   expect((await remains()).filter((name) => name.startsWith('waybill.delay'))).toEqual([]);
+});
+
+it('what others have declared stays, empty or not; consumers that another configuration has are told with their queues', async () => {
+  scene = await relayScene();
+  await scene.topology(async (channel) => {
+    for (const name of ['theirs', 'theirs.dlq', 'waybill.retry.guest'])
+      await channel.assertQueue(name, { durable: true });
+  });
+  const files = {
+    'all.yaml': 'relay: false\nconsumers: { billing: { queue: billing }, guest: { queue: theirs, topology: none } }\n',
+    'less.yaml': 'relay: false\nconsumers: { guest: { queue: theirs, topology: none } }\n',
+  };
+  for (const [name, text] of Object.entries(files)) writeFileSync(join(dir, name), text);
+  const environment = { WAYBILL_DATABASE_URL: scene.database.url, WAYBILL_BROKER_URL: scene.vhost.url };
+  const run = (file: string, ...args: string[]) => runProgram(['--config', join(dir, file), ...args], environment);
+  const daemon = startRelay({
+    databaseUrl: scene.database.url,
+    brokerUrl: scene.vhost.url,
+    env: { WAYBILL_CONFIG: join(dir, 'all.yaml') },
+  });
+  await until(() => daemon.log.filter(({ msg }) => msg === 'consuming').length === 2, { what: 'both consumers' });
+  expect(await daemon.stop()).toBe(0);
+
+  const less = await run('less.yaml', 'uninstall', '--confirm', 'waybill', '--json');
+  expect(less.code).toBe(1);
+  expect(less.err).toContain('consumer billing is registered and not in this configuration');
+  expect(less.err).toContain('(billing, billing.dlq, waybill.retry.billing)');
+
+  const done = await run('all.yaml', 'uninstall', '--confirm', 'waybill', '--json');
+  expect(JSON.parse(done.out)).toMatchObject({
+    queues: ['billing.dlq', 'billing', 'waybill.retry.billing'],
+    leftForeign: expect.arrayContaining(['queue theirs', 'queue theirs.dlq', 'queue waybill.retry.guest']) as string[],
+  });
+  await scene.topology((channel) => channel.checkQueue('theirs'));
 });
 
 it('a slot of another database is never touched; an exchange that others are bound to stays', async () => {
