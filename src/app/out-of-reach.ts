@@ -40,7 +40,7 @@ function refusedText({ refused, refusal }: OutOfReach): OutOfReachText[] {
   return [
     {
       id: 'refused-rows',
-      what: `${rows(refused)} cannot go out and cannot be set aside: ${by} of your own refuses it (SQLSTATE ${sqlState})`,
+      what: `${rows(refused)} cannot be removed or set aside: ${by} of your own refuses it (SQLSTATE ${sqlState})`,
       more: `The first is message ${messageId}. Change or drop what refuses it; it is tried again every 30 s. Until then PostgreSQL keeps its log.`,
       next: 'waybill doctor',
     },

@@ -24,7 +24,7 @@ export interface OutOfReach {
   lockedForMs: number;
   /** Who; empty when it could not be seen. */
   holders: readonly LockHolder[];
-  /** Rows that a constraint or trigger of the user's own keeps out of the table. */
+  /** Rows that a constraint or trigger of the user's own keeps from being removed, changed or written back. */
   refused: number;
   /** The first of these. */
   refusal: (Refusal & { messageId: string; seq: string }) | null;
@@ -33,8 +33,8 @@ export interface OutOfReach {
 /**
  * Rows that a statement did not find. They are locked by somebody, or their transaction is decoded but not visible yet
  * (it waits for a synchronous standby), or they are gone: deleted by their own application, or settled by an earlier
- * session. Until it is known which, they hold their position back. So do rows that the table refused to take (back):
- * they rest here until they are tried again.
+ * session. Until it is known which, they hold their position back. So do rows that the table refused to take (back)
+ * or to let go: they rest here until they are tried again.
  */
 export class Doubtful<T extends { readonly work: Work }> {
   readonly #store: Store;
@@ -59,7 +59,7 @@ export class Doubtful<T extends { readonly work: Work }> {
     this.#rows.push(...rows);
   }
 
-  /** The table does not take the row (back): it is told, and rests for a while. */
+  /** The table does not let the row go, or does not take it (back): it is told, and rests for a while. */
   refuse(row: T, refusal: Refusal, error: unknown): void {
     const { work } = row;
     const now = this.#clock.now();
@@ -81,7 +81,7 @@ export class Doubtful<T extends { readonly work: Work }> {
         retryInMs: REFUSED_RETRY_MS,
         err: error,
       },
-      'a message cannot go out, and the outbox does not take its row (back): change or drop the constraint or trigger of yours that refuses it (`waybill doctor` lists them); until then PostgreSQL keeps its log, and a restart sends later messages again',
+      `${work.phase === 'confirmed' ? 'a row is to be removed, and that is refused' : 'a message cannot go out, and the outbox does not take its row (back)'}: change or drop the constraint or trigger of yours that refuses it (\`waybill doctor\` lists them); until then PostgreSQL keeps its log, and a restart sends ${work.phase === 'confirmed' ? 'this and later messages' : 'later messages'} again`,
     );
   }
 

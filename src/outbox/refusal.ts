@@ -1,6 +1,7 @@
 /** Why PostgreSQL does not take a row, by what the user added to the table: names of its schema, nothing of the row. */
 export interface Refusal {
   sqlState: string;
+  table?: string;
   constraint?: string;
   column?: string;
 }
@@ -15,11 +16,12 @@ const OF_THE_ROW = /^(22|23|P0)/;
  * an error that says nothing about the row.
  */
 export function refusalOf(error: unknown): Refusal | undefined {
-  for (const { code, constraint, column, where } of causes(error)) {
+  for (const { code, table, constraint, column, where } of causes(error)) {
     if (typeof code !== 'string' || !/^[0-9A-Z]{5}$/.test(code) || OF_THE_SERVER.test(code)) continue;
     if (!OF_THE_ROW.test(code) && (typeof where !== 'string' || where === '')) continue;
     return {
       sqlState: code,
+      ...(typeof table === 'string' ? { table } : {}),
       ...(typeof constraint === 'string' ? { constraint } : {}),
       ...(typeof column === 'string' ? { column } : {}),
     };

@@ -30,6 +30,8 @@ interface Replacing {
 const MAX_HOLDS_AT_ONCE = 500;
 /** A constraint of the user's own refuses each at its own price; the others wait for the next interval. */
 const MAX_WRITE_BACKS_AT_ONCE = 200;
+/** So many rows that the table refuses are found in one cycle; the others wait for the next. */
+const MAX_REFUSED_AT_ONCE = 200;
 const MAX_ROWS_AT_ONCE = 10_000;
 /** So many confirmed rows are settled at once instead of at the next interval. */
 const EAGER_ROWS = 1_000;
@@ -66,9 +68,9 @@ export class Settler {
   readonly #onProgress: () => void;
   readonly #onFailed: (error: Error) => void;
   readonly #changed = new Condition();
-  #confirmed: Settling[] = [];
+  readonly #confirmed: Settling[] = [];
   #held: Holding[] = [];
-  #placed: Replacing[] = [];
+  readonly #placed: Replacing[] = [];
   /** Rows that a statement did not find; looked at again each cycle. */
   readonly #doubtful: Doubtful<Settling | Holding | Replacing>;
   /** The position that the database has stored; never reported before it is stored. Null: none may be stored. */
@@ -335,17 +337,14 @@ export class Settler {
     }
   }
 
-  async #placeSome(): Promise<void> {
-    const batch = this.#placed.splice(0, MAX_HOLDS_AT_ONCE);
-    const missing = await this.#attempt(() => this.#store.place(batch.map((each) => each.placing)));
-    if (!missing) {
-      this.#placed.unshift(...batch);
-      return;
-    }
-    for (const each of batch) {
-      if (missing.has(each.work.row.seq)) this.#doubtful.add(each);
-      else this.#stored(each.work);
-    }
+  #placeSome(): Promise<void> {
+    return this.#inParts(this.#placed, MAX_HOLDS_AT_ONCE, async (batch) => {
+      const missing = await this.#store.place(batch.map((each) => each.placing));
+      for (const each of batch) {
+        if (missing.has(each.work.row.seq)) this.#doubtful.add(each);
+        else this.#stored(each.work);
+      }
+    });
   }
 
   #settled({ work, settlement }: Settling): void {
@@ -381,31 +380,58 @@ export class Settler {
     this.#onStored(work);
   }
 
-  async #settleSome(): Promise<void> {
-    const batch = this.#confirmed.splice(0, MAX_ROWS_AT_ONCE);
-    for (const each of batch) each.settlement.floorLsn = floorOf(each.work);
-    const candidate = this.#candidate();
-    const durable = batch.some((each) => each.settlement.outcome === 'expired');
-    const result = await this.#attempt(() =>
-      this.#store.settle(
-        batch.map((each) => each.settlement),
-        candidate,
-        durable,
-      ),
-    );
-    if (!result) {
-      this.#confirmed.unshift(...batch);
-      return;
-    }
-    for (const each of batch) {
-      if (result.missing.has(each.work.row.seq)) this.#doubtful.add(each);
-      else this.#settled(each);
-    }
-    // Why not each statement: one that finds nothing is no sign that the others get through.
-    if (result.missing.size < batch.length) this.#onProgress();
-    if (result.checkpointLsn !== null && this.#checkpointLsn !== null) {
-      this.#checkpointLsn = maxLsn(this.#checkpointLsn, result.checkpointLsn);
-      this.#report(this.#checkpointLsn);
+  #settleSome(): Promise<void> {
+    return this.#inParts(this.#confirmed, MAX_ROWS_AT_ONCE, async (batch) => {
+      for (const each of batch) each.settlement.floorLsn = floorOf(each.work);
+      const candidate = this.#candidate();
+      const durable = batch.some((each) => each.settlement.outcome === 'expired');
+      const rows = batch.map((each) => each.settlement);
+      const result = await this.#store.settle(rows, candidate, durable);
+      for (const each of batch) {
+        if (result.missing.has(each.work.row.seq)) this.#doubtful.add(each);
+        else this.#settled(each);
+      }
+      // Why not each statement: one that finds nothing is no sign that the others get through.
+      if (result.missing.size < batch.length) this.#onProgress();
+      if (result.checkpointLsn !== null && this.#checkpointLsn !== null) {
+        this.#checkpointLsn = maxLsn(this.#checkpointLsn, result.checkpointLsn);
+        this.#report(this.#checkpointLsn);
+      }
+    });
+  }
+
+  /**
+   * Takes the first rows of the queue and does the statement with all of them. When the table refuses that, with each
+   * half of them, and so on: the row that it refuses keeps its position, and the others get through. What is not tried
+   * stays in the queue.
+   */
+  async #inParts<T extends Settling | Replacing>(
+    queue: T[],
+    max: number,
+    statement: (part: T[]) => Promise<void>,
+  ): Promise<void> {
+    const sizes = [Math.min(queue.length, max)];
+    let refused = 0;
+    for (let size = sizes.pop(); size !== undefined; size = sizes.pop()) {
+      // Out of the queue, because a position must not wait for those that the statement settles; it waits for the rest.
+      const part = queue.splice(0, size);
+      try {
+        const done = await this.#attempt(async () => (await statement(part), true));
+        if (done) continue;
+        queue.unshift(...part);
+        return;
+      } catch (error) {
+        const refusal = refusalOf(error);
+        const [row] = part;
+        if (!refusal || !row) throw error;
+        if (size > 1) {
+          queue.unshift(...part);
+          sizes.push(size - (size >> 1), size >> 1);
+          continue;
+        }
+        this.#doubtful.refuse(row, refusal, error);
+        if (++refused >= MAX_REFUSED_AT_ONCE) return;
+      }
     }
   }
 
@@ -445,11 +471,8 @@ export class Settler {
       });
     const others = ripe.filter((each): each is Settling | Replacing => !('hold' in each));
     if (others.length === 0) return;
-    const done = await this.#attempt(async () => {
-      await this.#settleGone(others);
-      return true;
-    });
-    if (!done) this.#doubtful.add(...others);
+    await this.#inParts(others, others.length, (part) => this.#settleGone(part));
+    this.#doubtful.add(...others);
   }
 
   /**

@@ -83,7 +83,7 @@ export const METRICS = {
   ),
   waybill_outbox_refused: relay(
     'gauge',
-    'Rows that cannot go out, and that a constraint or trigger of your own keeps the relay from setting aside.',
+    'Rows that a constraint or trigger of your own keeps the relay from removing or setting aside.',
   ),
   waybill_outbox_pending: relay('gauge', 'Rows ready to be published, by the database.'),
   waybill_outbox_pending_is_estimate: relay(

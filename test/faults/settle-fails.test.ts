@@ -94,6 +94,67 @@ describe('rows that are published and cannot be settled', () => {
     expect(await again.stop()).toBe(0);
   });
 
+  it.each([
+    {
+      by: 'a foreign key to its id',
+      refuse: `create table public.shipments (message uuid constraint shipments_message references waybill.outbox (id));
+        insert into public.shipments select id from waybill.outbox where type = 'bad'`,
+      allow: 'drop table public.shipments',
+      told: { sqlState: '23503', constraint: 'shipments_message', table: 'shipments' },
+    },
+    {
+      by: 'a trigger',
+      refuse: `create function public.keep() returns trigger language plpgsql as
+          $$ begin if old.type = 'bad' then raise exception 'kept'; end if; return old; end $$;
+        create trigger keep before delete on waybill.outbox for each row execute function public.keep()`,
+      allow: 'drop trigger keep on waybill.outbox',
+      told: { sqlState: 'P0001' },
+    },
+    {
+      by: 'a constraint of the history',
+      refuse: `alter table waybill.outbox_history add constraint no_bad check (type <> 'bad')`,
+      allow: 'alter table waybill.outbox_history drop constraint no_bad',
+      told: { sqlState: '23514', constraint: 'no_bad' },
+    },
+  ])(
+    'a row that was published and that $by keeps: told, the others are settled; settled once it can be',
+    async (of) => {
+      const first = scene.start({ env: { WAYBILL_RELAY_HISTORY: 'trace' } });
+      await first.waitForPhase('streaming');
+      expect(await first.stop()).toBe(0);
+      const insert = (type: string, n: number): Promise<{ id: string }[]> =>
+        scene.database.query(
+          `insert into waybill.outbox (type) select $1 from generate_series(1, $2::int) returning id`,
+          [type, n],
+        );
+      const ids = [...(await insert('good', 50)), ...(await insert('bad', 1)), ...(await insert('good', 50))];
+      await scene.database.query(of.refuse);
+      const relay = scene.start({ env: { ...ADMIN_ON, WAYBILL_RELAY_HISTORY: 'trace' } });
+      const admin = await adminOf(relay);
+      const line = await relay.waitForLog((each) => each['sqlState'] !== undefined, 'word of what refuses it');
+      expect(line).toMatchObject({ ...of.told, level: 'error', messageId: ids[50]?.id, refusedRows: 1 });
+      const held = (await scene.slot())?.confirmed;
+      ids.push(...(await insert('good', 100)));
+      await scene.probe.waitForDistinct(201);
+      const left = (): Promise<unknown[]> => scene.database.query('select type, state from waybill.outbox');
+      await until(async () => (await left()).length === 1, { what: 'all others to be settled' });
+      expect(await left()).toEqual([{ type: 'bad', state: 'ready' }]);
+      scene.expectIds(ids.map(({ id }) => id));
+      expect(relay.log.filter(({ msg }) => msg.includes('session ended'))).toEqual([]);
+      expect(await admin.metric('waybill_outbox_refused')).toBe(1);
+      expect((await admin.ready()).ready).toBe(true);
+      const [problem] = (await problems(admin)).filter(({ id }) => id === 'refused-rows');
+      expect(problem?.problem).toContain(`of your own refuses it (SQLSTATE ${of.told.sqlState})`);
+      expect((await scene.slot())?.confirmed).toBe(held);
+      await scene.database.query(of.allow);
+      await until(async () => (await left()).length === 0, { what: 'the row to be settled', withinMs: 40_000 });
+      await until(async () => ((await scene.slot())?.confirmed ?? 0n) > (held ?? 0n), { what: 'the position to move' });
+      scene.expectIds(ids.map(({ id }) => id));
+      expect(await admin.metric('waybill_outbox_refused')).toBe(0);
+      expect(await relay.stop()).toBe(0);
+    },
+  );
+
   it('rows that a trigger does not let the relay set aside: told, the others go on, and a stop does not wait for them', async () => {
     await scene.database.query(`
       create function waybill.immutable() returns trigger language plpgsql as

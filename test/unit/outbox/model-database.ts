@@ -61,7 +61,7 @@ export class ModelDatabase {
   /** Transactions that are decoded and not yet visible: they wait for a synchronous standby. */
   readonly waitingForStandby = new Set<number>();
   readonly locked = new Set<string>();
-  /** A constraint of the user's own refuses to hold every so manieth row, or to take it back; 0: none. */
+  /** A constraint of the user's own refuses to hold, remove or take back every so manieth row; 0: none. */
   refusesEvery = 0;
   /** The next statement that takes row locks fails with a lock timeout. */
   lockTimeoutNext = false;
@@ -262,6 +262,7 @@ export class ModelDatabase {
 
   #settle(rows: readonly Settlement[], candidate: Lsn | null, durable: boolean): SettleResult {
     this.#assertLocks();
+    this.#assertTaken(rows.filter(({ row }) => this.#lockable(row.seq, row.id)));
     const missing = new Set<string>();
     let mark = candidate;
     for (const { row, outcome, floorLsn } of rows) {
@@ -284,7 +285,7 @@ export class ModelDatabase {
   }
 
   /** One row fails the whole statement. */
-  #assertTaken(holds: readonly Hold[]): void {
+  #assertTaken(holds: readonly { row: OutboxRow }[]): void {
     if (this.refusesEvery === 0 || !holds.some(({ row }) => BigInt(row.seq) % BigInt(this.refusesEvery) === 0n)) return;
     throw Object.assign(new Error('violates check constraint'), { code: '23514', constraint: 'mine' });
   }

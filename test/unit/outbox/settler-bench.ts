@@ -44,9 +44,9 @@ export class SettlerBench {
     const store: Store = {
       settle: (rows, candidate, durable) => this.calls.make(() => this.#settle(rows, candidate, durable)),
       hold: (holds) => this.calls.make(() => this.#hold(holds)),
-      place: (rows) => this.calls.make(() => this.#find('place', rows)),
+      place: (rows) => this.calls.make(() => (this.#refuse(rows), this.#find('place', rows))),
       writeBack: (holds) => this.calls.make(() => this.#writeBack(holds)),
-      recordGone: (rows) => this.calls.make(() => void this.asked.push({ what: 'gone', seqs: seqsOf(rows) })),
+      recordGone: (rows) => this.calls.make(() => (this.#refuse(rows), this.#find('gone', rows), undefined)),
       whereabouts: (rows) => this.calls.make(() => new Map(rows.map(({ seq }) => [seq, this.whereabouts]))),
       lockHolders: (rows) =>
         this.calls.make(
@@ -168,6 +168,7 @@ export class SettlerBench {
   #settle(rows: readonly Settlement[], candidate: Lsn | null, durable: boolean): SettleResult {
     this.asked.push({ what: 'settle', seqs: seqsOf(rows), candidate, durable });
     this.#take();
+    this.#refuse(rows.filter(({ row }) => !this.missing.has(row.seq)));
     let mark = candidate ?? this.#storedLsn;
     const missing = rows.filter(({ row }) => this.missing.has(row.seq));
     for (const { floorLsn } of missing) if (floorLsn !== null && floorLsn < mark) mark = floorLsn;

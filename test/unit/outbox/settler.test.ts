@@ -248,6 +248,70 @@ test('a row that a trigger does not let the relay hold keeps its position, and n
   expect(bench.reported.at(-1)).toBe(120n);
 });
 
+test('rows that the table does not let go keep their position, are told, and stop no other; the position never passes them', async () => {
+  const bench = new SettlerBench();
+  const first = bench.transaction(110n, 40);
+  const second = bench.transaction(120n, 60);
+  for (const seq of ['50', '51', '93']) bench.refused.set(seq, refusal('23503', { constraint: 'fk', table: 'orders' }));
+  for (const work of [...first, ...second]) bench.settler.settle(work, 'published');
+  for (let n = 0; n < 5; n += 1) await bench.cycle();
+  expect([bench.failure, bench.works.size, bench.reported.at(-1)]).toEqual([undefined, 3, 110n]);
+  expect(Math.max(...bench.reported.map(Number))).toBe(110);
+  // By halves, not one by one.
+  expect(bench.settles.length).toBeLessThan(45);
+  expect(bench.settler.outOfReach).toMatchObject({ locked: 0, refused: 3, refusal: { seq: '50', constraint: 'fk' } });
+  const told = bench.errors.filter((fields) => 'sqlState' in fields);
+  expect(told.map((fields) => 'seq' in fields && fields.seq)).toEqual(['50', '51', '93']);
+  expect(told[0]).toMatchObject({ table: 'orders', messageId: 'id-50', sqlState: '23503' });
+  // They rest: nothing is asked about them, and others come and go.
+  const settles = bench.settles.length;
+  const [later] = bench.transaction(130n, 1);
+  bench.settler.settle(later!, 'published');
+  for (let n = 0; n < 5; n += 1) await bench.cycle();
+  expect([bench.settles.length, bench.works.size, bench.reported.at(-1)]).toEqual([settles + 1, 3, 110n]);
+  bench.refused.clear();
+  bench.clock.advance(30_000);
+  for (let n = 0; n < 3; n += 1) await bench.cycle();
+  expect([bench.works.size, bench.reported.at(-1), bench.settler.isIdle]).toEqual([0, 130n, true]);
+  expect(bench.settler.outOfReach).toMatchObject({ refused: 0, refusal: null });
+});
+
+test('of very many rows that the table does not let go some hundreds are found at a time, and held rows come between', async () => {
+  const bench = new SettlerBench();
+  const works = bench.transaction(110n, 601);
+  const last = works.pop();
+  for (const { row } of works) bench.refused.set(row.seq, refusal('P0001', {}));
+  for (const work of works) bench.settler.settle(work, 'published');
+  bench.clock.advance(INTERVAL_MS);
+  await turn();
+  bench.settler.hold(last!, parked);
+  for (let n = 0; n < 145 && bench.settler.outOfReach.refused < 600; n += 1) await bench.cycle();
+  expect([bench.failure, bench.settler.outOfReach.refused, bench.works.size]).toEqual([undefined, 600, 600]);
+  const held = bench.asked.findIndex(({ what }) => what === 'hold');
+  expect(held).toBeLessThan(450);
+  expect(bench.reported.every((lsn) => lsn === 100n)).toBe(true);
+});
+
+test('also a row that is gone and that the history refuses, and one that gets no new place', async () => {
+  const bench = new SettlerBench();
+  bench.ledger.begin();
+  const gone = [bench.row(), bench.row(), bench.row()];
+  const placed = [bench.keyedRow('k', 1n), bench.keyedRow('other', 2n)];
+  bench.ledger.commit(110n);
+  bench.missing = new Set(['1', '2', '3']);
+  bench.whereabouts = 'gone';
+  for (const seq of ['2', '4']) bench.refused.set(seq, refusal('23514', { constraint: 'history_check' }));
+  for (const work of gone) bench.settler.settle(work, 'published');
+  for (const work of placed) bench.settler.place(work);
+  for (let n = 0; n < 5; n += 1) await bench.cycle();
+  expect([bench.failure, bench.works.size, bench.reported.at(-1)]).toEqual([undefined, 2, 100n]);
+  expect([bench.counters.gone, bench.settler.outOfReach.refused]).toEqual([2, 2]);
+  bench.refused.clear();
+  bench.clock.advance(30_000);
+  for (let n = 0; n < 3; n += 1) await bench.cycle();
+  expect([bench.works.size, bench.reported.at(-1), bench.counters.gone]).toEqual([0, 110n, 3]);
+});
+
 test('F9: a stop does not wait for rows that the table refuses', async () => {
   const bench = new SettlerBench();
   const [work, good] = bench.transaction(110n, 2);
