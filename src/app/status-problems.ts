@@ -1,6 +1,8 @@
 import type { Config } from '../config/load.js';
 import { counted } from '../core/counted.js';
+import { spoken } from '../core/spoken.js';
 import type { StateCount } from '../postgres/backlog.js';
+import { LATE_MS, type ConsumerBacklog } from '../postgres/inbox-backlog.js';
 import { outOfReachTexts } from './out-of-reach.js';
 import type { StatusFacts } from './status.js';
 
@@ -196,7 +198,8 @@ function backlog({ backlog: rows, activity: now, parkedErrors }: StatusFacts, co
 
 function consumers({ consumers: all }: StatusFacts): StatusProblem[] {
   const problems: StatusProblem[] = [];
-  for (const { name, owner, pausedAt, pausedBy, pausedReason, renamingTo, states } of all ?? []) {
+  for (const consumer of all ?? []) {
+    const { name, owner, pausedAt, pausedBy, pausedReason, renamingTo, states, late } = consumer;
     const whose = `Consumer ${name}${owner === null ? '' : ` (${owner})`}`;
     if (renamingTo !== null) {
       problems.push({
@@ -219,7 +222,8 @@ function consumers({ consumers: all }: StatusFacts): StatusProblem[] {
           problem: `${whose} is paused${why}.`,
           next: `waybill consumer resume ${name}`,
         });
-    }
+    } else if (late && renamingTo === null)
+      problems.push({ id: 'inbox-behind', problem: behindText(consumer, late), next: 'waybill consumer list' });
     const dead = states?.find(({ state }) => state === 'dead');
     if (dead) {
       const problem = `${whose} has given up ${amount(dead, 'message')}.`;
@@ -229,7 +233,19 @@ function consumers({ consumers: all }: StatusFacts): StatusProblem[] {
   return problems;
 }
 
-function amount({ count, accuracy }: StateCount, one = 'row'): string {
+function behindText({ name, owner, handler }: ConsumerBacklog, late: NonNullable<ConsumerBacklog['late']>): string {
+  const whose = `consumer ${name}${owner === null ? '' : ` (${owner})`}`;
+  const forMinutes = `for more than ${LATE_MS / 60_000} min`;
+  const what = `${amount(late, 'message')} of ${whose} ${late.count === 1 ? 'is' : 'are'} due ${forMinutes} and not taken up`;
+  const since = `the oldest was received ${spoken(late.oldestAgeMs ?? 0)} ago`;
+  const who =
+    handler === 'store'
+      ? 'Does the application that claims them run, and keep up?'
+      : 'Is a process running that has this consumer (waybill run), and does its handler keep up?';
+  return `${what.charAt(0).toUpperCase()}${what.slice(1)}; ${since}. ${who}`;
+}
+
+function amount({ count, accuracy }: Pick<StateCount, 'count' | 'accuracy'>, one = 'row'): string {
   return `${accuracy === 'exact' ? '' : `${accuracy.replace('-', ' ')} `}${counted(count, one)}`;
 }
 

@@ -1,6 +1,7 @@
 import type { ConsumerEntry, DeadGroup, InboxMessageRecord, InboxRow } from '../app/inbox-admin.js';
+import { spoken } from '../core/spoken.js';
 import { cell } from './outbox-text.js';
-import { aligned, columns, printable, spoken, spokenBytes, spokenCount, wrapped } from './text.js';
+import { aligned, columns, printable, spokenBytes, spokenCount, wrapped } from './text.js';
 
 const WIDTH = 80;
 const ID_WIDTH = 36;
@@ -128,11 +129,14 @@ function countText({ states }: ConsumerEntry, status: string): string {
   return `${spokenCount(found?.count ?? 0)}${found && found.accuracy !== 'exact' ? '+' : ''}`;
 }
 
-/** Of what is not dead. */
-function oldestText({ states }: ConsumerEntry): string {
+/** Where there is nothing to be old. */
+export const NO_AGE = '-';
+
+/** Since when the oldest message is unfinished; dead ones are finished. */
+export function oldestText({ states }: Pick<ConsumerEntry, 'states'>): string {
   if (states === null) return '?';
   const ages = states.flatMap(({ state, oldestAgeMs }) => (state === 'dead' ? [] : [oldestAgeMs ?? 0]));
-  return ages.length === 0 ? '-' : spoken(Math.max(...ages));
+  return ages.length === 0 ? NO_AGE : spoken(Math.max(...ages));
 }
 
 /** The consumers with their backlog. */

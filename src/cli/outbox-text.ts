@@ -1,5 +1,6 @@
 import type { Answer, MessageRecord, MessageRow, OutboxList, RowSnapshot } from '../app/outbox-admin.js';
-import { aligned, columns, printable, spoken, spokenBytes, spokenCount } from './text.js';
+import { spoken } from '../core/spoken.js';
+import { aligned, columns, printable, spokenBytes, spokenCount } from './text.js';
 
 /** Lines of lists are at most so long. */
 const WIDTH = 80;

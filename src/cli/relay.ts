@@ -2,9 +2,10 @@ import { InvalidArgumentError, type Command } from 'commander';
 import { adoptRelay, dropRelay, listRelays, type ListedRelay } from '../app/relay-admin.js';
 import type { Config } from '../config/load.js';
 import { ConfigInvalid } from '../config/problems.js';
+import { spoken } from '../core/spoken.js';
 import { confirm } from './confirm.js';
 import type { Cli } from './program.js';
-import { columns, printable, spoken, spokenBytes } from './text.js';
+import { columns, printable, spokenBytes } from './text.js';
 
 export function registerRelay(program: Command, cli: Cli): void {
   const relay = program.command('relay').description('List, adopt or drop the recorded relays of the schema.');

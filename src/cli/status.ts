@@ -1,12 +1,14 @@
 import { Option, type Command } from 'commander';
 import { collectStatus, type Activity, type Status } from '../app/status.js';
 import { counted } from '../core/counted.js';
+import { spoken } from '../core/spoken.js';
 import { systemClock } from '../runtime/clock.js';
 import { createJsonRedactor, createTextRedactor } from '../telemetry/redact.js';
 import { interval } from './arguments.js';
 import { EXIT } from './context.js';
+import { NO_AGE, oldestText } from './inbox-text.js';
 import type { Cli } from './program.js';
-import { aligned, columns, printable, spoken, spokenBytes, spokenCount, wrapped } from './text.js';
+import { aligned, columns, printable, spokenBytes, spokenCount, wrapped } from './text.js';
 import { repeat } from './watch.js';
 
 /** While watching, the broker is asked this seldom: each time is a connection in its log. */
@@ -186,12 +188,15 @@ function consumerRows({ consumers }: Status): [string, string][] {
       owner ?? '',
       states === null
         ? 'too many to count in time'
-        : states
-            .map(
-              ({ state, count, accuracy }) =>
-                `${state} ${accuracy === 'exact' ? '' : 'at least '}${spokenCount(count)}`,
-            )
-            .join(', ') || 'nothing waits',
+        : [
+            states
+              .map(
+                ({ state, count, accuracy }) =>
+                  `${state} ${accuracy === 'exact' ? '' : 'at least '}${spokenCount(count)}`,
+              )
+              .join(', ') || 'nothing waits',
+            ...sinceText(states),
+          ].join('; '),
     ]),
   ).split('\n');
   const all = consumers.flatMap(({ name, pausedAt, pausedBy, pausedReason, renamingTo }, index) => {
@@ -201,6 +206,11 @@ function consumerRows({ consumers }: Status): [string, string][] {
     return pausedAt === null ? [line] : [line, `${said}${pausedReason === null ? '' : `: ${pausedReason}`}`];
   });
   return all.map((line, index): [string, string] => [index === 0 ? 'consumers' : '', line]);
+}
+
+function sinceText(states: Parameters<typeof oldestText>[0]['states']): string[] {
+  const oldest = oldestText({ states });
+  return oldest === NO_AGE ? [] : [`oldest ${oldest}`];
 }
 
 function brokerLine({ broker }: Status): string {

@@ -9,6 +9,8 @@ export interface ConsumerBacklog {
   name: string;
   owner: string | null;
   queue: string;
+  /** store, sql or http. */
+  handler: string;
   pausedAt: Date | null;
   /** A breaker's word counts for a time; it stops nobody but its own process. */
   pausedBy: 'operator' | 'breaker' | null;
@@ -17,13 +19,35 @@ export interface ConsumerBacklog {
   renamingTo: string | null;
   /** By status, without those that are done; null when counting took too long. */
   states: StateCount[] | null;
+  /** What has been due for longer than LATE_MS and was not taken up, of what was counted; null: nothing, or not counted. */
+  late: Omit<StateCount, 'state'> | null;
 }
+
+/** A sweep is every 30 s: what has been due for this long (milliseconds), nobody takes up, or somebody who cannot keep up. */
+export const LATE_MS = 5 * 60_000;
 
 /** Most rows of one status and consumer that are counted, and how many if that takes too long. */
 const COUNTED_ROWS: readonly number[] = [1_000, 100];
 const SHARE_OF_BUDGET = 2 / 3;
 const LEAST_LIMIT_MS = 2;
-const STATUSES = ['pending', 'running', 'waiting', 'blocked', 'dead'] as const;
+/** The statuses that are counted, each with the time since which a row of it is due, if it can be. */
+const DUE_SINCE = {
+  pending: 'received_at',
+  running: 'lease_until',
+  waiting: 'next_attempt_at',
+  blocked: 'null::timestamptz',
+  dead: 'null::timestamptz',
+} as const;
+
+interface Counted {
+  name: string;
+  state: string;
+  count: number;
+  accuracy: 'exact' | 'at-least';
+  oldestAgeMs: number | null;
+  late: number;
+  lateAgeMs: number | null;
+}
 
 /**
  * The consumers of the schema and what is in their inbox. Each status has a partial index, so rows that are done cost
@@ -36,21 +60,30 @@ export async function readConsumers(
   bounds: readonly number[] = COUNTED_ROWS,
 ): Promise<ConsumerBacklog[]> {
   const prefix = quoteSchema(schema);
-  const consumers = await select<Omit<ConsumerBacklog, 'states'>>(
+  const consumers = await select<Omit<ConsumerBacklog, 'states' | 'late'>>(
     client,
-    `select c.name, c.owner, c.queue, p.paused_at as "pausedAt", p.paused_by as "pausedBy",
+    `select c.name, c.owner, c.queue, c.handler, p.paused_at as "pausedAt", p.paused_by as "pausedBy",
        p.paused_reason as "pausedReason", c.renaming_to as "renamingTo"
      from ${prefix}.consumer c left join ${prefix}.consumer p on p.name = c.name and ${IS_PAUSED} order by c.name`,
   );
   if (consumers.length === 0) return [];
   const counts = await countStatuses(client, prefix, performance.now() + budgetMs, bounds);
-  return consumers.map((consumer) => ({
-    ...consumer,
-    states:
-      counts
-        ?.filter(({ name }) => name === consumer.name)
-        .map(({ state, count, accuracy, oldestAgeMs }) => ({ state, count, accuracy, oldestAgeMs })) ?? null,
-  }));
+  return consumers.map((consumer) => {
+    const own = counts?.filter(({ name }) => name === consumer.name);
+    const states = own?.map(({ state, count, accuracy, oldestAgeMs }) => ({ state, count, accuracy, oldestAgeMs }));
+    return { ...consumer, states: states ?? null, late: lateOf(own ?? []) };
+  });
+}
+
+/** Of all statuses together. */
+function lateOf(counts: readonly Counted[]): ConsumerBacklog['late'] {
+  const late = counts.filter((each) => each.late > 0);
+  if (late.length === 0) return null;
+  return {
+    count: late.reduce((sum, each) => sum + each.late, 0),
+    accuracy: late.some(({ accuracy }) => accuracy === 'at-least') ? 'at-least' : 'exact',
+    oldestAgeMs: Math.max(...late.map(({ lateAgeMs }) => lateAgeMs ?? 0)),
+  };
 }
 
 /** With the first of the bounds that can be kept until `endMs`; undefined: with none of them. */
@@ -59,20 +92,23 @@ async function countStatuses(
   prefix: string,
   endMs: number,
   bounds: readonly number[],
-): Promise<(StateCount & { name: string })[] | undefined> {
+): Promise<Counted[] | undefined> {
   for (const [n, bound] of bounds.entries()) {
     const limitMs = (endMs - performance.now()) * (n + 1 < bounds.length ? SHARE_OF_BUDGET : 1);
     if (limitMs < LEAST_LIMIT_MS) return undefined;
-    // Why a text for each status: an index on some of the rows is found by the text of its condition.
-    const each = STATUSES.map(
-      (status) =>
-        `select '${status}' as state, count(*)::int as count, min(received_at) as oldest
-         from (select received_at from ${prefix}.inbox i
+    // Why a text for each status: an index on some of the rows is found by the text of its condition. Each index has first
+    // what is due first.
+    const each = Object.entries(DUE_SINCE).map(
+      ([status, due]) =>
+        `select '${status}' as state, count(*)::int as count, min(received_at) as oldest,
+           (count(*) filter (where is_late))::int as late, min(received_at) filter (where is_late) as oldest_late
+         from (select received_at, ${due} < now() - interval '${LATE_MS} ms' as is_late from ${prefix}.inbox i
                where i.consumer = c.name and i.status = '${status}' limit ${bound + 1}) ${status}_rows`,
     );
-    const counts = await soon<{ name: string; state: string; count: number; oldestAgeMs: number }>(
+    const counts = await soon<Omit<Counted, 'accuracy'>>(
       client,
-      `select c.name, n.state, n.count, (extract(epoch from clock_timestamp() - n.oldest) * 1000)::float8 as "oldestAgeMs"
+      `select c.name, n.state, n.count, (extract(epoch from clock_timestamp() - n.oldest) * 1000)::float8 as "oldestAgeMs",
+         n.late, (extract(epoch from clock_timestamp() - n.oldest_late) * 1000)::float8 as "lateAgeMs"
        from ${prefix}.consumer c, lateral (${each.join(' union all ')}) n where n.count > 0`,
       limitMs,
     );
@@ -80,6 +116,7 @@ async function countStatuses(
       return counts.map((row) => ({
         ...row,
         count: Math.min(row.count, bound),
+        late: Math.min(row.late, bound),
         accuracy: row.count > bound ? 'at-least' : 'exact',
       }));
     }

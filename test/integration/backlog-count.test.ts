@@ -166,4 +166,35 @@ describe('counting never hurts: the backlog of a long table', () => {
     ]);
     expect(consumers[0]?.states?.[1]?.oldestAgeMs).toBeGreaterThan(599_000);
   });
+
+  it('what is due in an inbox and not taken up is counted, by the time since which it is due', async () => {
+    await client.query(`insert into waybill.consumer (name, queue, handler) values ('late', 'late', 'store')`);
+    const receive = (status: string, receivedAgo: string, dueAgo: string | null, rows: number) =>
+      client.query(
+        `insert into waybill.inbox (consumer, message_id, key, body, body_hash, status, received_at, next_attempt_at,
+           lease_until, claim_token, dead_reason, processed_at)
+         select 'late', gen_random_uuid()::text, 'k', 'x', sha256('x'), $1::text, now() - $2::interval,
+           case when $1 = 'waiting' then now() - $3::interval end,
+           case when $1 = 'running' then now() - $3::interval end,
+           case when $1 = 'running' then gen_random_uuid() end,
+           case when $1 = 'dead' then 'attempts' end, case when $1 = 'dead' then now() end
+         from generate_series(1, $4::int)`,
+        [status, receivedAgo, dueAgo, rows],
+      );
+    const late = async () =>
+      (await readConsumers(client, 'waybill', PATIENT_MS)).find(({ name }) => name === 'late')?.late;
+    await receive('pending', '4 min', null, 7);
+    await receive('waiting', '9 h', '-10 min', 7);
+    await receive('waiting', '9 h', '4 min', 7);
+    await receive('running', '9 h', '-1 min', 7);
+    await receive('blocked', '9 h', null, 7);
+    await receive('dead', '9 h', null, 7);
+    expect(await late()).toBeNull();
+    await receive('waiting', '6 h', '10 min', 2);
+    await receive('running', '7 h', '10 min', 1);
+    expect(await late()).toMatchObject({ count: 3, accuracy: 'exact' });
+    await receive('pending', '8 h', null, 1_100);
+    expect(await late()).toMatchObject({ count: 997, accuracy: 'at-least' });
+    expect(Math.round(((await late())?.oldestAgeMs ?? 0) / 3_600_000)).toBe(8);
+  });
 });

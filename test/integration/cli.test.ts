@@ -238,6 +238,27 @@ describe('a running relay', () => {
     expect((await waybill('relay list')).out).toMatch(/default +wal .* in use/);
   });
 
+  it('messages of hours that nobody takes up are a problem', async () => {
+    await database.query(`insert into waybill.consumer (name, queue, handler) values ('billing', 'billing', 'store')`);
+    const receive = (ago: string) =>
+      database.query(
+        `insert into waybill.inbox (consumer, message_id, body, body_hash, received_at)
+         select 'billing', gen_random_uuid()::text, 'x', sha256('x'), now() - $1::interval from generate_series(1, 200)`,
+        [ago],
+      );
+    await receive('1 s');
+    expect((await waybill('status --check')).code).toBe(0);
+    await receive('7 h');
+    const { out, code } = await waybill('status --check');
+    expect(code).toBe(4);
+    expect(out.replaceAll(/\s+/g, ' ')).toContain(
+      'PROBLEMS - 200 messages of consumer billing are due for more than 5 min and not taken up; the oldest was received 7 h ago.',
+    );
+    expect(out).toContain('    next: waybill consumer list\n');
+    expect(out).toMatch(/^consumers +billing +pending 400; oldest 7 h$/m);
+    await database.query('truncate waybill.inbox, waybill.inbox_attempt, waybill.consumer cascade');
+  });
+
   it('F90 an exchange of another type is warned of', async () => {
     const { find } = await doctor({ WAYBILL_RELAY_EXCHANGE_TYPE: 'fanout' });
     expect(find('exchange')).toMatchObject({ severity: 'warn' });

@@ -237,10 +237,12 @@ describe('the text', () => {
       name: 'billing',
       owner: 'team-a',
       queue: 'billing',
+      handler: 'store',
       pausedAt: null,
       pausedBy: null,
       pausedReason: null,
       renamingTo: null,
+      late: null,
     };
     const states = [
       { state: 'dead', count: 1, accuracy: 'exact' as const, oldestAgeMs: 1 },
@@ -266,7 +268,7 @@ describe('the text', () => {
       },
     ]);
     const text = shown({ consumers: [{ ...billing, states }, paused, broken] });
-    expect(text).toContain('consumers    billing  team-a  dead 1, pending at least 5,000\n');
+    expect(text).toContain('consumers    billing  team-a  dead 1, pending at least 5,000; oldest 1 ms\n');
     expect(text).toContain(
       '             emails           nothing waits\n             emails is PAUSED: a deployment\n',
     );
@@ -288,6 +290,51 @@ describe('the text', () => {
         next: 'waybill doctor',
       },
     ]);
+  });
+
+  it('says which consumers do not keep up, unless they are paused', () => {
+    const late = { count: 200, accuracy: 'exact' as const, oldestAgeMs: 7 * 3_600_000 };
+    const billing = {
+      name: 'billing',
+      owner: 'team-a',
+      queue: 'billing',
+      handler: 'sql',
+      pausedAt: null,
+      pausedBy: null,
+      pausedReason: null,
+      renamingTo: null,
+      states: [
+        { state: 'pending', ...late },
+        { state: 'dead', count: 1, accuracy: 'exact' as const, oldestAgeMs: 9 * 3_600_000 },
+      ],
+      late,
+    };
+    const mail = { ...billing, name: 'mail', owner: null, handler: 'store', states: [] };
+    const mails = { ...mail, late: { ...late, count: 1_000, accuracy: 'at-least' as const } };
+    const paused = { ...mail, name: 'sms', pausedAt: new Date(0), pausedBy: 'operator' as const };
+    const found = problems({ consumers: [billing, mails, { ...mail, late: { ...late, count: 1 } }, paused] });
+    const behind = { id: 'inbox-behind', next: 'waybill consumer list' };
+    expect(found.filter(({ id }) => id !== 'dead')).toEqual([
+      {
+        ...behind,
+        problem:
+          '200 messages of consumer billing (team-a) are due for more than 5 min and not taken up; the oldest was received 7 h ago. Is a process running that has this consumer (waybill run), and does its handler keep up?',
+      },
+      {
+        ...behind,
+        problem:
+          'At least 1,000 messages of consumer mail are due for more than 5 min and not taken up; the oldest was received 7 h ago. Does the application that claims them run, and keep up?',
+      },
+      {
+        ...behind,
+        problem:
+          '1 message of consumer mail is due for more than 5 min and not taken up; the oldest was received 7 h ago. Does the application that claims them run, and keep up?',
+      },
+      { id: 'consumer-paused', problem: 'Consumer sms is paused.', next: 'waybill consumer resume sms' },
+    ]);
+    expect(shown({ consumers: [billing] })).toContain(
+      'consumers    billing  team-a  pending 200, dead 1; oldest 7 h\n',
+    );
   });
 
   it('says where it did not count to the end, or not at all', () => {
