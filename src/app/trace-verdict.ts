@@ -48,7 +48,19 @@ export function verdictOf(evidence: TraceEvidence): Verdict {
   }
   const applied = (inbox ?? []).filter(({ status }) => status === 'done').map(({ consumer }) => consumer);
   if (applied.length > 0) return { verdict: 'no trouble', reason: `applied once by ${applied.join(', ')}`, next: null };
+  if (!history?.[0] && (history === null || inbox === null)) return unreadVerdict(id, history, inbox);
   return leftVerdict(id, history ?? []);
+}
+
+/** What is in no table that was read may be in those that were not: to say more would be a guess. */
+function unreadVerdict(id: string, history: TraceEvidence['history'], inbox: TraceEvidence['inbox']): Verdict {
+  const unread = [...(history === null ? ['the history'] : []), ...(inbox === null ? ['the inbox'] : [])];
+  const where = history === null ? ', where it is once it was published' : '';
+  return {
+    verdict: 'not clear',
+    reason: `it is not in the tables that this role may read; it may not read ${unread.join(' and ')}${where}; ask with the role of an operator`,
+    next: `WAYBILL_DATABASE_URL="$OPERATOR_URL" waybill trace ${word(id)}`,
+  };
 }
 
 function heldVerdict(row: MessageRow): Verdict {

@@ -14,7 +14,7 @@ export function registerTrace(program: Command, cli: Cli): void {
     .option('--json', 'as JSON')
     .action(async (given: string, { json }: { json?: boolean }) => {
       const trace = await traceMessage(cli.configuration.database(), given.trim());
-      if (trace.verdict.verdict === 'unknown') cli.exitCode = EXIT.failed;
+      if (!trace.outbox && !trace.history?.length && !trace.inbox?.length) cli.exitCode = EXIT.failed;
       const text = json ? JSON.stringify(trace, null, 2) : printable(createTextRedactor()(formatTrace(trace)));
       cli.context.out(`${text}\n`);
     });

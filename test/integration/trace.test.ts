@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto';
-import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, beforeEach, describe, expect, inject, test } from 'vitest';
 import type { Trace } from '../../src/app/trace.js';
+import { rolesSql } from '../../src/postgres/roles.js';
 import type { FreshDatabase } from '../support/database.js';
 import { migratedDatabase } from '../support/migrated-database.js';
 import { buildProgram, runProgram } from './built-program.js';
@@ -65,5 +66,47 @@ describe('the outbox side', () => {
       expect(out).toContain('VERDICT  unknown: ');
       expect(out.replaceAll('\n', '')).not.toMatch(/[\u0000-\u001f]/);
     }
+  });
+});
+
+describe('a role that may not read everything', () => {
+  const ROLES = ['owner', 'app', 'relay', 'observer', 'operator'] as const;
+  const role = (name: (typeof ROLES)[number]): string => `trace_${inject('servers').runId}_${name}`;
+  const as = (name: (typeof ROLES)[number], id: string) => {
+    const url = new URL(database.url);
+    url.username = role(name);
+    url.password = 'secret';
+    return runProgram(['trace', id], { WAYBILL_DATABASE_URL: url.href });
+  };
+
+  afterAll(async () => {
+    const names = ROLES.map(role).join(', ');
+    await database.query(`reassign owned by ${names} to current_user`);
+    await database.query(`drop owned by ${names}`);
+    await database.query(`drop role ${names}`);
+  });
+
+  test('the relay sees neither that a message was published nor that it was not, and says so', async () => {
+    await database.query(rolesSql(Object.fromEntries(ROLES.map((name) => [name, role(name)]))));
+    for (const name of ['relay', 'operator'] as const) {
+      await database.query(`alter role ${role(name)} password 'secret'`);
+    }
+    const id = randomUUID();
+    await database.query(
+      `insert into waybill.outbox_history (id, outcome, type, exchange, routing_key, created_at, published_at, size)
+       values ($1, 'published', 't', 'events', 'r', now() - interval '1 s', now(), 12)`,
+      [id],
+    );
+    const seen = await as('relay', id);
+    expect(seen).toMatchObject({ code: 1, err: '' });
+    expect(seen.out).not.toContain('unknown');
+    expect(seen.out.replaceAll(/\s+/g, ' ')).toContain(
+      'VERDICT not clear: it is not in the tables that this role may read',
+    );
+    expect(seen.out).toContain(`   next  WAYBILL_DATABASE_URL="$OPERATOR_URL" waybill trace ${id}\n`);
+    const whole = await as('operator', id);
+    expect(whole).toMatchObject({ code: 0, err: '' });
+    expect(whole.out).toContain('VERDICT  no trouble: RabbitMQ has it');
+    expect((await as('operator', randomUUID())).out).toContain('VERDICT  unknown: ');
   });
 });

@@ -82,7 +82,22 @@ describe('the history', () => {
   });
   test('what no table knows is unknown', () => {
     expect(verdict({}).verdict).toBe('unknown');
-    expect(verdict({ history: null, inbox: null }).verdict).toBe('unknown');
+  });
+  test.each<[string, Partial<TraceEvidence>, string]>([
+    ['history', { history: null }, 'it may not read the history, where it is once it was published;'],
+    ['inbox', { inbox: null }, 'it may not read the inbox;'],
+    ['history and inbox', { history: null, inbox: null }, 'it may not read the history and the inbox, where'],
+  ])('what may be in the %s, which this role may not read, is not clear', (_, unread, reason) => {
+    expect(verdict(unread)).toEqual({
+      verdict: 'not clear',
+      reason: expect.stringContaining(reason) as string,
+      next: `WAYBILL_DATABASE_URL="$OPERATOR_URL" waybill trace ${ID}`,
+    });
+  });
+  test('what was read is told, whatever was not', () => {
+    expect(verdict({ history: null, inbox: [inbox()] }).verdict).toBe('no trouble');
+    expect(verdict({ history: [message('published')], inbox: null }).verdict).toBe('no trouble');
+    expect(verdict({ history: null, outbox: message('ready') }).verdict).toBe('on its way');
   });
 });
 
