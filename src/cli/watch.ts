@@ -1,3 +1,4 @@
+import { counted } from '../core/counted.js';
 import { pause, type Clock } from '../runtime/clock.js';
 import type { CliContext } from './context.js';
 
@@ -40,7 +41,20 @@ export async function repeat(
 
 /** The text over the one before, line by line, so that nothing flickers; cut to the height of the terminal. */
 function inPlace(text: string, rows: number | undefined): string {
-  const lines = text.split('\n');
-  const shown = rows !== undefined && lines.length > rows ? [...lines.slice(0, rows - 1), '...'] : lines;
+  const lines = text.trimEnd().split('\n');
+  const shown = rows === undefined ? lines : fitted(lines, Math.max(1, rows));
   return `${HOME}${shown.map((line) => `${line}${CLEAR_REST_OF_LINE}`).join('\n')}${CLEAR_BELOW}`;
+}
+
+/** At most so many lines. The last paragraph has the problems, for which one looks: what is before it is cut first. */
+function fitted(lines: readonly string[], rows: number): readonly string[] {
+  if (lines.length <= rows) return lines;
+  const start = lines.lastIndexOf('') + 1;
+  const last = lines.slice(start);
+  const [before, after] =
+    last.length + 2 <= rows
+      ? [lines.slice(0, rows - last.length - 1), last]
+      : [[...lines.slice(0, Math.min(1, start)), ...last].slice(0, rows - 1), []];
+  const missing = lines.length - before.length - after.length;
+  return [...before, `... ${counted(missing, 'line')} more than the terminal has room for`, ...after];
 }

@@ -54,13 +54,31 @@ describe('repeating a status', () => {
     ]);
   });
 
-  it('shows no more lines than the terminal has, so that nothing scrolls', async () => {
-    const paint = () => Promise.resolve(['1', '2', '3', '4', '5'].join('\n'));
-    const { written, ended, signal } = stage({ outIsTerminal: true, rows: 3, paint });
+  const shownOn = async (rows: number, lines: readonly string[]): Promise<string[]> => {
+    const paint = () => Promise.resolve(`${lines.join('\n')}\n`);
+    const { written, ended, signal } = stage({ outIsTerminal: true, rows, paint });
     await turn();
     signal('SIGTERM');
     await ended;
-    expect(written[1]).toBe('\u001b[H1\u001b[K\n2\u001b[K\n...\u001b[K\u001b[J');
+    return (written[1] ?? '').replaceAll(/\u001b\[[HKJ]/g, '').split('\n');
+  };
+  const facts = Array.from({ length: 25 }, (_, n) => `fact ${n}`);
+  const more = (n: number) => `... ${n} lines more than the terminal has room for`;
+
+  it('cuts the facts in the middle, so that the problems are seen and nothing scrolls', async () => {
+    const problems = ['PROBLEMS', '  - one', '    next: waybill doctor'];
+    const whole = ['status at', '', ...facts, '', ...problems];
+    expect(await shownOn(31, whole)).toEqual(whole);
+    expect(await shownOn(24, whole)).toEqual([...whole.slice(0, 20), more(8), ...problems]);
+    expect(await shownOn(5, whole)).toEqual(['status at', more(27), ...problems]);
+  });
+
+  it('shows the first problems where there is no room for all', async () => {
+    const problems = ['PROBLEMS', ...Array.from({ length: 40 }, (_, n) => `  - ${n}`)];
+    const whole = ['status at', '', ...facts, '', ...problems];
+    expect(await shownOn(24, whole)).toEqual(['status at', ...problems.slice(0, 22), more(46)]);
+    expect(await shownOn(1, whole)).toEqual([more(69)]);
+    expect(await shownOn(3, ['1', '2', '3', '4', '5'])).toEqual(['1', '2', more(3)]);
   });
 
   it('gives the terminal back when something goes wrong', async () => {
