@@ -49,7 +49,7 @@ export function verdictOf(evidence: TraceEvidence): Verdict {
   const applied = (inbox ?? []).filter(({ status }) => status === 'done').map(({ consumer }) => consumer);
   if (applied.length > 0) return { verdict: 'no trouble', reason: `applied once by ${applied.join(', ')}`, next: null };
   if (!history?.[0] && (history === null || inbox === null)) return unreadVerdict(id, history, inbox);
-  return leftVerdict(id, history ?? []);
+  return leftVerdict(id, history);
 }
 
 /** What is in no table that was read may be in those that were not: to say more would be a guess. */
