@@ -3,7 +3,10 @@ import type { ConsumerInspection, Hazards } from '../postgres/inspect-hazards.js
 import type { TopologyStep } from '../rabbitmq/topology.js';
 import { fail, ok, warn, type Finding } from './doctor-findings.js';
 
+const MEBIBYTE = 2 ** 20;
 const GIBIBYTE = 2 ** 30;
+/** More than a relay that is started anew finds; what is left over here for good grows past it soon. */
+const LEFT_OVER_BYTES = 64 * MEBIBYTE;
 
 /** What works today and hurts some day; pure. */
 export function checkHazards(hazards: Hazards, { database, relay }: Config): Finding[] {
@@ -27,12 +30,7 @@ export function checkHazards(hazards: Hazards, { database, relay }: Config): Fin
     const mend = 'alter system set autovacuum = on; select pg_reload_conf();';
     findings.push(warn('autovacuum', 'autovacuum is off: the tables of a queue grow without bound', mend));
   }
-  const limit = Math.max(relay.maxKeptWalBytes, GIBIBYTE);
-  for (const { name, keptBytes } of hazards.idleSlots.filter((slot) => slot.keptBytes > limit)) {
-    const kept = `${(keptBytes / GIBIBYTE).toFixed(1)} GiB`;
-    const mend = `find out whose it is; if nobody needs it: select pg_drop_replication_slot('${name}');`;
-    findings.push(warn('foreign-slots', `nobody reads replication slot ${name}, which keeps ${kept} of WAL`, mend));
-  }
+  findings.push(...checkSlots(hazards.idleSlots, relay.maxKeptWalBytes, schema));
   for (const table of hazards.unlogged) {
     const mend = `alter table ${schema}.${table} set logged;`;
     const what = `${schema}.${table} is unlogged: its rows are not in the WAL, and a crash empties it`;
@@ -70,6 +68,27 @@ export function checkHazards(hazards: Hazards, { database, relay }: Config): Fin
     findings.push(warn('history-partitions', 'the default partition of the history holds rows', mend));
   }
   return findings;
+}
+
+/** Slots that nobody reads. What other databases' relays leave for a while is their business, unless it is much. */
+function checkSlots(slots: Hazards['idleSlots'], maxKeptWalBytes: number, schema: string): Finding[] {
+  const limit = Math.max(maxKeptWalBytes, GIBIBYTE);
+  return slots.flatMap(({ name, keptBytes, database, isHere }) => {
+    const isWaybill = name.startsWith('waybill_') && database !== null;
+    if (keptBytes <= (isWaybill && isHere ? LEFT_OVER_BYTES : limit)) return [];
+    const kept = `nobody reads replication slot ${name}, which keeps ${amountOf(keptBytes)} of WAL`;
+    const drop = `select pg_drop_replication_slot('${name}');`;
+    if (!isWaybill) return [warn('foreign-slots', kept, `find out whose it is; if nobody needs it: ${drop}`)];
+    const whose = isHere
+      ? `by its name it is a Waybill relay's of this database, and schema ${schema} does not know it: another schema's, or left by one that was dropped, or by another relay.name`
+      : `by its name it is a Waybill relay's of database ${database}, which is stopped, or gone for good`;
+    const mend = `if its relay is only stopped, start it; if its schema or its relay is gone for good: ${drop}`;
+    return [warn('left-slots', `${kept}; ${whose}`, mend)];
+  });
+}
+
+function amountOf(bytes: number): string {
+  return bytes < GIBIBYTE ? `${Math.round(bytes / MEBIBYTE)} MiB` : `${(bytes / GIBIBYTE).toFixed(1)} GiB`;
 }
 
 /** What is seen of the configured consumers in the database, and of those that are registered; pure. */

@@ -126,7 +126,8 @@ async function examineDatabase(
   remembered.record = relays.find(({ name }) => name === config.relay.name);
   const name = remembered.record?.slot ?? slotName(server.database, schema, config.relay.name);
   const slot = await readSlot(client, name);
-  findings.push(...checkHazards(await inspectHazards(client, schema), config));
+  const ownSlots = [name, ...relays.flatMap((relay) => relay.slot ?? [])];
+  findings.push(...checkHazards(await inspectHazards(client, schema, ownSlots), config));
   const transactions = await inspectOldTransactions(client, OLD_TRANSACTION_MS);
   const insertThenDeleteSeen = remembered.record?.insertThenDeleteSeen ?? false;
   const evidence = { server, transactions, slotName: name, slot, insertThenDeleteSeen, clockDifferenceMs };

@@ -13,8 +13,8 @@ export interface Hazards {
   fsync: boolean;
   fullPageWrites: boolean;
   autovacuum: boolean;
-  /** Slots of others that nobody reads, with the WAL that is kept for them. */
-  idleSlots: { name: string; keptBytes: number }[];
+  /** Slots that nobody reads and that are not ours, with the WAL that is kept for them. */
+  idleSlots: IdleSlot[];
   /** Tables of Waybill that are not logged, so that no insert can be decoded. */
   unlogged: string[];
   /** Tables of Waybill but the outbox with row level security that applies to this role. */
@@ -29,6 +29,15 @@ export interface Hazards {
   rowsInDefaultPartition: boolean | null;
 }
 
+export interface IdleSlot {
+  name: string;
+  keptBytes: number;
+  /** Null: a physical slot. */
+  database: string | null;
+  /** Whether that is the database that was looked at. */
+  isHere: boolean;
+}
+
 /** A configured consumer as the database sees it. */
 export interface ConsumerInspection {
   name: string;
@@ -41,8 +50,11 @@ export interface ConsumerInspection {
   dead: number;
 }
 
-/** Looks at settings of the server and of the database; needs no rights on our tables. */
-export async function inspectHazards(client: Client, schema: string): Promise<Hazards> {
+/**
+ * Looks at settings of the server and of the database; needs no rights on our tables. `ownSlots`: those that are recorded in
+ * this schema, or configured.
+ */
+export async function inspectHazards(client: Client, schema: string, ownSlots: readonly string[]): Promise<Hazards> {
   const [settings] = await select<
     Omit<Hazards, 'idleSlots' | 'rowsInDefaultPartition' | 'constraints' | 'openSchemas'>
   >(
@@ -68,13 +80,15 @@ export async function inspectHazards(client: Client, schema: string): Promise<Ha
     [schema],
   );
   if (!settings) throw new Error('the database is not in pg_database');
-  const idleSlots = await select<Hazards['idleSlots'][number]>(
+  const idleSlots = await select<IdleSlot>(
     client,
-    `select s.slot_name::text as name, pg_wal_lsn_diff(here.lsn, s.restart_lsn)::float8 as "keptBytes"
+    `select s.slot_name::text as name, s.database::text as database,
+       s.database is not distinct from current_database() as "isHere", pg_wal_lsn_diff(here.lsn, s.restart_lsn)::float8 as "keptBytes"
      from pg_replication_slots s,
        (select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end as lsn) here
-     where not s.active and s.restart_lsn is not null and s.slot_name !~ '^waybill_'
-     order by 2 desc limit 3`,
+     where not s.active and s.restart_lsn is not null and s.slot_name::text <> all ($1::text[])
+     order by "keptBytes" desc limit 10`,
+    [ownSlots],
   );
   const constraints = await inspectConstraints(client, schema);
   const openSchemas = await inspectSearchPath(client, schema);

@@ -79,7 +79,7 @@ try {
     });
     console.log(`    ${shown}`);
     await measure('what doctor counts', LIMIT_MS, async () => {
-      await inspectHazards(client, 'waybill');
+      await inspectHazards(client, 'waybill', []);
       const names = ['billing', 'mails', 'search', 'stock'].map((name) => ({ name, function: null }));
       await inspectConsumers(client, 'waybill', names);
     });

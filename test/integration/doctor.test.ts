@@ -179,6 +179,14 @@ const PLANTS: Plant[] = [
     undo: 'drop publication waybill_outbox; select waybill.ensure_publication()',
   },
   {
+    what: 'F41, fact 51: a slot that a dropped schema of this database left behind',
+    finds: 'warn left-slots',
+    text: /slot waybill_\S+_gone_default, which keeps \d+ MiB of WAL; .* schema waybill does not know it.*select pg_drop_replication_slot\('waybill_\S+_gone_default'\)/,
+    plant: `select pg_create_logical_replication_slot('waybill_DATABASE_gone_default', 'pgoutput');
+      select pg_logical_emit_message(false, 'wb', 'x'), pg_switch_wal() from generate_series(1, 6)`,
+    undo: `select pg_drop_replication_slot('waybill_DATABASE_gone_default')`,
+  },
+  {
     what: 'fact 51: the name of the slot belongs to another plugin',
     finds: 'fail slot',
     text: /do not drop that slot/,
@@ -214,6 +222,16 @@ describe('one misconfiguration at a time', () => {
       await run(undo);
     }
   });
+});
+
+test('F41: the own slot is not left over, however much it keeps while the relay is stopped', async () => {
+  await run(`select pg_create_logical_replication_slot('waybill_DATABASE_waybill_default', 'pgoutput');
+    select pg_logical_emit_message(false, 'wb', 'x'), pg_switch_wal() from generate_series(1, 6)`);
+  try {
+    expect(ids(await examine())).not.toContain('warn left-slots');
+  } finally {
+    await run(`select pg_drop_replication_slot('waybill_DATABASE_waybill_default')`);
+  }
 });
 
 test('F60: a database that is not encoded in UTF8', async () => {
