@@ -1,6 +1,6 @@
 import { counted } from '../core/counted.js';
 import type { MessageRow } from '../postgres/operator-rows.js';
-import type { InboxRow, Neighbours } from '../postgres/inbox-rows.js';
+import type { Hindrance, InboxRow, Neighbours } from '../postgres/inbox-rows.js';
 
 /** Where the trouble is, if there is any; what that means; what to type next (null: nothing). */
 export interface Verdict {
@@ -10,6 +10,8 @@ export interface Verdict {
   next: string | null;
 }
 
+type InboxEvidence = InboxRow & { neighbours: Neighbours | null; hindrance: Hindrance | null };
+
 /** What the verdict is made from. */
 export interface TraceEvidence {
   id: string;
@@ -17,7 +19,7 @@ export interface TraceEvidence {
   /** Null: this role may not read it. */
   history: readonly MessageRow[] | null;
   /** Null: not installed, or this role may not read it. */
-  inbox: readonly (InboxRow & { neighbours: Neighbours | null })[] | null;
+  inbox: readonly InboxEvidence[] | null;
 }
 
 /** Faults that the row itself carries, wherever it is sent. */
@@ -141,16 +143,34 @@ function failureVerdict(
   return { verdict: 'not clear', reason, next };
 }
 
-function openVerdict({ consumer, status, nextAttemptAt, lockedBy }: InboxRow): Verdict {
+function openVerdict({ consumer, status, nextAttemptAt, lockedBy, hindrance }: InboxEvidence): Verdict {
+  const { ahead, pause } = hindrance ?? { ahead: null, pause: null };
+  const behind =
+    ahead === null
+      ? 'an earlier message of its key'
+      : `message ${ahead.messageId} of its key, which is ${ahead.status}`;
   const what =
     {
       pending: 'it waits to be taken up',
       running: `it is being processed${lockedBy === null ? '' : ` by ${lockedBy}`}`,
-      blocked: 'it waits behind an earlier message of its key',
+      blocked: `it waits behind ${behind}`,
       waiting: `it waits${nextAttemptAt === null ? '' : ` until ${nextAttemptAt.toISOString()}`}`,
     }[status] ?? status;
-  const next = status === 'running' ? null : 'waybill consumer list';
-  return { verdict: 'on its way', reason: `at consumer ${consumer} ${what}`, next };
+  const reason = `at consumer ${consumer} ${what}`;
+  const verdict = 'on its way';
+  if (status === 'running') return { verdict, reason, next: null };
+  if (pause) return { verdict, reason: `${reason}; ${pauseText(pause)}`, next: pauseMend(consumer, pause) };
+  return { verdict, reason, next: ahead === null ? 'waybill consumer list' : `waybill trace ${word(ahead.messageId)}` };
+}
+
+function pauseText({ at, by, reason, actor }: NonNullable<Hindrance['pause']>): string {
+  const why = reason === null ? '' : `: ${reason}`;
+  if (by === 'breaker') return `its handler is broken, and tried with one message at a time${why}`;
+  return `the consumer is paused by ${actor ?? 'an operator'} since ${at.toISOString()}${why}`;
+}
+
+function pauseMend(consumer: string, { by }: NonNullable<Hindrance['pause']>): string {
+  return by === 'breaker' ? 'waybill doctor' : `waybill consumer resume ${word(consumer)}`;
 }
 
 function leftVerdict(id: string, history: readonly MessageRow[]): Verdict {

@@ -2,8 +2,10 @@ import type { Config } from '../config/load.js';
 import {
   mayReadInbox,
   readAttempts,
+  readHindrance,
   readInboxRows,
   readNeighbours,
+  type Hindrance,
   type InboxAttempt,
   type InboxRow,
   type Neighbours,
@@ -32,7 +34,14 @@ export interface Trace {
   id: string;
   outbox: MessageRow | null;
   history: MessageRow[] | null;
-  inbox: (InboxRow & { attempts: InboxAttempt[]; neighbours: Neighbours | null })[] | null;
+  inbox:
+    | (InboxRow & {
+        attempts: InboxAttempt[];
+        neighbours: Neighbours | null;
+        /** Of an unfinished one: what keeps it from being taken up. */
+        hindrance: Hindrance | null;
+      })[]
+    | null;
   actions: ActionEntry[] | null;
   events: TraceEvent[];
   verdict: Verdict;
@@ -49,19 +58,22 @@ export function traceMessage(database: Config['database'], id: string): Promise<
       ? await (UUID.test(id) ? readHistoryRows(client, schema, id, false) : [])
       : null;
     const actions = (await mayRead(client, schema, 'action_log')) ? await readActions(client, schema, id) : null;
-    const inbox = (await mayReadInbox(client, schema)) === 'yes' ? await readConsumers(client, schema, id) : null;
+    const inbox =
+      (await mayReadInbox(client, schema)) === 'yes' ? await readConsumers(client, schema, id, actions !== null) : null;
     const verdict = verdictOf({ id, outbox, history, inbox });
     const events = eventsOf({ outbox, history, inbox, actions });
     return { id, outbox, history, inbox, actions, events, verdict };
   });
 }
 
-async function readConsumers(client: SqlClient, schema: string, id: string) {
+async function readConsumers(client: SqlClient, schema: string, id: string, mayReadActions: boolean) {
   const rows = [];
   for (const row of await readInboxRows(client, schema, id)) {
     const attempts = await readAttempts(client, schema, row.seq);
     const isOpen = row.status !== 'done' && row.status !== 'discarded';
-    rows.push({ ...row, attempts, neighbours: isOpen ? await readNeighbours(client, schema, row) : null });
+    const neighbours = isOpen ? await readNeighbours(client, schema, row) : null;
+    const hindrance = isOpen && row.status !== 'dead' ? await readHindrance(client, schema, row, mayReadActions) : null;
+    rows.push({ ...row, attempts, neighbours, hindrance });
   }
   return rows;
 }

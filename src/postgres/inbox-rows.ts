@@ -1,5 +1,6 @@
 import type { Client } from 'pg';
 import { select } from './inspect.js';
+import { IS_PAUSED } from './pause.js';
 import { quoteSchema } from './schema-name.js';
 
 /** One message as one consumer has it. */
@@ -37,6 +38,14 @@ export interface InboxAttempt {
 export interface Neighbours {
   applied: number;
   failing: number;
+}
+
+/** What keeps a message from being taken up that itself is sound. */
+export interface Hindrance {
+  /** Its consumer is paused; `actor` is null where this role may not read the action_log, or a breaker did it. */
+  pause: { at: Date; by: 'operator' | 'breaker'; reason: string | null; actor: string | null } | null;
+  /** The first message of its key, if it waits behind it. */
+  ahead: { messageId: string; status: string } | null;
 }
 
 /** How far from a message its neighbours are looked for, in rows of the inbox. */
@@ -97,4 +106,35 @@ export async function readNeighbours(client: Client, schema: string, row: InboxR
     [row.seq, row.consumer, row.type],
   );
   return rows[0] ?? { applied: 0, failing: 0 };
+}
+
+/** Why a row is not taken up, beyond its own state. */
+export async function readHindrance(
+  client: Client,
+  schema: string,
+  row: InboxRow,
+  mayReadActions: boolean,
+): Promise<Hindrance> {
+  const own = quoteSchema(schema);
+  const actor = mayReadActions
+    ? `(select a.actor from ${own}.action_log a where a.target = p.name and a.action = 'consumer.pause' and p.paused_by = 'operator'
+        order by a.seq desc limit 1)`
+    : 'null';
+  const [pause] = await select<NonNullable<Hindrance['pause']>>(
+    client,
+    `select p.paused_at as at, p.paused_by as by, p.paused_reason as reason, ${actor} as actor
+     from ${own}.consumer p where p.name = $1 and ${IS_PAUSED}`,
+    [row.consumer],
+  );
+  if (row.status !== 'blocked') return { pause: pause ?? null, ahead: null };
+  // As release_key sees it: what a dead row holds depends on the consumer.
+  const [ahead] = await select<NonNullable<Hindrance['ahead']>>(
+    client,
+    `select i.message_id as "messageId", i.status from ${own}.inbox i join ${own}.consumer c on c.name = i.consumer
+     where i.consumer = $1 and i.key = $2 and i.status in ('pending', 'running', 'waiting', 'dead')
+       and (i.status <> 'dead' or c.on_dead = 'block' and i.dead_reason <> 'conflict' and i.seq < $3::bigint)
+     order by i.seq limit 1`,
+    [row.consumer, row.key, row.seq],
+  );
+  return { pause: pause ?? null, ahead: ahead ?? null };
 }

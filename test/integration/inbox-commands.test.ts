@@ -448,3 +448,40 @@ test('trace follows a message to its consumers, and says where the trouble is', 
     ['mail', 0],
   ]);
 });
+
+describe('waybill trace of a message that waits', () => {
+  const verdictOf = async (id: string) => (JSON.parse((await waybill('trace', '--json', id)).out) as Trace).verdict;
+
+  test('at a paused consumer: that it is, by whom and why', async () => {
+    const id = await receive('billing');
+    await waybill('consumer', 'pause', 'mail', '--reason', 'another');
+    expect((await verdictOf(id)).next).toBe('waybill consumer list');
+    await waybill('consumer', 'pause', 'billing', '--reason', 'partner is down, ticket 4711');
+    const [{ me } = { me: '' }] = await database.query<{ me: string }>(
+      'select actor as me from waybill.action_log limit 1',
+    );
+    const { verdict, reason, next } = await verdictOf(id);
+    expect([verdict, next]).toEqual(['on its way', 'waybill consumer resume billing']);
+    expect(reason).toContain(`the consumer is paused by ${me} since `);
+    expect(reason).toContain(': partner is down, ticket 4711');
+    await waybill('consumer', 'resume', 'billing');
+    expect((await verdictOf(id)).next).toBe('waybill consumer list');
+  });
+
+  test('behind one of its key: which', async () => {
+    const head = await dead('ledger', { key: 'k' });
+    const [second, third] = [await receive('ledger', { key: 'k' }), await receive('ledger', { key: 'k' })];
+    await dead('ledger', { key: 'k' });
+    await dead('ledger', { key: 'other' });
+    for (const id of [second, third]) {
+      expect(await verdictOf(id)).toEqual({
+        verdict: 'on its way',
+        reason: `at consumer ledger it waits behind message ${head} of its key, which is dead`,
+        next: `waybill trace ${head}`,
+      });
+    }
+    await waybill('dead', 'discard', '--consumer', 'ledger', head, '--yes', '--reason', 'sent by hand');
+    expect((await verdictOf(second)).reason).toBe('at consumer ledger it waits to be taken up');
+    expect((await verdictOf(third)).reason).toContain(`behind message ${second} of its key, which is pending`);
+  });
+});

@@ -28,6 +28,7 @@ function inbox(given: Partial<Inboxed> = {}): Inboxed {
     lockedBy: null,
     size: 2,
     neighbours: null,
+    hindrance: null,
     ...given,
   };
 }
@@ -129,6 +130,49 @@ describe('the consumers', () => {
     ['discarded', [inbox({ status: 'discarded' })], 'given up'],
   ])('%s', (_, rows, expected) => {
     expect(verdict({ inbox: rows, history: [message('published')] }).verdict).toBe(expected);
+  });
+
+  const pause = { at: AT, by: 'operator' as const, reason: 'ticket 4711', actor: 'ann' };
+  const ahead = { messageId: "o'k", status: 'dead' };
+
+  test.each<[string, Partial<Inboxed>, string, string | null]>([
+    [
+      'pending at a paused consumer',
+      { status: 'pending', hindrance: { pause, ahead: null } },
+      'it waits to be taken up; the consumer is paused by ann since 2026-01-02T03:04:05.000Z: ticket 4711',
+      'waybill consumer resume billing',
+    ],
+    [
+      'waiting at a paused consumer, by somebody who may not be known',
+      { status: 'waiting', hindrance: { pause: { ...pause, reason: null, actor: null }, ahead: null } },
+      'it waits; the consumer is paused by an operator since 2026-01-02T03:04:05.000Z',
+      'waybill consumer resume billing',
+    ],
+    [
+      'pending where the handler is broken',
+      { status: 'pending', hindrance: { pause: { ...pause, by: 'breaker', reason: 'HTTP 404' }, ahead: null } },
+      'it waits to be taken up; its handler is broken, and tried with one message at a time: HTTP 404',
+      'waybill doctor',
+    ],
+    [
+      'blocked behind a dead one',
+      { status: 'blocked', hindrance: { pause: null, ahead } },
+      "it waits behind message o'k of its key, which is dead",
+      `waybill trace 'o'\\''k'`,
+    ],
+    [
+      'running at a paused consumer',
+      { status: 'running', lockedBy: 'w1', hindrance: { pause, ahead: null } },
+      'it is being processed by w1',
+      null,
+    ],
+    ['pending', { status: 'pending' }, 'it waits to be taken up', 'waybill consumer list'],
+  ])('what keeps it from being taken up: %s', (_, row, reason, next) => {
+    expect(verdict({ inbox: [inbox(row)] })).toEqual({
+      verdict: 'on its way',
+      reason: `at consumer billing ${reason}`,
+      next,
+    });
   });
 
   test('what an operator discarded is brought back by replay; retry answers that it is discarded', () => {
