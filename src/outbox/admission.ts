@@ -21,6 +21,8 @@ const NACKED_RETRY_MS = 5_000;
 
 /** Rows unsettled at once, in windows: what is confirmed and not yet settled is small, but not free. */
 const UNSETTLED_WINDOWS = 2;
+/** So many rows that the table refuses do not count: until somebody sees to it, they would leave no room for others. */
+const REFUSED_BESIDE = 10_000;
 /** Parts that may wait for room at the same time, each with a row that counts already. */
 const WAITERS = 4;
 
@@ -131,7 +133,8 @@ export class Admission {
     // The work itself is among the works already.
     const { maxMessages, maxBytes } = this.#window;
     const waitingBytes = this.#settler.heldBytes + (this.#lanes?.waitingBytes ?? 0);
-    return this.#works.size > maxMessages * UNSETTLED_WINDOWS + WAITERS || waitingBytes > maxBytes;
+    const unsettled = this.#works.size - Math.min(this.#settler.refusedRows, REFUSED_BESIDE);
+    return unsettled > maxMessages * UNSETTLED_WINDOWS + WAITERS || waitingBytes > maxBytes;
   }
 
   #decide(work: Work): Promise<void> | undefined {

@@ -91,6 +91,11 @@ export class Doubtful<T extends { readonly work: Work }> {
     this.#sinceMs.delete(work);
   }
 
+  /** Rows that were refused, and are not stored yet. */
+  get refusedRows(): number {
+    return this.#refused.size;
+  }
+
   get rows(): readonly T[] {
     return this.#rows;
   }

@@ -6,7 +6,7 @@ import type { Clock } from '../runtime/clock.js';
 import { Doubtful, type OutOfReach } from './doubtful.js';
 import { byPlace, firstPlaces, isBehind, laneOf } from './hold-order.js';
 import type { Hold, Placing, RelayCounters, RelayLog, Settlement, Store } from './ports.js';
-import { isLockConflict, refusalOf } from './refusal.js';
+import { isLockConflict, refusalOf, type Refusal } from './refusal.js';
 import type { Work, Works } from './work.js';
 
 /** A hold as the pipeline asks for it; the row and its transaction are added here. */
@@ -102,7 +102,7 @@ export class Settler {
     checkpointLsn: Lsn | null;
     /** Called with each stored checkpoint. */
     report: (checkpoint: Lsn) => void;
-    /** Called when rows were settled: there is room again. */
+    /** Called when rows were settled, or refused: there is room again. */
     onSettled: () => void;
     /** Called when a held row is in the table. */
     onStored?: (work: Work) => void;
@@ -196,6 +196,11 @@ export class Settler {
   /** Octets of the bodies of held rows, which are kept until the database has them. */
   get heldBytes(): number {
     return this.#heldBytes;
+  }
+
+  /** Rows that the table refuses to let go, to change or to take back, until somebody sees to it. */
+  get refusedRows(): number {
+    return this.#doubtful.refusedRows;
   }
 
   /** True when nothing waits to be settled and nothing is being settled. */
@@ -429,7 +434,7 @@ export class Settler {
           sizes.push(size - (size >> 1), size >> 1);
           continue;
         }
-        this.#doubtful.refuse(row, refusal, error);
+        this.#refuse(row, refusal, error);
         if (++refused >= MAX_REFUSED_AT_ONCE) return;
       }
     }
@@ -500,9 +505,15 @@ export class Settler {
     } catch (error) {
       const refusal = refusalOf(error);
       if (!refusal) throw error;
-      this.#doubtful.refuse(each, refusal, error);
+      this.#refuse(each, refusal, error);
     }
     return false;
+  }
+
+  #refuse(row: Settling | Holding | Replacing, refusal: Refusal, error: unknown): void {
+    this.#doubtful.refuse(row, refusal, error);
+    // It does not count among those for which others wait.
+    this.#onSettled();
   }
 
   /** The application deleted the row itself, or an earlier session has settled it: there is nothing to delete. */

@@ -155,6 +155,28 @@ describe('rows that are published and cannot be settled', () => {
     },
   );
 
+  it('O4: more than two windows of rows that are refused, as they are removed or as they are set aside, leave room for others', async () => {
+    await scene.database.query(`
+      create function public.keep() returns trigger language plpgsql as
+        $$ begin if old.type like 'bad%' then raise exception 'kept'; end if; return coalesce(new, old); end $$;
+      create trigger keep before update or delete on waybill.outbox for each row execute function public.keep()`);
+    const relay = scene.start({ env: { ...ADMIN_ON, WAYBILL_RELAY_MAX_IN_FLIGHT: '10' } });
+    const admin = await adminOf(relay);
+    await relay.waitForPhase('streaming');
+    await scene.database.query(`insert into waybill.outbox (type, exchange)
+      select 'bad.' || n, case when n % 2 = 0 then 'nowhere' end from generate_series(1, 60) n`);
+    const ids = await scene.publish(100);
+    await until(() => new Set(scene.probe.ids()).size === 130, { what: 'all that can go out' });
+    await until(async () => (await scene.database.query('select from waybill.outbox')).length === 60, {
+      what: 'the good rows to be settled',
+    });
+    const arrived = new Set(scene.probe.ids());
+    expect(ids.filter((id) => !arrived.has(id))).toEqual([]);
+    expect(await admin.metric('waybill_outbox_refused')).toBe(60);
+    expect(relay.log.filter(({ msg }) => msg.includes('session ended'))).toEqual([]);
+    expect(await relay.stop()).toBe(1);
+  });
+
   it('rows that a trigger does not let the relay set aside: told, the others go on, and a stop does not wait for them', async () => {
     await scene.database.query(`
       create function waybill.immutable() returns trigger language plpgsql as
