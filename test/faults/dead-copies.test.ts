@@ -59,7 +59,7 @@ describe('copies of dead messages', () => {
   /** Whatever does this to a row of the table waits until the gate is opened. */
   const gate = async (when: string): Promise<{ open(): Promise<void>; held(): Promise<void> }> => {
     await scene.database.query(
-      `create function billing.gate() returns trigger language plpgsql as $$ begin
+      `create function billing.gate() returns trigger language plpgsql set lock_timeout = 0 as $$ begin
          perform pg_advisory_xact_lock_shared(${GATE});
          return coalesce(new, old);
        end $$`,

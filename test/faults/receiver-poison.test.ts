@@ -239,6 +239,9 @@ describe('one message that would stop a consumer', () => {
       const beganAt = performance.now();
       expect(await consumer.stop()).toBe(0);
       expect(performance.now() - beganAt).toBeLessThan(15_000);
+      // Nobody waits for the end of a lease.
+      const left = await alarmed.database.query('select claimed_until from waybill.inbox_uncopied');
+      expect(left).toEqual([{ claimed_until: null }]);
       await rabbit.alarm(false);
       const second = alarmed.start(BILLING);
       await second.waitForLog(({ msg }) => msg === 'consuming', 'the consumer');
