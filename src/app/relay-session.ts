@@ -329,6 +329,7 @@ class Pipeline {
     if (lanes.heldKeys > 0) log.info({ keys: lanes.heldKeys }, 'keys with rows that wait');
     this.#lanes = new LaneTraffic({
       lanes,
+      isStreamed: this.#acquired.slot !== undefined,
       settler: () => this.#settler,
       take: (work) => this.#admission.take(work),
       onFailed: (error) => failure.fail(error),

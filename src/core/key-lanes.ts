@@ -229,6 +229,11 @@ export class KeyLanes<T extends LaneItem> {
     }
   }
 
+  /** The highest number that a row was given, or had when the session began. */
+  get lastOrder(): bigint {
+    return this.#order;
+  }
+
   get hasQuestions(): boolean {
     return this.#toAsk.size > 0 || this.#look !== undefined;
   }

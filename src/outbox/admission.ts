@@ -105,6 +105,16 @@ export class Admission {
     return key !== null && this.#lanes?.isLoaded(key) === true;
   }
 
+  /**
+   * With strict order: whether a row that was written into the table with a place gets one where the log brings it. Not
+   * when it may have been there as the session began, and others were held behind it.
+   */
+  placesWritten({ key }: { key: string | null }, holdNo: bigint, replayed: boolean): boolean {
+    const lanes = this.#lanes;
+    if (key === null || lanes === undefined) return false;
+    return !(replayed && lanes.isLoaded(key) && holdNo <= (lanes.lastOrder ?? holdNo));
+  }
+
   /** Gives a row its place anew; the work must be in `works` already. */
   async admitAgain(work: Work): Promise<void> {
     await this.#calm();
@@ -139,17 +149,11 @@ export class Admission {
 
   #decide(work: Work): Promise<void> | undefined {
     const { row } = work;
-    // A due row was compared with the database's own clock; ours is an estimate of it.
-    if (
-      row.deliverAt !== null &&
-      row.attempts === 0 &&
-      work.origin !== 'due' &&
-      work.order === null &&
-      timestampMs(row.deliverAt) > this.#databaseNow() &&
-      !this.#isExpired(work)
-    ) {
+    // Also when its time has come: a transaction that cancelled it before may be open, or not have been read yet. The
+    // table lets it go when nobody has it locked. What is expired goes nowhere.
+    if (row.deliverAt !== null && !work.isDue && work.order === null && !this.#isExpired(work)) {
       // A row that its writer put off has its place in the order when it is due, and holds nobody.
-      this.#settler.hold(work, { state: 'scheduled', attempts: 0, error: null, delayMs: null });
+      this.#settler.hold(work, { state: 'scheduled', attempts: row.attempts, error: null, delayMs: null });
       return undefined;
     }
     work.bytes = row.body.length + row.headers.length;

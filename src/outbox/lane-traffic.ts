@@ -9,6 +9,7 @@ import type { Work } from './work.js';
  */
 export class LaneTraffic {
   readonly #lanes: KeyLanes<Work>;
+  readonly #isStreamed: boolean;
   readonly #settler: () => Settler;
   readonly #take: (work: Work) => Promise<void> | undefined;
   readonly #onFailed: (error: Error) => void;
@@ -19,12 +20,15 @@ export class LaneTraffic {
 
   constructor(options: {
     lanes: KeyLanes<Work>;
+    /** False with `source: table`. */
+    isStreamed: boolean;
     settler: () => Settler;
     /** Publishes a row or sets it aside; gives a promise when it must wait. */
     take: (work: Work) => Promise<void> | undefined;
     onFailed: (error: Error) => void;
   }) {
     this.#lanes = options.lanes;
+    this.#isStreamed = options.isStreamed;
     this.#settler = options.settler;
     this.#take = options.take;
     this.#onFailed = options.onFailed;
@@ -74,6 +78,13 @@ export class LaneTraffic {
     if (work.order === null) return;
     this.#lanes.stored(keyOf(work), work);
     this.#wakeForQuestions();
+  }
+
+  /**
+   * What the table may release. Somebody else's row may be there with any number; the log brings it, and gives it one.
+   */
+  get lastOrder(): bigint | null {
+    return this.#isStreamed ? this.#lanes.lastOrder : null;
   }
 
   questions(max: number, fresh: boolean): LaneQuestion[] {

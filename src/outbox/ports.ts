@@ -54,6 +54,8 @@ export interface RowState {
   state: string;
   /** It has a place among the rows of its key. */
   isPlaced: boolean;
+  /** It is `ready` because its time had come. */
+  isDue: boolean;
 }
 
 /** A transaction that has locked rows: of a session, or a prepared one. Names are null where they cannot be seen. */
@@ -86,6 +88,8 @@ export interface ReadyRow extends SeqAndSize {
 export interface PlacedRow {
   row: OutboxRow;
   holdNo: string | null;
+  /** It is `ready` because its time had come. */
+  isDue: boolean;
 }
 
 /** Rows whose time has come. */
@@ -147,9 +151,9 @@ export interface Table {
   makeDue(limit: number): Promise<Due>;
   /**
    * Lets held rows of these keys go, from the head of each key as far as nothing waits for a time or a person: they are
-   * `ready`, durably. A key that somebody has locked is not in the answer.
+   * `ready`, durably. A key that somebody has locked is not in the answer. Only rows with a number up to `upto`; null: all.
    */
-  release(keys: readonly LaneQuestion[], rowsPerKey: number): Promise<Map<string, Released>>;
+  release(keys: readonly LaneQuestion[], upto: bigint | null, rowsPerKey: number): Promise<Map<string, Released>>;
   /** Rows that were cancelled or discarded, without their bodies, after `afterSeq` in seq order. */
   withdrawnRows(afterSeq: bigint, limit: number): Promise<{ row: OutboxRow; state: 'cancelled' | 'discarded' }[]>;
 }

@@ -8,10 +8,18 @@ import type { RelayCounters, RowState, Store, Stream } from './ports.js';
 import type { Settler } from './settler.js';
 import type { Work, Works } from './work.js';
 
+/** A row as it was written, also in which state, and with which place in its key. */
+export interface WalRow {
+  kind: 'row';
+  row: OutboxRow;
+  state: string;
+  holdNo: string | null;
+}
+
 /** What the stream brings, in order of arrival; keepalives among the rows. */
 export type WalEvent =
   | { kind: 'begin'; commitLsn: Lsn; committedAtMs: number; xid: number }
-  | { kind: 'row'; row: OutboxRow }
+  | WalRow
   | { kind: 'commit'; endLsn: Lsn }
   | { kind: 'keepalive'; walEnd: Lsn; replyRequested: boolean };
 
@@ -195,6 +203,7 @@ export class Pump {
         this.#replayed = event.commitLsn <= this.#replayEnd;
         return undefined;
       case 'row':
+        if (event.state !== 'ready') return this.#keep(event);
         return this.#replayed ? this.#replay(event.row) : this.#row(event.row);
       case 'commit':
         this.#ledger.commit(event.endLsn);
@@ -207,7 +216,21 @@ export class Pump {
     }
   }
 
-  #row(row: OutboxRow): Promise<void> | undefined {
+  /**
+   * A row that was not written as `ready`: by an administrator, by a dump that is restored, or by the relay, which had to
+   * write it back. It is a matter of the table from the start: what waits there goes when its time or its turn comes.
+   */
+  #keep({ row, holdNo }: WalRow): Promise<void> | undefined {
+    const isOurs = this.#works.takeWrittenBack(row.id);
+    // With strict order somebody else's row holds its key from here on, whatever its number was when it was written.
+    if (!isOurs && holdNo !== null && this.#admission.placesWritten(row, BigInt(holdNo), this.#replayed)) {
+      return this.#again(row);
+    }
+    this.#ledger.settle(this.#ledger.row());
+    return undefined;
+  }
+
+  #row(row: OutboxRow, isDue = false): Promise<void> | undefined {
     const entry = this.#ledger.row();
     const known = this.#works.find(row);
     if (known) {
@@ -222,15 +245,16 @@ export class Pump {
       this.#counters.duplicatesSkipped += 1;
       return undefined;
     }
-    const work = this.#work(row, entry);
+    const work = this.#work(row, entry, isDue);
     this.#works.add(work);
     return this.#admission.admit(work);
   }
 
-  #work(row: OutboxRow, entry: LedgerEntry): Work {
+  #work(row: OutboxRow, entry: LedgerEntry, isDue: boolean): Work {
     return {
       row,
       origin: 'stream',
+      isDue,
       xid: this.#xid,
       committedAtMs: this.#committedAtMs,
       replayed: this.#replayed,
@@ -252,8 +276,9 @@ export class Pump {
     if (!this.#looked.has(row.seq)) await this.#lookAhead(row);
     const found = this.#looked.get(row.seq);
     this.#looked.delete(row.seq);
-    const isPlaced = found !== undefined && found !== 'settled' && found.isPlaced;
-    if (found === undefined || (found !== 'settled' && found.state === 'ready' && !isPlaced)) return this.#row(row);
+    if (found === undefined) return this.#row(row);
+    const isPlaced = found !== 'settled' && found.isPlaced;
+    if (found !== 'settled' && found.state === 'ready' && !isPlaced) return this.#row(row, found.isDue);
     this.#counters.duplicatesSkipped += 1;
     if (isPlaced && this.#admission.placesAgain(row)) return this.#again({ ...row, seq: found.seq });
     this.#ledger.settle(this.#ledger.row());
@@ -267,7 +292,7 @@ export class Pump {
       known.entries.push(entry);
       return undefined;
     }
-    const work = this.#work({ ...row, body: EMPTY }, entry);
+    const work = this.#work({ ...row, body: EMPTY }, entry, false);
     this.#works.add(work);
     return this.#admission.admitAgain(work);
   }
@@ -276,7 +301,7 @@ export class Pump {
     const rows = [first];
     for (let n = this.#head; n < this.#queue.length && rows.length < LOOKUP_ROWS; n += 1) {
       const event = this.#queue[n];
-      if (event?.kind === 'row') rows.push(event.row);
+      if (event?.kind === 'row' && event.state === 'ready') rows.push(event.row);
     }
     const states = await this.#store.states(rows);
     // Many are missing when a row that somebody had locked for long kept the position back.

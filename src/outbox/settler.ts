@@ -471,6 +471,7 @@ export class Settler {
     if (!(await this.#attempt(() => this.#noteDeleted(written)))) this.#doubtful.add(...written);
     else
       await this.#oneByOne(written, async (hold) => {
+        this.#works.writesBack(hold.row.id);
         await this.#store.writeBack([hold]);
         return true;
       });

@@ -240,7 +240,7 @@ export class TableFeed {
     return this.#turns.take(async () => {
       const questions = lanes.questions(KEYS_AT_ONCE, fresh);
       if (questions.length === 0) return [];
-      const answers = await this.#table.release(questions, this.#rowsPerKey);
+      const answers = await this.#table.release(questions, lanes.lastOrder, this.#rowsPerKey);
       const rows = [...answers.values()].flatMap((answer) => answer.rows).filter((each) => !this.#works.has(each.seq));
       await this.#publishBatch(rows, 'released');
       for (const [key, { remains }] of answers) lanes.answered(key, remains);
@@ -277,11 +277,11 @@ export class TableFeed {
       }
       const settled = this.#works.watch(new Set(seqs));
       try {
-        for (const { row, holdNo } of byPlace(await this.#table.readRows(seqs))) {
+        for (const { row, holdNo, isDue } of byPlace(await this.#table.readRows(seqs))) {
           // The stream may have brought it since the list was made, and it may even be settled since it was read.
           if (this.#works.has(row.seq) || settled.removed.has(row.seq)) continue;
           onRow?.(row);
-          const work = tableWork(row, origin);
+          const work = tableWork(row, origin, isDue);
           work.order = holdNo === null || row.key === null ? null : BigInt(holdNo);
           this.#works.add(work);
           published += 1;

@@ -17,6 +17,8 @@ export interface Work {
   readonly xid: number | null;
   /** When it was committed, milliseconds since 1970 by the database's clock; null for a row from the table. */
   readonly committedAtMs: number | null;
+  /** The table has let it go: what its writer put off is looked at there first, under a lock. */
+  readonly isDue: boolean;
   /** In the replay zone: may have been published and settled by an earlier session. */
   readonly replayed: boolean;
   /** Receipts of the ledger; more than one when the log brings a row that the table brought before. */
@@ -31,10 +33,11 @@ export interface Work {
 }
 
 /** The work for a row that was read from the table. */
-export function tableWork(row: OutboxRow, origin: Exclude<Origin, 'stream'>): Work {
+export function tableWork(row: OutboxRow, origin: Exclude<Origin, 'stream'>, isDue = false): Work {
   return {
     row,
     origin,
+    isDue,
     xid: null,
     committedAtMs: null,
     replayed: false,
@@ -50,6 +53,8 @@ export function tableWork(row: OutboxRow, origin: Exclude<Origin, 'stream'>): Wo
 /** Everything unsettled, by seq. Shared by pump, table reads and settler; one relay session has one. */
 export class Works {
   readonly #bySeq = new Map<string, Work>();
+  /** Ids of rows that went back into the table, until the log brings them from there. */
+  readonly #writtenBack = new Set<string>();
   readonly #watched = new Set<{ seqs: ReadonlySet<string>; removed: Set<string> }>();
 
   /** The unsettled work for this very row, if any. */
@@ -79,6 +84,16 @@ export class Works {
     const watch = { seqs, removed: new Set<string>() };
     this.#watched.add(watch);
     return { removed: watch.removed, end: () => void this.#watched.delete(watch) };
+  }
+
+  /** The row is about to be written into the table again. */
+  writesBack(id: string): void {
+    this.#writtenBack.add(id);
+  }
+
+  /** Whether it was this session that wrote the row, which the log brings now. */
+  takeWrittenBack(id: string): boolean {
+    return this.#writtenBack.delete(id);
   }
 
   get size(): number {

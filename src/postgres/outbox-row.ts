@@ -35,6 +35,9 @@ export const STATE_COLUMNS: readonly string[] = ['state', 'last_error', 'next_at
 
 export type OutboxColumn = (typeof OUTBOX_COLUMNS)[number];
 
+/** Every column that the log must bring: the state is no part of the message, and decides whether there is one. */
+export const STREAM_COLUMNS = [...OUTBOX_COLUMNS, 'state'] as const;
+
 /** One row's values by the column's number in OUTBOX_COLUMNS, as PostgreSQL's text output. */
 export interface Columns {
   text(slot: number): string | null;

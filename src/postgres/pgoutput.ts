@@ -1,17 +1,22 @@
 import { WaybillError } from '../core/errors.js';
 import type { Lsn } from '../core/lsn.js';
 import type { OutboxRow } from '../core/message.js';
-import { OUTBOX_COLUMNS, rowFromColumns, type OutboxColumn, type Columns } from './outbox-row.js';
+import { rowFromColumns, STREAM_COLUMNS, type Columns } from './outbox-row.js';
 
 /** What the stream brings, in the order of arrival. Source: the manual, "Logical Replication Message Formats". */
 export type WalEvent =
   | { kind: 'begin'; commitLsn: Lsn; committedAtMs: number; xid: number }
-  | { kind: 'row'; row: OutboxRow }
+  | { kind: 'row'; row: OutboxRow; state: string; holdNo: string | null }
   | { kind: 'commit'; endLsn: Lsn }
   | { kind: 'keepalive'; walEnd: Lsn; replyRequested: boolean };
 
+/** What is looked for in the stream. Why not all required: what was written before version 7 of the schema has no hold_no. */
+const COLUMNS: readonly string[] = [...STREAM_COLUMNS, 'hold_no'];
+const STATE = COLUMNS.indexOf('state');
+const HOLD_NO = COLUMNS.indexOf('hold_no');
+
 interface Relation {
-  /** For each column of the stream its number among OUTBOX_COLUMNS, or -1; undefined when this is not the outbox. */
+  /** For each column of the stream its number among COLUMNS, or -1; undefined when this is not the outbox. */
   slots: number[] | undefined;
 }
 
@@ -86,7 +91,7 @@ export class PgoutputDecoder {
       this.#relations.set(id, { slots: undefined });
       return;
     }
-    const missing = OUTBOX_COLUMNS.filter((name) => !names.includes(name));
+    const missing = STREAM_COLUMNS.filter((name) => !names.includes(name));
     if (missing.length > 0) {
       throw new WaybillError(
         'WAYBILL_PUBLICATION_UNFIT',
@@ -96,7 +101,7 @@ export class PgoutputDecoder {
         },
       );
     }
-    this.#relations.set(id, { slots: names.map((name) => OUTBOX_COLUMNS.indexOf(name as OutboxColumn)) });
+    this.#relations.set(id, { slots: names.map((name) => COLUMNS.indexOf(name)) });
   }
 
   #insert(message: Buffer): WalEvent | undefined {
@@ -122,7 +127,12 @@ export class PgoutputDecoder {
       if (slot >= 0) this.#tuple.set(slot, reader.offset, length);
       reader.skip(length);
     }
-    return { kind: 'row', row: rowFromColumns(this.#tuple) };
+    return {
+      kind: 'row',
+      row: rowFromColumns(this.#tuple),
+      state: this.#tuple.text(STATE) ?? '',
+      holdNo: this.#tuple.text(HOLD_NO),
+    };
   }
 }
 
@@ -134,8 +144,8 @@ function milliseconds(message: Buffer, offset: number): number {
 /** Where the known columns of one tuple are; used again for each, so that a row costs no garbage but its own values. */
 class Tuple implements Columns {
   #message: Buffer = Buffer.alloc(0);
-  readonly #starts = new Int32Array(OUTBOX_COLUMNS.length);
-  readonly #ends = new Int32Array(OUTBOX_COLUMNS.length);
+  readonly #starts = new Int32Array(COLUMNS.length);
+  readonly #ends = new Int32Array(COLUMNS.length);
 
   begin(message: Buffer): void {
     this.#message = message;

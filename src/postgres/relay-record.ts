@@ -3,7 +3,7 @@ import { WaybillError } from '../core/errors.js';
 import { quoteIdentifier } from '../core/identity.js';
 import { parseLsn, type Lsn } from '../core/lsn.js';
 import { toDatabaseError } from './errors.js';
-import { OUTBOX_COLUMNS } from './outbox-row.js';
+import { STREAM_COLUMNS } from './outbox-row.js';
 
 /** The row of waybill.relay, and what the start of a session needs to know of the server. */
 export interface RelayRecord {
@@ -151,7 +151,7 @@ export interface PublicationState {
   sendsInserts: boolean;
   hasOutbox: boolean;
   rowFilter: string | null;
-  /** Columns that make a message and are not sent: left out by a column list, or not in the table at all. */
+  /** Columns that the relay needs and that are not sent: left out by a column list, or not in the table at all. */
   missingColumns: string[];
 }
 
@@ -181,7 +181,7 @@ export async function inspectPublication(
     sendsInserts: found['pubinsert'] === true,
     hasOutbox: table !== null,
     rowFilter: typeof table?.['rowfilter'] === 'string' ? table['rowfilter'] : null,
-    missingColumns: OUTBOX_COLUMNS.filter((name) => !sent.includes(name)),
+    missingColumns: STREAM_COLUMNS.filter((name) => !sent.includes(name)),
   };
 }
 

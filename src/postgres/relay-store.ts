@@ -28,6 +28,13 @@ interface RowId {
   id: string;
 }
 
+interface FoundRow {
+  seq: string;
+  state: string;
+  isPlaced: boolean;
+  isDue: boolean;
+}
+
 interface SettlementRow {
   row: RowId;
   exchange: string;
@@ -194,10 +201,11 @@ export class RelayStore {
   }
 
   /** By the seq asked for. By id: a row that was written back has another seq, and is there all the same. */
-  async states(rows: readonly RowId[]): Promise<Map<string, { seq: string; state: string; isPlaced: boolean }>> {
+  async states(rows: readonly RowId[]): Promise<Map<string, FoundRow>> {
     const result = await this.#run('looking up rows', () =>
-      this.#client.query<{ asked: string; seq: string; state: string; isPlaced: boolean }>(
-        `select i.seq::text as asked, o.seq::text as seq, o.state, o.hold_no is not null as "isPlaced"
+      this.#client.query<FoundRow & { asked: string }>(
+        `select i.seq::text as asked, o.seq::text as seq, o.state, o.hold_no is not null as "isPlaced",
+           o.state = 'ready' and o.next_attempt_at is not null as "isDue"
          from only ${this.#schema}.outbox o
          join unnest($1::bigint[], $2::uuid[]) as i (seq, id) on i.id = o.id
          where o.id = any($2::uuid[])`,
@@ -320,6 +328,7 @@ export class RelayStore {
   /** Lets held rows go, from the head of each key; see releaseSql. */
   async release(
     keys: readonly { key: string; after: bigint }[],
+    upto: bigint | null,
     rowsPerKey: number,
   ): Promise<Map<string, { rows: DueRow[]; remains: boolean; isLocked: boolean }>> {
     const result = await this.#run('releasing held rows', () =>
@@ -336,6 +345,7 @@ export class RelayStore {
         keys.map((each) => each.key),
         keys.map((each) => String(each.after)),
         rowsPerKey,
+        upto === null ? null : String(upto),
       ]),
     );
     this.#fenced(result.rows[0]);

@@ -112,15 +112,19 @@ function nextHoldNo(schema: string, state: string): string {
 /**
  * Due rows become ready under the fence. `$3` is the most rows at once. With `$4` (strict order) those that have a place
  * keep it and become `blocked`: the head of a key goes first, and what comes before them may not be in the table yet.
- * Why statement_timestamp: an index can be searched for it, which for clock_timestamp it cannot.
+ * A row that is ready keeps its next_attempt_at, by which it is known: after a crash, when it may have gone out, it does
+ * not become `scheduled` again, where a cancel would find it. Why statement_timestamp: an index can be searched for it,
+ * which for clock_timestamp it cannot.
  */
 export function makeDueSql(schema: string): string {
+  const waits = '$4 and o.hold_no is not null and o.key is not null';
   return `with ${fence(schema, 'on')}, due as (
     select ctid as place from only ${schema}.outbox
     where state = 'scheduled' and next_attempt_at <= statement_timestamp() and exists (select from fence)
     order by next_attempt_at limit $3 for update skip locked)
-  update only ${schema}.outbox o set next_attempt_at = null, hold_no = case when $4 then o.hold_no end,
-    state = case when $4 and o.hold_no is not null and o.key is not null then 'blocked' else 'ready' end
+  update only ${schema}.outbox o set hold_no = case when $4 then o.hold_no end,
+    state = case when ${waits} then 'blocked' else 'ready' end,
+    next_attempt_at = case when not (${waits}) then o.next_attempt_at end
   where o.ctid = any(array(select place from due))
   returning o.seq::text as seq, ${BODY_BYTES} as bytes, o.key,
     case when o.state = 'blocked' then o.hold_no::text end as order`;
@@ -131,9 +135,9 @@ const BODY_BYTES = 'coalesce(octet_length(o.payload::text), octet_length(o.paylo
 
 /**
  * Lets held rows of keys go (strict order). `$3` are the keys, `$4` for each the number up to which its rows are on their
- * way out already, `$5` the most rows of a key. From the head of a key, in order, up to the first row that waits for a
- * time or a person, or that somebody has locked (`locked`). A key whose lock an operator's act holds is left out of the
- * answer.
+ * way out already, `$5` the most rows of a key, `$6` the number up to which rows are looked at (null: all). From the head
+ * of a key, in order, up to the first row that waits for a time or a person, or that somebody has locked (`locked`). A key
+ * whose lock an operator's act holds is left out of the answer.
  */
 export function releaseSql(schema: string): string {
   return `with ${fence(schema, 'on')}, asked as materialized (
@@ -142,7 +146,8 @@ export function releaseSql(schema: string): string {
   head as materialized (
     select a.key, o.seq, o.hold_no, o.state from asked a cross join lateral (
       select seq, hold_no, state from only ${schema}.outbox
-      where key = a.key and hold_no > a.after order by key, hold_no limit $5 + 1) o),
+      where key = a.key and hold_no > a.after and hold_no <= coalesce($6::bigint, 9223372036854775807)
+      order by key, hold_no limit $5 + 1) o),
   mine as materialized (
     select o.seq from only ${schema}.outbox o
     where o.seq = any(array(select seq from head where state in ('ready', 'blocked')))

@@ -21,6 +21,7 @@ interface ReadyRow extends SeqAndSize {
 interface PlacedRow {
   row: OutboxRow;
   holdNo: string | null;
+  isDue: boolean;
 }
 
 const FENCE_POLL_MS = 10;
@@ -111,16 +112,16 @@ export class TableReader {
     );
   }
 
-  /** Whole rows that are still `ready`, in seq order, with their places. */
+  /** Whole rows that are still `ready`, in seq order, with their places. Those that were due keep the time of it. */
   async readRows(seqs: readonly string[]): Promise<PlacedRow[]> {
     const columns = OUTBOX_COLUMNS.map((name) => `${name}::text as ${name}`).join(', ');
-    const rows = await this.#query<Record<OutboxColumn, string | null> & { holdNo: string | null }>(
+    const rows = await this.#query<Record<OutboxColumn, string | null> & { holdNo: string | null; isDue: boolean }>(
       'reading rows',
-      `select ${columns}, hold_no::text as "holdNo"
+      `select ${columns}, hold_no::text as "holdNo", next_attempt_at is not null as "isDue"
        from only ${this.#table} where seq = any($1::bigint[]) and state = 'ready' order by outbox.seq`,
       [seqs],
     );
-    return rows.map(({ holdNo, ...values }) => ({ row: toRow(values), holdNo }));
+    return rows.map(({ holdNo, isDue, ...values }) => ({ row: toRow(values), holdNo, isDue }));
   }
 
   /** Rows that were cancelled or discarded, without their bodies, in seq order. */
@@ -162,8 +163,8 @@ export class TableReader {
   }
 
   /** Lets held rows of keys go, durably, from the head of each key (strict order). */
-  release(keys: readonly { key: string; after: bigint }[], rowsPerKey: number): ReturnType<RelayStore['release']> {
-    return this.#store.release(keys, rowsPerKey);
+  release(...question: Parameters<RelayStore['release']>): ReturnType<RelayStore['release']> {
+    return this.#store.release(...question);
   }
 
   /** Lends the connection for one piece of work, between the reads. */

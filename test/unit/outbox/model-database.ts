@@ -2,6 +2,7 @@ import { WaybillError } from '../../../src/core/errors.js';
 import type { Lsn } from '../../../src/core/lsn.js';
 import { timestampMs, type OutboxRow } from '../../../src/core/message.js';
 import type { LaneQuestion } from '../../../src/core/key-lanes.js';
+import type { WalRow } from '../../../src/outbox/pump.js';
 import type {
   Due,
   Hold,
@@ -25,16 +26,29 @@ export interface WalTransaction {
   /** Where the commit record begins; a slot that has passed it will not send the transaction again. */
   commitLsn: Lsn;
   endLsn: Lsn;
-  rows: OutboxRow[];
+  rows: WalRow[];
 }
+
+export const STATES = ['ready', 'scheduled', 'parked', 'blocked', 'cancelled', 'discarded'] as const;
+export type State = (typeof STATES)[number];
 
 interface TableRow {
   row: OutboxRow;
-  state: 'ready' | 'scheduled' | 'parked' | 'blocked' | 'cancelled' | 'discarded';
+  state: State;
   attempts: number;
   dueAtMs: number;
+  /** Ready because it was due. */
+  isDue: boolean;
   xid: number;
   holdNo: bigint | null;
+}
+
+/** A row as its writer inserts it. */
+export interface Insert {
+  row: OutboxRow;
+  /** Deleted in the same transaction. */
+  deleted: boolean;
+  state: State;
 }
 
 /** A row as it is read: the pipeline may change its copy. */
@@ -71,12 +85,20 @@ export class ModelDatabase {
   readonly cancelled = new Set<string>();
   /** Whether the broker has confirmed the id without returning it; asked when a row is deleted. */
   isConfirmed: (id: string) => boolean = () => false;
+  /** Whether the id has arrived; asked when a row is cancelled. */
+  isDelivered: (id: string) => boolean = () => false;
   readonly violations: string[] = [];
   /** Whether the order is strict. */
   strict = false;
   /** An operator has locked every key: the next release answers nothing. */
   keysLockedNext = false;
   readonly discarded = new Set<string>();
+  /** Ids of parked rows that an operator has sent again. */
+  readonly retried = new Set<string>();
+  /** Seqs of rows that open transactions have cancelled, each when it was not due yet. */
+  readonly #cancelling = new Set<string>();
+  /** Of parked and blocked rows that somebody else inserts, and in no other's way. */
+  #holdNo = 0n;
 
   constructor(clock: ManualClock, startLsn: Lsn) {
     this.#clock = clock;
@@ -85,22 +107,28 @@ export class ModelDatabase {
   }
 
   /** A writer commits. With `gap` 0 the commit record begins where the one before it ended (fact 2). */
-  commit(rows: { row: OutboxRow; deleted: boolean }[], gap: number, standby: boolean): WalTransaction {
+  commit(rows: Insert[], gap: number, standby: boolean): void {
     const xid = this.wal.length + 100;
     const commitLsn = this.insertLsn + BigInt(gap);
     this.insertLsn = commitLsn + 8n;
-    const own = rows.map(({ row }) => ({ ...row, seq: String(this.#drawSeq()) }));
+    const own = rows.map(({ row, state }): WalRow & { state: State } => {
+      const holdNo = state === 'parked' || state === 'blocked' ? String((this.#holdNo += 1_000_000n)) : null;
+      return { kind: 'row', row: { ...row, seq: String(this.#drawSeq()) }, state, holdNo };
+    });
     // Another writer draws one and commits later (F54).
     if (gap === 2) this.#drawnEarly.push(this.#nextSeq++);
-    const transaction = { xid, commitLsn, endLsn: this.insertLsn, rows: own };
-    this.wal.push(transaction);
-    for (const [n, row] of own.entries()) {
-      if (!rows[n]?.deleted)
-        this.#table.set(row.seq, { row, state: 'ready', attempts: 0, dueAtMs: 0, xid, holdNo: null });
+    this.wal.push({ xid, commitLsn, endLsn: this.insertLsn, rows: own });
+    for (const [n, { row, state, holdNo }] of own.entries()) {
+      if (rows[n]?.deleted) continue;
+      const dueAtMs = row.deliverAt === null ? this.#clock.now() + 500 : timestampMs(row.deliverAt);
+      const kept = { attempts: 0, dueAtMs, isDue: false, xid };
+      this.#table.set(row.seq, { ...kept, row, state, holdNo: holdNo === null ? null : BigInt(holdNo) });
+      if (state !== 'ready') this.held.add(row.id);
+      if (state === 'cancelled') this.cancelled.add(row.id);
+      if (state === 'discarded') this.discarded.add(row.id);
     }
     if (standby) this.waitingForStandby.add(xid);
     this.#flush();
-    return transaction;
   }
 
   /**
@@ -112,29 +140,73 @@ export class ModelDatabase {
     this.#history = new Set(this.#durable.history);
     this.checkpointLsn = this.#durable.checkpointLsn;
     this.waitingForStandby.clear();
-    if (!keepsLocks) this.locked.clear();
+    if (!keepsLocks) {
+      this.locked.clear();
+      this.#cancelling.clear();
+    }
     this.slotLsn = slotLsn;
   }
 
-  /** Somebody cancels a row that is not due yet. */
-  cancel(which: number): void {
-    const rows = this.rows.filter(({ state, row }) => state === 'scheduled' && this.#lockable(row.seq, row.id));
+  /** Somebody cancels a row that is not due yet, in a transaction that stays open until `unlock` if `slowly`. */
+  cancel(which: number, slowly: boolean): void {
+    const rows = this.rows.filter((each) => this.#cancellable(each) && this.#lockable(each.row.seq, each.row.id));
     const found = rows[which % rows.length];
     if (!found) return;
+    if (slowly) {
+      this.locked.add(found.row.seq);
+      this.#cancelling.add(found.row.seq);
+    } else this.#cancelled(found);
+  }
+
+  #cancellable({ state, holdNo, row }: TableRow): boolean {
+    if (state === 'scheduled') return true;
+    return state === 'ready' && holdNo === null && timestampMs(row.deliverAt ?? '') > this.#clock.now();
+  }
+
+  #cancelled(found: TableRow): void {
+    const { row, holdNo, xid } = found;
+    // Others may have arrived before their channel died, and been returned since; or been written back a second time.
+    if (row.deliverAt !== null && holdNo === null && xid !== 0 && this.isDelivered(row.id)) {
+      this.violations.push(`O3: row ${row.seq} is cancelled, and was delivered`);
+    }
     found.state = 'cancelled';
     found.holdNo = null;
     this.cancelled.add(found.row.id);
+    this.held.add(found.row.id);
     this.#releaseNext(found.row.key);
     this.#flush();
+  }
+
+  /** All who hold rows locked commit. */
+  unlock(): void {
+    this.locked.clear();
+    for (const seq of this.#cancelling) {
+      const found = this.#table.get(seq);
+      if (found) this.#cancelled(found);
+      else this.violations.push(`O3: row ${seq} was locked, and is gone`);
+    }
+    this.#cancelling.clear();
   }
 
   /** An operator retries a parked row; behind another one of its key nothing happens. */
   retry(which: number): void {
     const parked = this.rows.filter(({ state, row }) => state === 'parked' && this.#lockable(row.seq, row.id));
     const found = parked[which % parked.length];
-    if (!found || (this.strict && this.#held(found.row.key)[0] !== found)) return;
+    if (!found) return;
+    const isPlaced = this.strict && found.row.key !== null;
+    if (isPlaced && this.#held(found.row.key)[0] !== found) return;
     Object.assign(found, { state: 'scheduled', attempts: 0, dueAtMs: this.#clock.now() });
-    if (!this.strict) found.holdNo = null;
+    if (!isPlaced) found.holdNo = null;
+    this.retried.add(found.row.id);
+    this.#flush();
+  }
+
+  /** Without strict order: rows that it would hold go on. */
+  unblock(): void {
+    for (const each of this.rows) {
+      if (each.state !== 'blocked' || !this.#lockable(each.row.seq, each.row.id)) continue;
+      Object.assign(each, { state: 'scheduled', holdNo: null, dueAtMs: this.#clock.now() });
+    }
     this.#flush();
   }
 
@@ -212,7 +284,7 @@ export class ModelDatabase {
       lockHolders: () => read(() => []),
       states: (rows) => read(() => this.#states(rows)),
       makeDue: () => fenced(() => this.#makeDue()),
-      release: (keys, rowsPerKey) => fenced(() => this.#release(keys, rowsPerKey)),
+      release: (keys, upto, rowsPerKey) => fenced(() => this.#release(keys, upto, rowsPerKey)),
       highestSeq: () => read(() => BigInt(this.#nextSeq - 1)),
       seqs: () => Promise.reject(new Error('no polling here')),
       writers: () => Promise.reject(new Error('no polling here')),
@@ -318,7 +390,7 @@ export class ModelDatabase {
   }
 
   #keep(found: TableRow, { state, attempts, delayMs, row, holdNo }: Hold): void {
-    Object.assign(found, { state, attempts, holdNo });
+    Object.assign(found, { state, attempts, holdNo, isDue: false });
     found.dueAtMs = delayMs === null ? timestampMs(row.deliverAt ?? '') || 0 : this.#clock.now() + delayMs;
     this.held.add(row.id);
   }
@@ -329,9 +401,16 @@ export class ModelDatabase {
       if (this.find(hold.row.id)) continue;
       const seq = String(this.#nextSeq++);
       const row = { ...copyOf(hold.row), seq };
-      const kept: TableRow = { row, state: 'ready', attempts: 0, dueAtMs: 0, xid: 0, holdNo: null };
+      const kept: TableRow = { row, state: 'ready', attempts: 0, dueAtMs: 0, isDue: false, xid: 0, holdNo: null };
       this.#table.set(seq, kept);
       this.#keep(kept, hold);
+      // It is in the log like any other.
+      const holdNo = hold.holdNo ?? (hold.state === 'scheduled' ? null : (this.#holdNo += 1_000_000n));
+      kept.holdNo = holdNo;
+      const commitLsn = this.insertLsn;
+      this.insertLsn += 8n;
+      const written: WalRow = { kind: 'row', row, state: hold.state, holdNo: holdNo === null ? null : String(holdNo) };
+      this.wal.push({ xid: 0, commitLsn, endLsn: this.insertLsn, rows: [written] });
     }
     this.#flush();
   }
@@ -350,7 +429,13 @@ export class ModelDatabase {
     const states = new Map<string, RowState>();
     for (const { seq, id } of rows) {
       const found = this.#visibleById(id);
-      if (found) states.set(seq, { seq: found.row.seq, state: found.state, isPlaced: found.holdNo !== null });
+      if (found)
+        states.set(seq, {
+          seq: found.row.seq,
+          state: found.state,
+          isPlaced: found.holdNo !== null,
+          isDue: found.state === 'ready' && found.isDue,
+        });
     }
     return states;
   }
@@ -375,6 +460,7 @@ export class ModelDatabase {
       if (!this.strict) each.holdNo = null;
       const { key } = each.row;
       each.state = each.holdNo !== null && key !== null ? 'blocked' : 'ready';
+      each.isDue = each.state === 'ready';
       if (each.holdNo !== null && key !== null) placed.push({ key, order: each.holdNo });
       else rows.push(this.#sizeOf(each));
     }
@@ -386,20 +472,21 @@ export class ModelDatabase {
     return { seq: row.seq, bytes: row.body.length, key: row.key };
   }
 
-  #release(keys: readonly LaneQuestion[], rowsPerKey: number): Map<string, Released> {
+  #release(keys: readonly LaneQuestion[], upto: bigint | null, rowsPerKey: number): Map<string, Released> {
     const locked = this.keysLockedNext;
     this.keysLockedNext = false;
     if (locked) return new Map();
     const answers = new Map<string, Released>();
     for (const { key, after } of keys) {
       const held = this.#held(key).filter(
-        ({ holdNo, row }) => (holdNo ?? 0n) > after && this.#visible(row.seq, row.id),
+        ({ holdNo, row }) =>
+          (holdNo ?? 0n) > after && (upto === null || (holdNo ?? 0n) <= upto) && this.#visible(row.seq, row.id),
       );
       const end = held.findIndex(
         ({ state, row }) => (state !== 'ready' && state !== 'blocked') || !this.#lockable(row.seq, row.id),
       );
       const run = held.slice(0, Math.min(end < 0 ? held.length : end, rowsPerKey));
-      for (const each of run) each.state = 'ready';
+      for (const each of run) Object.assign(each, { state: 'ready', isDue: false });
       const next = run.length < rowsPerKey ? held[run.length]?.state : undefined;
       answers.set(key, {
         rows: run.map((each) => this.#sizeOf(each)),
@@ -431,8 +518,8 @@ export class ModelDatabase {
       .flatMap((seq) => {
         const found = this.#table.get(seq);
         if (found?.state !== 'ready' || !this.#visible(seq, found.row.id)) return [];
-        const { row, attempts, holdNo } = found;
-        return [{ row: { ...copyOf(row), attempts }, holdNo: holdNo === null ? null : String(holdNo) }];
+        const { row, attempts, holdNo, isDue } = found;
+        return [{ row: { ...copyOf(row), attempts }, holdNo: holdNo === null ? null : String(holdNo), isDue }];
       });
   }
 }

@@ -122,6 +122,7 @@ export class ModelRelay {
       lanes.load(database.heldKeys);
       this.lanes = new LaneTraffic({
         lanes,
+        isStreamed: true,
         settler: () => this.settler,
         take: (work) => admission.take(work),
         onFailed: (error) => this.failure.fail(error),
@@ -209,7 +210,7 @@ export class ModelRelay {
     this.#cursor.event += 1;
     const row = rows[n - 1];
     if (n === 0) this.pump.push({ kind: 'begin', commitLsn, committedAtMs: 0, xid });
-    else if (row) this.pump.push({ kind: 'row', row: { ...row, body: Buffer.from(row.body) } });
+    else if (row) this.pump.push({ ...row, row: { ...row.row, body: Buffer.from(row.row.body) } });
     else {
       this.#cursor = { transaction: this.#cursor.transaction + 1, event: 0 };
       this.handedLsn = maxLsn(this.handedLsn, endLsn);
@@ -242,6 +243,7 @@ export class ModelRelay {
   }
 
   async #sweep(): Promise<void> {
+    if (!this.#database.strict) this.#database.unblock();
     const passed = (lsn: Lsn): Promise<void> => this.#passed(lsn);
     await this.feed.sweep(passed);
     await this.feed.removeWithdrawn(this.settler, passed);

@@ -5,7 +5,7 @@ import type { RelayCounters } from '../../../src/outbox/ports.js';
 import { ManualClock, turn } from '../../support/manual-clock.js';
 import { outboxRow } from '../../support/outbox-rows.js';
 import { ModelBroker } from './model-broker.js';
-import { ModelDatabase } from './model-database.js';
+import { ModelDatabase, type State } from './model-database.js';
 import { MAX_BYTES, MAX_MESSAGES, ModelRelay, noCounts } from './model-relay.js';
 
 /** What becomes of a row; `sometimes` names an exchange that comes and goes. */
@@ -29,6 +29,8 @@ export interface RowPlan {
   deleted: boolean;
   /** One of few; else every row has its own. */
   key?: number;
+  /** As it is inserted; else ready. */
+  state?: State;
 }
 
 export type Step =
@@ -37,7 +39,10 @@ export type Step =
   | { do: 'send' | 'process' | 'database' | 'broker' | 'run' | 'burst'; count: number }
   | { do: 'confirm'; which: number; multiple: boolean }
   | { do: 'pass time'; ms: number }
-  | { do: 'kill channel' | 'lock' | 'refuse' | 'crash server' | 'cancel' | 'retry' | 'discard'; which: number }
+  | {
+      do: 'kill channel' | 'lock' | 'refuse' | 'crash server' | 'cancel' | 'cancel slowly' | 'retry' | 'discard';
+      which: number;
+    }
   | { do: 'restart'; late: boolean }
   | { do: 'key lock' }
   | { do: 'keepalive' | 'due' | 'sweep' | 'unlock' | 'lock timeout' | 'standby answers' | 'exchange' | 'block' };
@@ -49,7 +54,10 @@ export class World {
   readonly broker = new ModelBroker();
   relay!: ModelRelay;
   readonly counters: RelayCounters;
-  readonly #fates = new Map<string, { fate: Fate; transaction: number; place: number; key: string | null }>();
+  readonly #fates = new Map<
+    string,
+    { fate: Fate; state: State; transaction: number; place: number; key: string | null }
+  >();
   readonly #messages = new Map<string, string>();
   readonly #violations: string[] = [];
   /** The place of the newest first publish of a stream's row, in this session. */
@@ -60,6 +68,7 @@ export class World {
     this.counters = counters;
     this.database.strict = ordering === 'strict';
     this.database.isConfirmed = (id) => this.broker.confirmed.has(id);
+    this.database.isDelivered = (id) => this.broker.queue.some(({ messageId }) => messageId === id);
   }
 
   async startRelay(): Promise<void> {
@@ -97,7 +106,8 @@ export class World {
       const each = rows[step.which % rows.length];
       if (each) database.locked.add(each.row.seq);
     } else if (step.do === 'refuse') database.refusesEvery = step.which % 4;
-    else if (step.do === 'cancel') database.cancel(step.which);
+    else if (step.do === 'cancel' || step.do === 'cancel slowly')
+      database.cancel(step.which, step.do === 'cancel slowly');
     else if (step.do === 'retry') database.retry(step.which);
     else if (step.do === 'discard') database.discard(step.which);
     else if (step.do === 'key lock') database.keysLockedNext = true;
@@ -111,7 +121,7 @@ export class World {
       await this.startRelay();
     } else if (step.do === 'keepalive') relay.keepalive();
     else if (step.do === 'due' || step.do === 'sweep') relay.feedFrom(step.do);
-    else if (step.do === 'unlock') database.locked.clear();
+    else if (step.do === 'unlock') database.unlock();
     else if (step.do === 'lock timeout') database.lockTimeoutNext = true;
     else if (step.do === 'standby answers') database.waitingForStandby.clear();
     else if (step.do === 'exchange') {
@@ -125,7 +135,7 @@ export class World {
     const { database, broker } = this;
     broker.healed = true;
     broker.exchanges.add('sometimes');
-    database.locked.clear();
+    database.unlock();
     database.refusesEvery = 0;
     database.waitingForStandby.clear();
     this.relay.connection.isBlocked = false;
@@ -174,9 +184,10 @@ export class World {
     if (failure.error) broken.push(`the session failed: ${failure.error.stack ?? ''}`);
     if (window.messages > MAX_MESSAGES) broken.push(`O4: ${window.messages} messages in flight`);
     if (window.messages > 1 && window.bytes > MAX_BYTES) broken.push(`O4: ${window.bytes} bytes in flight`);
-    // One for each that feeds: pump, due or sweep.
+    // One for each that feeds: pump, due or sweep. Withdrawn rows have no bodies.
+    const withdrawn = database.rows.filter(({ state }) => state === 'cancelled' || state === 'discarded');
     const unsettled = works.size - relay.settler.refusedRows;
-    if (unsettled > MAX_MESSAGES * 5 + 2) broken.push(`O4: ${unsettled} rows unsettled`);
+    if (unsettled > MAX_MESSAGES * 5 + 2 + withdrawn.length) broken.push(`O4: ${unsettled} rows unsettled`);
     if (broken.length > 0) throw new Error(broken.join('\n'));
   }
 
@@ -185,10 +196,15 @@ export class World {
     const { relay, database, broker } = this;
     const broken: string[] = [];
     const delivered = new Set(broker.queue.map(({ messageId }) => messageId));
-    for (const [id, { fate }] of this.#fates) {
+    for (const [id, { fate, state }] of this.#fates) {
       const row = database.find(id);
       const arrived = delivered.has(id);
       if (database.cancelled.has(id) || database.discarded.has(id)) continue;
+      if (state === 'parked' && !database.retried.has(id)) {
+        if (arrived) broken.push(`parked row ${id} was delivered`);
+        if (row?.state !== 'parked') broken.push(`parked row ${id} is ${row?.state ?? 'gone'}`);
+        continue;
+      }
       const bad = fate === 'poison' || fate === 'bad_header' || fate === 'no_exchange';
       const parked = row?.state === 'parked';
       if ((bad || fate === 'expired') && arrived) broken.push(`${fate} row ${id} was delivered`);
@@ -225,9 +241,12 @@ export class World {
   #commit(plans: RowPlan[], gap: number, standby: boolean): void {
     const rows = plans.map((plan, place) => {
       const id = `00000000-0000-4000-8000-${String(this.#fates.size).padStart(12, '0')}`;
-      const row = rowFor(id, plan);
-      this.#fates.set(id, { fate: plan.fate, transaction: this.database.wal.length, place, key: row.key });
-      return { row, deleted: plan.deleted };
+      const row = rowFor(id, plan, this.clock.now());
+      const { fate } = plan;
+      // The table has no blocked rows without a key.
+      const state = plan.state === 'blocked' && row.key === null ? 'parked' : (plan.state ?? 'ready');
+      this.#fates.set(id, { fate, state, transaction: this.database.wal.length, place, key: row.key });
+      return { row, state, deleted: plan.deleted && state === 'ready' };
     });
     for (const { row } of rows) this.#messages.set(row.id, messageText(row));
     this.database.commit(rows, gap, standby);
@@ -241,16 +260,20 @@ export class World {
       return;
     }
     if (this.database.discarded.has(id)) this.#violations.push(`O3: the discarded row ${id} goes out`);
+    const state = this.database.find(id)?.state ?? 'ready';
+    if (state !== 'ready') this.#violations.push(`O3: the ${state} row ${id} goes out`);
     if (this.database.strict) {
       const rivals = message.filter((each) => this.#fates.get(each.messageId)?.key === known.key);
       if (known.key !== null && rivals.length > 0) this.#violations.push(`strict: two rows of ${known.key} in flight`);
     }
     if (this.database.cancelled.has(id)) this.#violations.push(`O3: the cancelled row ${id} goes out`);
     const place = known.transaction * 100 + known.place;
-    const row = this.database.wal[known.transaction]!.rows[known.place]!;
+    const { row } = this.database.wal[known.transaction]!.rows[known.place]!;
     const first = !this.#publishedIds.has(id);
     this.#publishedIds.add(id);
-    if (first && !this.database.strict && relay.works.find(row)?.origin === 'stream') {
+    // What its writer put off comes from the table.
+    const isStreamed = known.fate !== 'later' && relay.works.find(row)?.origin === 'stream';
+    if (first && !this.database.strict && isStreamed) {
       if (place < this.#lastFirst) this.#violations.push(`O5: ${id} first goes out after a later row`);
       this.#lastFirst = place;
     }
@@ -265,7 +288,8 @@ export class World {
     const broken: string[] = [];
     for (const { messageId } of this.broker.queue) {
       const known = this.#fates.get(messageId);
-      if (!known || known.key === null || known.fate === 'later' || seen.has(messageId)) continue;
+      if (!known || known.key === null || known.fate === 'later' || known.state !== 'ready') continue;
+      if (seen.has(messageId)) continue;
       seen.add(messageId);
       const place = known.transaction * 100 + known.place;
       if (place < (last.get(known.key) ?? -1)) broken.push(`strict: ${messageId} after a later row of ${known.key}`);
@@ -282,7 +306,8 @@ export class World {
     for (const [n, { commitLsn, rows }] of database.wal.entries()) {
       if (commitLsn < relay.startLsn || commitLsn >= settled) continue;
       if (!relay.hasSent(n)) this.#violations.push(`O1: ${settled} passes a transaction that is not sent`);
-      for (const { id } of rows) {
+      for (const { row } of rows) {
+        const { id } = row;
         if (database.held.has(id)) continue;
         if (database.find(id)) this.#violations.push(`O1, O6: ${settled} passes row ${id}, which is still there`);
         if (!broker.confirmed.has(id) && !database.expired.has(id)) {
@@ -302,7 +327,7 @@ export class World {
   }
 }
 
-function rowFor(id: string, { fate, bytes, key }: RowPlan): OutboxRow {
+function rowFor(id: string, { fate, bytes, key }: RowPlan, nowMs: number): OutboxRow {
   return outboxRow({
     id,
     type: fate,
@@ -311,9 +336,14 @@ function rowFor(id: string, { fate, bytes, key }: RowPlan): OutboxRow {
     bodyKind: 'bytes',
     headers: fate === 'bad_header' ? '{"CC": "x"}' : '{}',
     exchange: fate === 'no_exchange' ? 'nowhere' : fate === 'sometimes' ? 'sometimes' : null,
-    deliverAt: fate === 'later' ? '1970-01-01 00:00:20+00' : null,
+    deliverAt: fate === 'later' ? timestampOf(nowMs + 2_000) : null,
     expiresAt: fate === 'expired' ? '1970-01-01 00:00:00+00' : null,
   });
+}
+
+/** As PostgreSQL writes it. */
+function timestampOf(ms: number): string {
+  return new Date(ms).toISOString().replace('T', ' ').replace('Z', '+00');
 }
 
 function messageText(row: OutboxRow): string {

@@ -1,6 +1,7 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { MAX_BYTES, MAX_MESSAGES, noCounts } from './model-relay.js';
+import { STATES, type State } from './model-database.js';
 import { FATES, World, type Fate, type RowPlan, type Step } from './model-world.js';
 
 const few = fc.integer({ min: 1, max: 6 });
@@ -18,6 +19,10 @@ const plans: fc.Arbitrary<RowPlan> = fc.record({
   bytes: fc.integer({ min: 0, max: 60 }),
   deleted: fc.integer({ min: 0, max: 4 }).map((chance) => chance === 4),
   key: fc.nat({ max: 3 }),
+  state: fc.oneof(
+    { weight: 12, arbitrary: fc.constant('ready' as const) },
+    { weight: 1, arbitrary: fc.constantFrom(...STATES) },
+  ),
 });
 
 const commits = step(6, {
@@ -37,7 +42,7 @@ const steps = fc.array(
     step(4, { do: name('pass time'), ms: fc.constantFrom(10, 200, 1_000, 30_000) }),
     step(4, { do: name('keepalive', 'due', 'sweep') }),
     step(2, { do: name('kill channel', 'lock', 'crash server', 'cancel', 'cancel'), which: fc.nat({ max: 6 }) }),
-    step(2, { do: name('retry', 'discard', 'refuse'), which: fc.nat({ max: 6 }) }),
+    step(2, { do: name('retry', 'discard', 'refuse', 'cancel slowly'), which: fc.nat({ max: 6 }) }),
     step(1, { do: name('key lock') }),
     step(4, { do: name('run', 'run', 'burst'), count: few }),
     step(1, { do: name('restart'), late: fc.boolean() }),
@@ -94,6 +99,7 @@ const lockedSteps = fc.array(
           bytes: fc.constant(1),
           deleted: fc.integer({ min: 0, max: 6 }).map((chance) => chance === 6),
           key: fc.integer({ min: 1, max: 2 }),
+          state: fc.constantFrom<State>(...Array<State>(12).fill('ready'), ...STATES),
         }),
         { minLength: 1, maxLength: 3 },
       ),

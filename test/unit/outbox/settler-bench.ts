@@ -137,7 +137,7 @@ export class SettlerBench {
     const row = outboxRow({ seq: String(this.#seq), id: `id-${this.#seq}`, body: Buffer.alloc(bytes) });
     const xid = origin === 'stream' ? 7 : null;
     const rest = { committedAtMs: null, message: undefined, bytes: 0, nacks: 0, order: null };
-    const work: Work = { row, origin, xid, replayed: false, entries, phase: 'admitted', ...rest };
+    const work: Work = { row, origin, xid, isDue: false, replayed: false, entries, phase: 'admitted', ...rest };
     this.works.add(work);
     return work;
   }

@@ -1,4 +1,4 @@
-import { OUTBOX_COLUMNS, type OutboxColumn } from '../../../src/postgres/outbox-row.js';
+import { STREAM_COLUMNS, type OutboxColumn } from '../../../src/postgres/outbox-row.js';
 
 /** Encodes what a walsender sends with proto_version 1. Source: the manual, "Logical Replication Message Formats". */
 const int16 = (value: number): Buffer => {
@@ -26,7 +26,7 @@ export const commit = (commitLsn: bigint, endLsn: bigint): Buffer =>
 
 export function relation(
   id: number,
-  columns: readonly string[] = OUTBOX_COLUMNS,
+  columns: readonly string[] = STREAM_COLUMNS,
   schema = 'waybill',
   table = 'outbox',
 ): Buffer {
@@ -42,9 +42,9 @@ export function relation(
   ]);
 }
 
-export type Values = Partial<Record<OutboxColumn | 'extra', string | Buffer | null | undefined>>;
+export type Values = Partial<Record<OutboxColumn | 'state' | 'hold_no' | 'extra', string | Buffer | null | undefined>>;
 
-export function insert(id: number, values: Values, columns: readonly string[] = OUTBOX_COLUMNS): Buffer {
+export function insert(id: number, values: Values, columns: readonly string[] = STREAM_COLUMNS): Buffer {
   const each = columns.map((name) => {
     const value = values[name as OutboxColumn] ?? null;
     if (value === null) return Buffer.from('n');

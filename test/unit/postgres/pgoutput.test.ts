@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { OUTBOX_COLUMNS, rowFromColumns } from '../../../src/postgres/outbox-row.js';
+import { OUTBOX_COLUMNS, rowFromColumns, STREAM_COLUMNS } from '../../../src/postgres/outbox-row.js';
 import { PgoutputDecoder } from '../../../src/postgres/pgoutput.js';
 import { begin, commit, insert, relation, type Values } from './pgoutput-encoder.js';
 
@@ -32,9 +32,10 @@ const values: fc.Arbitrary<Values> = fc.record({
   occurred_at: text,
   created_at: text,
   attempts: fc.nat().map(String),
+  state: text,
 });
 
-function decoderFor(columns: readonly string[] = OUTBOX_COLUMNS): PgoutputDecoder {
+function decoderFor(columns: readonly string[] = STREAM_COLUMNS): PgoutputDecoder {
   const decoder = new PgoutputDecoder('waybill');
   expect(decoder.decode(relation(7, columns))).toBeUndefined();
   return decoder;
@@ -53,7 +54,7 @@ test('O7, fact 9: any row comes out of the log as it comes out of the table', ()
   fc.assert(
     fc.property(values, (given) => {
       const event = decoderFor().decode(insert(7, given));
-      expect(event).toEqual({ kind: 'row', row: fromTable(given) });
+      expect(event).toEqual({ kind: 'row', row: fromTable(given), state: given.state, holdNo: null });
     }),
     { numRuns: 300 },
   );
@@ -65,27 +66,35 @@ test('fact 8: the decoded row does not change when the receive buffer is used ag
       const receiveBuffer = Buffer.concat([Buffer.from('before'), insert(7, given), Buffer.from('after')]);
       const event = decoderFor().decode(receiveBuffer.subarray(6, receiveBuffer.length - 5));
       receiveBuffer.fill(0xff);
-      expect(event).toEqual({ kind: 'row', row: fromTable(given) });
+      expect(event).toEqual({ kind: 'row', row: fromTable(given), state: given.state, holdNo: null });
     }),
   );
 });
 
 test('F48: columns are found by name, whatever their order; a column of the application does no harm', () => {
-  const orders = fc.shuffledSubarray([...OUTBOX_COLUMNS, 'extra'], { minLength: OUTBOX_COLUMNS.length + 1 });
+  const orders = fc.shuffledSubarray([...STREAM_COLUMNS, 'extra'], { minLength: STREAM_COLUMNS.length + 1 });
   fc.assert(
     fc.property(values, orders, optional, (given, order, extra) => {
       expect(decoderFor(order).decode(insert(7, { ...given, extra }, order))).toEqual({
         kind: 'row',
         row: fromTable(given),
+        state: given.state,
+        holdNo: null,
       });
     }),
   );
 });
 
+test('3.5, F48: the place in its key comes with a row, but not from before there were places', () => {
+  const columns = [...STREAM_COLUMNS, 'hold_no'];
+  const event = decoderFor(columns).decode(insert(7, { state: 'parked', hold_no: '12' }, columns));
+  expect(event).toMatchObject({ state: 'parked', holdNo: '12' });
+});
+
 test('F48: a missing column stops the stream with its name', () => {
-  for (const missing of OUTBOX_COLUMNS) {
+  for (const missing of STREAM_COLUMNS) {
     const decoder = new PgoutputDecoder('waybill');
-    const columns = OUTBOX_COLUMNS.filter((name) => name !== missing);
+    const columns = STREAM_COLUMNS.filter((name) => name !== missing);
     expect(() => decoder.decode(relation(7, columns))).toThrow(
       expect.objectContaining({
         code: 'WAYBILL_PUBLICATION_UNFIT',
@@ -97,7 +106,7 @@ test('F48: a missing column stops the stream with its name', () => {
 
 test('F48: a new Relation message replaces the old one', () => {
   const decoder = decoderFor();
-  const order = [...OUTBOX_COLUMNS].reverse();
+  const order = [...STREAM_COLUMNS].reverse();
   decoder.decode(relation(7, order));
   expect(decoder.decode(insert(7, { id: 'x', payload: '{"a": 1.10}' }, order))).toMatchObject({
     row: { id: 'x', body: Buffer.from('{"a": 1.10}'), bodyKind: 'json' },
@@ -148,7 +157,7 @@ test('F51: updates, deletes, truncates and other tables mean nothing here and ar
   const decoder = decoderFor();
   for (const type of 'UDT') expect(decoder.decode(Buffer.from(`${type}....`))).toBeUndefined();
   decoder.decode(relation(8, ['seq'], 'waybill', 'other'));
-  decoder.decode(relation(9, OUTBOX_COLUMNS, 'elsewhere', 'outbox'));
+  decoder.decode(relation(9, STREAM_COLUMNS, 'elsewhere', 'outbox'));
   expect(decoder.decode(insert(8, {}, ['seq']))).toBeUndefined();
   expect(decoder.decode(insert(9, {}))).toBeUndefined();
   for (const type of 'OYM') expect(decoder.decode(Buffer.from(`${type}....`))).toBeUndefined();
