@@ -252,11 +252,13 @@ export class ModelDatabase {
   }
 
   get heldKeys(): string[] {
-    return [...new Set(this.rows.flatMap(({ row, holdNo }) => (holdNo !== null && row.key !== null ? [row.key] : [])))];
+    const visible = this.rows.filter(({ row }) => this.#visible(row.seq, row.id));
+    return [...new Set(visible.flatMap(({ row, holdNo }) => (holdNo !== null && row.key !== null ? [row.key] : [])))];
   }
 
   get lastHoldNo(): bigint {
-    return this.rows.reduce((last, { holdNo }) => (holdNo !== null && holdNo > last ? holdNo : last), 0n);
+    const visible = this.rows.filter(({ row }) => this.#visible(row.seq, row.id));
+    return visible.reduce((last, { holdNo }) => (holdNo !== null && holdNo > last ? holdNo : last), 0n);
   }
 
   find(id: string): TableRow | undefined {

@@ -227,3 +227,60 @@ test('3.5: a locked row goes before the one behind it, although that one is in t
   await world.heal();
   world.checkEnd();
 });
+
+test.each([
+  ['the sweep', false],
+  ['the log', true],
+])(
+  '3.6, O3: a row that was due and went out before a crash is too late to cancel when %s brings it again',
+  async (_by, behind) => {
+    const world = new World();
+    await world.startRelay();
+    const plan = { bytes: 0, deleted: false };
+    // A row that cannot be settled holds the position back.
+    if (behind) await world.apply({ do: 'commit', rows: [{ ...plan, fate: 'ok' }], gap: 0, standby: true });
+    await world.apply({ do: 'commit', rows: [{ ...plan, fate: 'later' }], gap: 0, standby: false });
+    await world.apply({ do: 'run', count: 4 });
+    expect(world.database.rows.map(({ state }) => state)).toContain('scheduled');
+    await world.apply({ do: 'pass time', ms: 2_000 });
+    await world.apply({ do: 'due' });
+    for (let n = 0; n < 40 && world.broker.queue.length < (behind ? 2 : 1); n += 1) {
+      await world.apply({ do: 'database', count: 1 });
+      await world.apply({ do: 'broker', count: 1 });
+      await world.apply({ do: 'process', count: 1 });
+    }
+    expect(world.broker.queue.map(({ type }) => type)).toContain('later');
+    await world.apply({ do: 'restart', late: false });
+    for (let n = 0; n < 60; n += 1) {
+      if (n % 10 === 0) await world.apply({ do: 'sweep' });
+      await world.apply({ do: n % 3 === 0 ? 'keepalive' : 'cancel', which: 0 });
+      await world.apply({ do: 'send', count: 1 });
+      await world.apply({ do: 'database', count: 1 });
+      await world.apply({ do: 'broker', count: 1 });
+    }
+    expect(world.database.cancelled.size).toBe(0);
+    await world.heal();
+    world.checkEnd();
+  },
+);
+
+test('3.5: a blocked row that somebody else wrote, with whatever number, goes behind those that came before it', async () => {
+  const world = new World(noCounts(), 'strict');
+  await world.startRelay();
+  const row = (fate: Fate, state: State): RowPlan => ({ fate, state, key: 2, bytes: 0, deleted: false });
+  await world.apply({ do: 'commit', rows: [row('bad_header', 'ready')], gap: 0, standby: false });
+  await world.apply({ do: 'run', count: 6 });
+  // Both are in the table, and the log has brought neither.
+  await world.apply({ do: 'commit', rows: [row('ok', 'ready')], gap: 0, standby: false });
+  await world.apply({ do: 'commit', rows: [row('ok', 'blocked')], gap: 0, standby: false });
+  await world.apply({ do: 'discard', which: 0 });
+  for (let n = 0; n < 6; n += 1) {
+    await world.apply({ do: 'due' });
+    await world.apply({ do: 'database', count: 3 });
+    await world.apply({ do: 'process', count: 1 });
+  }
+  expect(world.broker.queue).toEqual([]);
+  await world.heal();
+  world.checkEnd();
+  expect(world.broker.queue.map(({ messageId }) => messageId.slice(-1))).toEqual(['1', '2']);
+});
