@@ -46,7 +46,10 @@ export const METRICS = {
   waybill_outbox_confirmed_total: relay('counter', 'Messages that RabbitMQ confirmed and did not return.'),
   waybill_outbox_returned_total: relay('counter', 'Messages returned because no queue took them.'),
   waybill_outbox_nacked_total: relay('counter', 'Messages that RabbitMQ refused to store for now (a full queue).'),
-  waybill_outbox_resent_total: relay('counter', 'Messages sent again after a nack or a lost channel.'),
+  waybill_outbox_resent_total: relay(
+    'counter',
+    'Messages sent again on a connection that goes on, after a nack or a lost channel. What is repeated after a crash or a lost connection counts as published alone.',
+  ),
   waybill_outbox_settled_total: relay('counter', 'Rows whose fate is stored: removed from the outbox, or held in it.'),
   waybill_outbox_scheduled_total: relay('counter', 'Rows set aside until they are due or tried again.'),
   waybill_outbox_parked_total: relay('counter', 'Rows set aside as impossible to publish, for a person to look at.'),
