@@ -281,7 +281,7 @@ export class TableFeed {
           // The stream may have brought it since the list was made, and it may even be settled since it was read.
           if (this.#works.has(row.seq) || settled.removed.has(row.seq)) continue;
           onRow?.(row);
-          const work = tableWork(row, origin, isDue);
+          const work = tableWork(row, origin, isDue || origin === 'due');
           work.order = holdNo === null || row.key === null ? null : BigInt(holdNo);
           this.#works.add(work);
           published += 1;

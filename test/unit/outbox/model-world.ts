@@ -327,7 +327,8 @@ export class World {
   }
 }
 
-function rowFor(id: string, { fate, bytes, key }: RowPlan, nowMs: number): OutboxRow {
+function rowFor(id: string, { fate, bytes, key, state }: RowPlan, nowMs: number): OutboxRow {
+  const isHeld = state === 'parked' || state === 'blocked';
   return outboxRow({
     id,
     type: fate,
@@ -336,7 +337,8 @@ function rowFor(id: string, { fate, bytes, key }: RowPlan, nowMs: number): Outbo
     bodyKind: 'bytes',
     headers: fate === 'bad_header' ? '{"CC": "x"}' : '{}',
     exchange: fate === 'no_exchange' ? 'nowhere' : fate === 'sometimes' ? 'sometimes' : null,
-    deliverAt: fate === 'later' ? timestampOf(nowMs + 2_000) : null,
+    // What is parked or blocked has been tried, or had its turn.
+    deliverAt: fate === 'later' ? timestampOf(isHeld ? nowMs : nowMs + 2_000) : null,
     expiresAt: fate === 'expired' ? '1970-01-01 00:00:00+00' : null,
   });
 }
