@@ -139,7 +139,9 @@ export async function acquire(context: SessionContext, holdings: Holdings): Prom
   const facts: SlotFacts = {
     database: server.database,
     walSenderTimeoutMs: server.walSenderTimeoutMs,
-    timelineChanged: before?.timeline != null && before.timeline !== identity.timeline,
+    fromTimeline: before?.timeline ?? null,
+    timeline: identity.timeline,
+    expected: before?.checkpointLsn != null,
     publicationMade: false,
     insertThenDeleteSeen: before?.insertThenDeleteSeen ?? false,
     replace: undefined,

@@ -40,7 +40,11 @@ export async function assertPublication(client: SqlClient, schema: string, publi
 export interface SlotFacts {
   database: string;
   walSenderTimeoutMs: number;
-  timelineChanged: boolean;
+  /** Of the session before, and now: another one means a promotion. Null before the first session. */
+  fromTimeline: number | null;
+  timeline: number;
+  /** The relay has worked with its slot, and did not give it up itself. */
+  expected: boolean;
   publicationMade: boolean;
   /** Applications delete rows themselves: between the old slot and a new one such rows are in the log alone. */
   insertThenDeleteSeen: boolean;
@@ -58,24 +62,37 @@ export async function usableSlot(
   slot: Slot,
   facts: SlotFacts,
 ): Promise<SlotState | undefined> {
+  const promoted = wasPromoted(facts);
+  const timelines = { fromTimeline: facts.fromTimeline, timeline: facts.timeline };
   const giveUpAtMs = clock.now() + Math.max(MIN_SLOT_WAIT_MS, facts.walSenderTimeoutMs) * (1 + clock.random() / 4);
   for (let waiting = false; ; waiting = true) {
     const state = await slot.inspect();
-    if (!state) return undefined;
+    if (!state) {
+      if (facts.expected && facts.replace === undefined) {
+        const why = promoted
+          ? 'the server was promoted, and the replication slot is not there'
+          : 'the replication slot is gone';
+        log.error({ slot: slot.name, ...(promoted ? timelines : {}) }, `${why}; ${whatNow(facts)}`);
+      }
+      return undefined;
+    }
     slot.assertOurs(state, facts.database);
     // Why after the look at the slot: its last reader may have confirmed what was written a moment ago.
     const lost = whyUnusable(state, facts, await slot.insertLsn());
     if (!state.active) {
-      if (lost === undefined) return state;
+      if (lost === undefined) {
+        if (promoted) {
+          log.warn({ slot: slot.name, ...timelines }, 'the server was promoted, and the replication slot has followed');
+        }
+        return state;
+      }
       log.error(
         {
           slot: slot.name,
           reason: lost,
           from: state.confirmedFlushLsn === null ? null : formatLsn(state.confirmedFlushLsn),
         },
-        facts.insertThenDeleteSeen
-          ? 'dropping the replication slot; pending rows are read from the table, but rows that applications deleted themselves and that were not published yet are lost'
-          : 'dropping the replication slot; pending rows are read from the table',
+        `dropping the replication slot; ${whatNow(facts)}`,
       );
       await slot.drop();
       return undefined;
@@ -94,6 +111,17 @@ export async function usableSlot(
   }
 }
 
+function whatNow({ insertThenDeleteSeen }: SlotFacts): string {
+  const read = 'pending rows are read from the table';
+  return insertThenDeleteSeen
+    ? `${read}, but rows that applications deleted themselves and that were not published yet are lost`
+    : read;
+}
+
+function wasPromoted({ fromTimeline, timeline }: SlotFacts): boolean {
+  return fromTimeline !== null && fromTimeline !== timeline;
+}
+
 function whyUnusable(state: SlotState, facts: SlotFacts, insertLsn: Lsn): string | undefined {
   // Newer versions tell why it is lost; older ones know of one reason only.
   if (state.invalidationReason !== null && state.invalidationReason !== 'wal_removed') {
@@ -105,7 +133,6 @@ function whyUnusable(state: SlotState, facts: SlotFacts, insertLsn: Lsn): string
   if (state.confirmedFlushLsn !== null && state.confirmedFlushLsn > insertLsn) {
     return 'it is ahead of the server, which was restored or failed over';
   }
-  if (facts.timelineChanged && !state.failover)
-    return 'the server was promoted, and the slot did not follow the failover';
+  if (wasPromoted(facts) && !state.failover) return 'the server was promoted, and the slot did not follow the failover';
   return undefined;
 }
