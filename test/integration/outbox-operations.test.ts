@@ -297,7 +297,7 @@ describe('the commands', () => {
     expect(human).toMatchObject({ code: 0, err: '' });
     expect(human.out).toMatch(/ID +STATE +AGE +TYPE\n/);
     expect(human.out).toContain('    key k; 3 tries; no exchange "x"\n');
-    expect(human.out).toContain('more than these 2');
+    expect(human.out).toContain('More fit than the 2 shown');
     expect((await waybill(['list', '--key', 'nobody'])).out).toBe('No row of the outbox fits.\n');
   });
 
