@@ -158,6 +158,8 @@ describe('kill -9 of a consumer', () => {
     await killAtThePoint();
     await scene.waitForRows(1, "status = 'dead' and dead_reason = 'never'");
     expect(await scene.depth('graves')).toBe(0);
+    // The lease of whoever had it in hand is over.
+    await scene.database.query('update waybill.inbox_uncopied set claimed_until = clock_timestamp()');
     const second = scene.start(CONSUMER);
     await until(async () => (await scene.depth('graves')) === 1, { what: 'the copy' });
     expect(await second.stop()).toBe(0);
