@@ -74,7 +74,7 @@ export function toDatabaseError(error: unknown, doing: string): WaybillError {
     });
   }
   const foreign = foreignFunction(error);
-  if (foreign !== undefined && /^(42|3F)/.test(state)) {
+  if (foreign !== undefined && NOT_FOUND.has(state)) {
     return new WaybillError('WAYBILL_DATABASE_FAILED', `${doing}: ${text} (SQLSTATE ${state}, in ${foreign})`, {
       hint: `Waybill's connections look in pg_catalog alone: in ${foreign} name with its schema what it uses, or give it a path with: alter function ${foreign} set search_path = ...`,
       cause: error,
@@ -87,14 +87,17 @@ export function toDatabaseError(error: unknown, doing: string): WaybillError {
   });
 }
 
+/** No such table, function, operator or type, column, schema. */
+const NOT_FOUND = new Set(['42P01', '42883', '42704', '42703', '3F000']);
+
 /**
  * The function in which a statement failed, such as one of a trigger on our tables. Why not all that the server says of
- * the place: it quotes statements, and with them values.
+ * the place: it quotes statements, and with them values. Ours stand there without a schema: it is on their own path.
  */
 function foreignFunction(error: unknown): string | undefined {
   const where: unknown = typeof error === 'object' && error !== null && 'where' in error ? error.where : undefined;
   if (typeof where !== 'string') return undefined;
-  return /^(?:PL\/\w+|SQL) function ("?[^\s(]+\([^)]*\))/m.exec(where)?.[1];
+  return /^(?:PL\/\w+|SQL) function ([^\s(]+\.[^\s(]+\([^)]*\))/m.exec(where)?.[1];
 }
 
 /** A server that answers and takes no writes; `why` says what it is instead. */

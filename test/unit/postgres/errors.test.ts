@@ -61,3 +61,10 @@ test('what fails inside a function of somebody is told with its name, and with n
   expect(error.hint).toContain('alter function app.note_row() set search_path');
   expect(`${error.message}${error.hint}`).not.toContain('customer 7');
 });
+
+test.each([
+  ['a missing grant', '42501', 'PL/pgSQL function app.note_row() line 3 at SQL statement', 'WAYBILL_DATABASE_REFUSED'],
+  ['in a function of ours', '42P01', 'PL/pgSQL function store_arrivals(json) line 3 at FOR', 'WAYBILL_SCHEMA_MISSING'],
+])('%s means what it means elsewhere', (_, code, where, expected) => {
+  expect(toDatabaseError(Object.assign(new Error('no'), { code, where }), 'x').code).toBe(expected);
+});
