@@ -1,7 +1,7 @@
 import { defineConfig } from 'vitest/config';
 
-/** A project whose files talk to real servers, started once a run; the machine's two cores are shared with these. */
-function withServers(name: string, testTimeout: number, groupOrder: number) {
+/** A project whose files talk to real servers, started once a run. Faults wait more than they work: a third at once. */
+function withServers(name: string, testTimeout: number, groupOrder: number, maxWorkers = 2) {
   return {
     test: {
       name,
@@ -9,7 +9,7 @@ function withServers(name: string, testTimeout: number, groupOrder: number) {
       globalSetup: ['test/support/run-servers.ts'],
       testTimeout,
       hookTimeout: 120_000,
-      maxWorkers: 2,
+      maxWorkers,
       sequence: { groupOrder },
     },
   };
@@ -22,7 +22,7 @@ export default defineConfig({
       // Why so long: hundreds of random cases on a machine that may be busy with something else.
       { test: { name: 'unit', include: ['test/unit/**/*.test.ts'], testTimeout: 60_000 } },
       withServers('integration', 60_000, 1),
-      withServers('faults', 120_000, 2),
+      withServers('faults', 120_000, 2, 3),
       withServers('e2e', 180_000, 3),
     ],
   },
