@@ -185,10 +185,16 @@ export class World {
     if (window.messages > MAX_MESSAGES) broken.push(`O4: ${window.messages} messages in flight`);
     if (window.messages > 1 && window.bytes > MAX_BYTES) broken.push(`O4: ${window.bytes} bytes in flight`);
     // One for each that feeds: pump, due or sweep. Withdrawn rows have no bodies.
-    const withdrawn = database.rows.filter(({ state }) => state === 'cancelled' || state === 'discarded');
+    const withdrawn = [...database.cancelled, ...database.discarded].filter((id) => works.find(this.#written(id)));
     const unsettled = works.size - relay.settler.refusedRows;
     if (unsettled > MAX_MESSAGES * 5 + 2 + withdrawn.length) broken.push(`O4: ${unsettled} rows unsettled`);
     if (broken.length > 0) throw new Error(broken.join('\n'));
+  }
+
+  /** The row as its transaction wrote it. */
+  #written(id: string): OutboxRow {
+    const { transaction, place } = this.#fates.get(id)!;
+    return this.database.wal[transaction]!.rows[place]!.row;
   }
 
   /** Rules of the end: throws when anything committed is neither delivered nor kept with a reason. */
@@ -268,7 +274,7 @@ export class World {
     }
     if (this.database.cancelled.has(id)) this.#violations.push(`O3: the cancelled row ${id} goes out`);
     const place = known.transaction * 100 + known.place;
-    const { row } = this.database.wal[known.transaction]!.rows[known.place]!;
+    const row = this.#written(id);
     const first = !this.#publishedIds.has(id);
     this.#publishedIds.add(id);
     // What its writer put off comes from the table.
