@@ -1,4 +1,5 @@
 import { createHash } from 'node:crypto';
+import { isUint8Array } from 'node:util/types';
 import { refusal, type Acceptance } from './acceptance.js';
 import { identify, type Identification, type IdNamespace } from './identification.js';
 
@@ -258,22 +259,23 @@ function readableJson(json: string): string {
 
 /** Headers as JSON; bytes and other values that JSON has no word for are written in a readable way. */
 function toJson(value: object, levels = MAX_HEADER_DEPTH): string | undefined {
-  return isDeeperThan(value, levels) ? undefined : JSON.stringify(value, plain);
+  return isDeeperThan(value, levels) ? undefined : JSON.stringify(plain(value));
 }
 
-function plain(this: unknown, _name: string, value: unknown): unknown {
+/**
+ * A copy of plain objects. Why no replacer: it is asked after a value's own toJSON, and a sender may give a table the look,
+ * or by a header `__proto__` the prototype, of bytes.
+ */
+function plain(value: unknown): unknown {
   if (typeof value === 'bigint') return value.toString();
-  if (isBytes(value)) return { '!': 'bytes', base64: Buffer.from(value.data).toString('base64') };
-  return value;
-}
-
-/** What JSON.stringify makes of a Buffer before it asks `plain`. */
-function isBytes(value: unknown): value is { type: 'Buffer'; data: number[] } {
-  return typeof value === 'object' && value !== null && 'type' in value && value.type === 'Buffer' && 'data' in value;
+  if (isUint8Array(value)) return { '!': 'bytes', base64: Buffer.from(value).toString('base64') };
+  if (Array.isArray(value)) return value.map(plain);
+  if (typeof value !== 'object' || value === null) return value;
+  return Object.fromEntries(Object.entries(value).map(([name, child]) => [name, plain(child)]));
 }
 
 function isDeeperThan(value: unknown, levels: number): boolean {
-  if (typeof value !== 'object' || value === null || Buffer.isBuffer(value)) return false;
+  if (typeof value !== 'object' || value === null || isUint8Array(value)) return false;
   return levels === 0 || Object.values(value).some((child) => isDeeperThan(child, levels - 1));
 }
 

@@ -109,6 +109,22 @@ describe('the inbox row of a delivery', () => {
     expect(JSON.parse(row.rawProperties!)).toMatchObject({ headers: nested(15) });
   });
 
+  it('takes tables that look like bytes, or have bytes as their prototype, for what they are', () => {
+    // As the client reads a header of the name __proto__.
+    const inherits = Object.setPrototypeOf({ a: 1 }, Buffer.from('bytes')) as Record<string, unknown>;
+    const looks: Record<string, unknown>[] = [5, null, 'text', [1, -1], { length: 2 ** 40 }].map((data) => ({
+      type: 'Buffer',
+      data,
+    }));
+    for (const given of [...looks, inherits]) {
+      for (const headers of [given, { inner: given }]) {
+        const row = toInboundRow(delivery({ messageId: 'm', headers }), rules);
+        expect(row).toMatchObject({ messageId: 'm', dead: null });
+        expect(JSON.parse(row.headers)).toEqual(headers === given ? { ...given } : { inner: { ...given } });
+      }
+    }
+  });
+
   it('takes what only looks like an escape', () => {
     const row = toInboundRow(delivery({ messageId: 'm', headers: { x: '\\u0000', y: '\\\\ud800', z: '😀' } }), rules);
     expect(row.dead).toBeNull();
