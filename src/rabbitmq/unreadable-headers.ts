@@ -10,6 +10,8 @@ const HAS_CONTENT_ENCODING = 0x4000;
 const HAS_HEADERS = 0x2000;
 /** Of a tag and the length behind it. */
 const LENGTH_BYTES = 5;
+/** Its tag. */
+const INT64 = 'l'.charCodeAt(0);
 
 /** Bytes behind the tag of a value of a fixed size. Source: https://www.rabbitmq.com/amqp-0-9-1-errata#section_3 */
 const FIXED_BYTES: Readonly<Record<string, number>> = {
@@ -25,10 +27,11 @@ interface FrameReader {
 }
 
 /**
- * Keeps headers from the client that it cannot decode. Why: its decoder calls itself for each level, so that some thousand
+ * Keeps headers from the client that it cannot decode, and gives it whole numbers that it would round as text. Why: its decoder calls itself for each level, so that some thousand
  * levels in one message end the connection, with everything that is on it, and as the message comes again, every
  * connection after it. Fields that are nested too deeply, or that are no fields, are taken out of the frame before it is
- * decoded and handed on as bytes, in `unreadableHeaders` of the message's properties.
+ * decoded and handed on as bytes, in `unreadableHeaders` of the message's properties. And two ids that are rounded to one
+ * would be one message.
  */
 export function keepUnreadableHeaders(connection: Connection): void {
   const reader = connection as unknown as FrameReader;
@@ -39,14 +42,16 @@ export function keepUnreadableHeaders(connection: Connection): void {
     if (!found) return recvFrame();
     reader.rest = found.rest;
     const frame = recvFrame();
-    if (frame && frame.fields) Object.assign(frame.fields, { unreadableHeaders: found.unreadable });
+    if (frame && frame.fields && found.unreadable.length > 0) {
+      Object.assign(frame.fields, { unreadableHeaders: found.unreadable });
+    }
     return frame;
   };
 }
 
 /**
- * The bytes with a frame in front whose headers can be decoded, and what was taken out of it; undefined when nothing has to
- * be, or the frame is not there in full. Looks at each byte once, however deep it lies.
+ * The bytes with a frame in front whose headers can be decoded exactly, and what was taken out of it; undefined when nothing
+ * has to be changed, or the frame is not there in full. Looks at each byte once, however deep it lies.
  */
 export function withoutUnreadable(bytes: Buffer): { rest: Buffer; unreadable: UnreadableHeader[] } | undefined {
   if (bytes.length < FRAME_HEAD_BYTES || bytes[0] !== HEADER_FRAME) return undefined;
@@ -56,10 +61,13 @@ export function withoutUnreadable(bytes: Buffer): { rest: Buffer; unreadable: Un
   const at = headersAt(payload);
   if (at === undefined) return undefined;
   const table = payload.subarray(at + 4, at + 4 + payload.readUInt32BE(at));
-  const fields = unreadableFields(table);
-  if (fields.length === 0) return undefined;
+  const changed = changedFields(table);
+  if (changed.length === 0) return undefined;
   const kept = Buffer.concat(
-    [...fields, { at: table.length }].map((field, index) => table.subarray(fields[index - 1]?.end ?? 0, field.at)),
+    [...changed, undefined].flatMap((field, index) => {
+      const before = table.subarray(changed[index - 1]?.end ?? 0, field?.at);
+      return field?.instead ? [before, table.subarray(field.at, field.valueAt), field.instead] : [before];
+    }),
   );
   const length = Buffer.alloc(4);
   length.writeUInt32BE(kept.length);
@@ -68,11 +76,13 @@ export function withoutUnreadable(bytes: Buffer): { rest: Buffer; unreadable: Un
   head.writeUInt32BE(properties.length, 3);
   return {
     rest: Buffer.concat([head, properties, bytes.subarray(end)]),
-    unreadable: fields.map(({ at: nameAt, valueAt, end: fieldEnd }) => ({
-      name: table.toString('utf8', nameAt + 1, valueAt),
-      // A copy: the frame is a view of a buffer that is much larger.
-      field: Buffer.from(table.subarray(valueAt, fieldEnd)),
-    })),
+    unreadable: changed
+      .filter(({ instead }) => !instead)
+      .map(({ at: nameAt, valueAt, end: fieldEnd }) => ({
+        name: table.toString('utf8', nameAt + 1, valueAt),
+        // A copy: the frame is a view of a buffer that is much larger.
+        field: Buffer.from(table.subarray(valueAt, fieldEnd)),
+      })),
   };
 }
 
@@ -87,24 +97,38 @@ function headersAt(payload: Buffer): number | undefined {
   return at + 4 <= payload.length ? at : undefined;
 }
 
-/** A field of a table: where its name, its value and the next field are. */
+/** A field of a table that cannot stay as it is: where its name, its value and the next field are. */
 interface Field {
   at: number;
   valueAt: number;
   end: number;
+  /** Another value for it; undefined: it is taken out. */
+  instead: Buffer | undefined;
 }
 
-/** The fields of a table that cannot be read; all from the first on whose end is not known. */
-function unreadableFields(table: Buffer): Field[] {
-  const unreadable: Field[] = [];
+/** The fields of a table that cannot be read exactly; all from the first on whose end is not known. */
+function changedFields(table: Buffer): Field[] {
+  const changed: Field[] = [];
   for (let at = 0; at < table.length;) {
     const valueAt = at + 1 + (table[at] ?? 0);
     const end = valueEnd(table, valueAt, table.length);
-    const field = { at, valueAt, end: end ?? table.length };
-    if (end === undefined || !isReadable(table, valueAt, end)) unreadable.push(field);
+    const instead = end === undefined ? undefined : asExactText(table, valueAt);
+    const field = { at, valueAt, end: end ?? table.length, instead };
+    if (end === undefined || instead || !isReadable(table, valueAt, end)) changed.push(field);
     at = field.end;
   }
-  return unreadable;
+  return changed;
+}
+
+/** A whole number of 64 bits that JavaScript would round, as the text of its digits (fact 69). */
+function asExactText(table: Buffer, valueAt: number): Buffer | undefined {
+  if (table[valueAt] !== INT64) return undefined;
+  const value = table.readBigInt64BE(valueAt + 1);
+  if (Number.isSafeInteger(Number(value))) return undefined;
+  const digits = Buffer.from(value.toString());
+  const head = Buffer.from('S\0\0\0\0');
+  head.writeUInt32BE(digits.length, 1);
+  return Buffer.concat([head, digits]);
 }
 
 /** Whether the value, which ends there by its own word, holds what it should, and not too deeply. */

@@ -35,6 +35,13 @@ export function textHeader(name: string, value: string): Buffer {
   return Buffer.concat([shortString(name), Buffer.from('S'), sized(Buffer.from(value))]);
 }
 
+/** A signed whole number of 64 bits. */
+export function int64Header(name: string, value: bigint): Buffer {
+  const field = Buffer.alloc(9, 'l');
+  field.writeBigInt64BE(value, 1);
+  return Buffer.concat([shortString(name), field]);
+}
+
 /** A content header frame with headers, a message id and a type. */
 export function contentHeader(
   channel: number,

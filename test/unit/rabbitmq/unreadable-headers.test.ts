@@ -3,7 +3,7 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { toInboundRow } from '../../../src/core/delivery.js';
 import { withoutUnreadable } from '../../../src/rabbitmq/unreadable-headers.js';
-import { contentHeader, nestedHeader, textHeader } from '../../support/wire/content-headers.js';
+import { contentHeader, int64Header, nestedHeader, textHeader } from '../../support/wire/content-headers.js';
 
 /** The client's own codec, by its file: the package does not export it. */
 const load = createRequire(import.meta.url);
@@ -100,6 +100,31 @@ describe('headers that the client cannot decode', () => {
       }),
       { numRuns: 500 },
     );
+  });
+
+  it('fact 69: a whole number that the client would round comes as text, the others as they are', () => {
+    const numbers = [2n ** 63n - 1n, -(2n ** 63n), 2n ** 53n, 2n ** 53n - 1n, 7n];
+    const bytes = Buffer.concat([
+      message([
+        textHeader('a', 'before'),
+        ...numbers.map((n, index) => int64Header(`n${index}`, n)),
+        textHeader('b', 'c'),
+      ]),
+      Buffer.from('next'),
+    ]);
+    const { unreadable, properties, rest } = read(bytes);
+    expect(properties).toMatchObject({ messageId: 'm-1', type: 'order.paid' });
+    expect(properties.headers).toEqual({
+      a: 'before',
+      n0: '9223372036854775807',
+      n1: '-9223372036854775808',
+      n2: '9007199254740992',
+      n3: 9_007_199_254_740_991,
+      n4: 7,
+      b: 'c',
+    });
+    expect(unreadable).toEqual([]);
+    expect(rest.toString()).toBe('next');
   });
 
   it('are all that make the decoder fail, whatever the bytes of the table', () => {
