@@ -1,6 +1,7 @@
 import { z } from 'zod';
 import { parseAcceptance, type Acceptance } from '../core/acceptance.js';
 import { parseIdentification } from '../core/identification.js';
+import { brokerDeathsQueue, isSharedDelay, retryQueue } from '../core/topology.js';
 import { checkHttpHandler, httpHandlerKeys, toHttpHandler, type HttpHandlerConfig } from './http-handler.js';
 import { choice, duration, integer, list, size, text } from './leaves.js';
 import { checkExchangeName } from './names.js';
@@ -203,6 +204,7 @@ export const consumersSection = z
     for (const [one, other] of sharedQueues(found)) {
       fail([other, 'queue'], `is also the queue of ${one}`, 'give each consumer a queue of its own');
     }
+    for (const { path, problem, mend } of takenQueues(found)) fail(path, problem, mend);
     return found;
   });
 
@@ -215,8 +217,7 @@ function kindOf(given: unknown): Kind {
 /** One consumer, checked: durations end in Ms, sizes in Bytes. */
 export type ConsumerConfig = ReturnType<typeof toConsumer>;
 
-export type HandlerConfig =
-  { kind: 'store' } | { kind: 'sql'; function: string; timeoutMs: number } | HttpHandlerConfig;
+type HandlerConfig = { kind: 'store' } | { kind: 'sql'; function: string; timeoutMs: number } | HttpHandlerConfig;
 
 type GivenHandler = Given<Kind>['handler'];
 
@@ -296,6 +297,23 @@ function contradictions({
 function sharedQueues(found: readonly ConsumerConfig[]): [string, string][] {
   return found.flatMap(({ name, queue }, index) =>
     found.slice(0, index).flatMap((other): [string, string][] => (other.queue === queue ? [[other.name, name]] : [])),
+  );
+}
+
+/** Names of queues that Waybill makes for itself: what else came there would come round again, or be taken for a timer. */
+function takenQueues(found: readonly ConsumerConfig[]): { path: string[]; problem: string; mend: string }[] {
+  const uses = new Map<string, string>();
+  for (const { name, queue } of found) {
+    uses.set(brokerDeathsQueue(queue), `gets what RabbitMQ gives up in ${queue}`);
+    uses.set(retryQueue(name), `gets the timers of ${name}`);
+  }
+  return found.flatMap(({ name, queue, deadLetterQueue }) =>
+    Object.entries({ queue, deadLetterQueue }).flatMap(([key, given]) => {
+      const use = given === null ? undefined : isSharedDelay(given) ? 'holds timers' : uses.get(given);
+      if (use === undefined) return [];
+      const problem = `is the queue that ${use}`;
+      return [{ path: [name, key], problem, mend: 'give it a name of its own' }];
+    }),
   );
 }
 

@@ -126,6 +126,16 @@ consumers:
       'consumers.b.retry.delays is empty',
       'consumers.b.queue is also the queue of a',
     ]);
+    expect(
+      problemsOf(
+        'consumers: { a: { deadLetterQueue: a.dlq }, b: { queue: a.dlq, deadLetterQueue: waybill.retry.a }, c: { queue: waybill.delay.5000ms } }',
+      ),
+    ).toEqual([
+      'consumers.a.deadLetterQueue is the queue that gets what RabbitMQ gives up in a',
+      'consumers.b.queue is the queue that gets what RabbitMQ gives up in a',
+      'consumers.b.deadLetterQueue is the queue that gets the timers of a',
+      'consumers.c.queue is the queue that holds timers',
+    ]);
     expect(problemsOf('consumers: { a: { handler: { kind: sql } } }')).toEqual([
       'consumers.a.handler.function (or WAYBILL_CONSUMERS_A_HANDLER_FUNCTION) is missing',
     ]);
