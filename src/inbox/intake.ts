@@ -24,6 +24,8 @@ export interface IntakeOptions {
   limits: GatheringLimits;
   /** Whether arrivals are handled in the transaction that writes them. */
   applies: boolean;
+  /** Whether the queue has one active consumer at a time, for the sake of an order. */
+  byKey: boolean;
   persisting: Persisting;
   gate: Gate;
   outcomes: Outcomes;
@@ -68,6 +70,10 @@ const HOLD_BACKOFF: Backoff = { firstMs: 100, factor: 2, maxMs: 5_000, jitter: 0
  *
  *   delivery -> gather -> row -> write (+ apply) -> commit -> acknowledge the settled prefix
  *
+ * When it is left, the consumer is cancelled and what has arrived is written. Not so `byKey`: RabbitMQ makes the next
+ * consumer active at the cancel, whatever is still out here, and that one's messages would come before ours (F96). So the
+ * channel is closed after the batch that is being written, and the rest goes back to where it was in the queue.
+ *
  * I1: nothing is acknowledged before the statement that wrote it has returned. I2: each delivery is settled once, on its
  * channel. I4: while the database is away the batch is held, and nothing is spent.
  *
@@ -102,7 +108,7 @@ export class Intake {
     open: (events: ConsumeChannelEvents) => Promise<ConsumeChannel>,
     stopping: AbortSignal,
   ): Promise<IntakeEnd> {
-    const { clock, gate } = this.#options;
+    const { clock, gate, byKey } = this.#options;
     const channel = await open({
       onDelivery: (delivery) => this.#arrived(delivery),
       onClosed: (error) => {
@@ -121,6 +127,7 @@ export class Intake {
         if (this.#fitting !== undefined) return 'too-much';
         if (!end && (stopping.aborted || gate.isOpen || this.#isRoomy)) {
           end = stopping.aborted ? 'stopped' : gate.isOpen ? 'paused' : 'roomy';
+          if (byKey) return end;
           await channel.cancel();
           continue;
         }

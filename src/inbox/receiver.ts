@@ -292,13 +292,13 @@ export class Receiver {
 
   /** With what all intakes of this consumer share. */
   #intake(own: OwnOptions): Intake {
-    const { store, counters, log, clock } = this.#options;
+    const { store, counters, log, clock, byKey } = this.#options;
     const answers = (): Promise<boolean> =>
       store.ping().then(
         () => true,
         () => false,
       );
-    const shared = { persisting: this.#persisting, outcomes: this.#outcomes, counters, log, clock };
+    const shared = { persisting: this.#persisting, outcomes: this.#outcomes, counters, log, clock, byKey };
     return new Intake({ ...shared, mostHeldBytes: MOST_HELD_BYTES, answers, ...own });
   }
 

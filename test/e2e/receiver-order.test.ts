@@ -50,6 +50,31 @@ describe('order: key', () => {
     expect(await second.stop()).toBe(0);
   });
 
+  it('the one that is active is stopped and replaced, twice, beside another one: no message overtakes another (F96, F112)', async () => {
+    const first = scene.start(CONSUMER);
+    await first.waitForLog(({ msg }) => msg === 'consuming', 'the first consumer');
+    const second = scene.start(CONSUMER);
+    await second.waitForLog(({ msg }) => msg === 'consuming', 'the second consumer');
+    const messages = Array.from({ length: 900 }, (_, n) => ({
+      messageId: `m-${n}`,
+      key: `k-${n % 3}`,
+      body: `{"amount": ${Math.floor(n / 3)}, "sleep": 0.005}`,
+    }));
+    await scene.send('billing', messages);
+    const done = (count: number) =>
+      until(async () => (await scene.rows("status = 'done'")).length > count, { what: `${count} of them` });
+    await done(60);
+    expect(await first.stop()).toBe(0);
+    const third = scene.start(CONSUMER);
+    await third.waitForLog(({ msg }) => msg === 'consuming', 'the third consumer');
+    await done(300);
+    expect(await second.stop()).toBe(0);
+    await scene.waitForRows(900, "status = 'done'", 60_000);
+    for (const key of ['k-0', 'k-1', 'k-2'])
+      expect(await booked(key)).toEqual(Array.from({ length: 300 }, (_, n) => n));
+    expect(await third.stop()).toBe(0);
+  });
+
   it('a dead message holds its key until somebody acts (block), or is passed over (skip)', async () => {
     const consumer = scene.start(CONSUMER);
     await consumer.waitForLog(({ msg }) => msg === 'consuming', 'the consumer');

@@ -39,7 +39,7 @@ class Stage {
   /** Ids that PostgreSQL refuses as rows. */
   readonly refused = new Set<string>();
 
-  constructor(options: { applies?: boolean; rows?: number; usualPrefetch?: number } = {}) {
+  constructor(options: { applies?: boolean; byKey?: boolean; rows?: number; usualPrefetch?: number } = {}) {
     const { clock } = this;
     const log = silentLogger;
     const counters = this.counters as unknown as ConsumerCounters;
@@ -63,6 +63,7 @@ class Stage {
       rules: { identification: { kind: 'message-id' }, idNamespace: 'none', accept: [], maxBodyBytes: 1_000 },
       limits: { rows: options.rows ?? 4, bytes: 1_000, waitMs: 10 },
       applies: options.applies ?? false,
+      byKey: options.byKey ?? false,
       persisting,
       gate: this.gate,
       outcomes,
@@ -221,6 +222,28 @@ describe('the intake', () => {
     expect(stage.cancelled).toBe(true);
     expect(stage.end).toBe('stopped');
     expect(stage.acks.at(-1)).toBe(6);
+  });
+
+  it('F96 by key it never cancels: the batch that is being written is finished, the rest goes back with the channel', async () => {
+    const stage = new Stage({ byKey: true });
+    await stage.pass(0);
+    for (const id of ['a', 'b', 'c', 'd', 'e', 'f']) stage.deliver(id);
+    stage.steps = ['WAYBILL_DATABASE_UNAVAILABLE'];
+    await stage.pass(0);
+    stage.stopping.abort();
+    expect(stage.end).toBeUndefined();
+    await stage.pass(1_000);
+    expect(stage.end).toBe('stopped');
+    expect([...stage.written]).toEqual(['a', 'b', 'c', 'd']);
+    expect(stage.acks).toEqual([4]);
+    expect([stage.cancelled, stage.isOpen]).toEqual([false, false]);
+    const next = new Stage({ byKey: true });
+    await next.pass(0);
+    for (const id of ['a', 'b', 'c', 'd', 'e', 'f']) next.deliver(id);
+    next.stopping.abort();
+    await next.pass(0);
+    expect(next.end).toBe('stopped');
+    expect([...next.written]).toEqual([]);
   });
 
   it('F126 stores what has arrived without handling it when the handler is not there, and takes nothing more', async () => {
