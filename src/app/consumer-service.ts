@@ -1,5 +1,5 @@
 import { setMaxListeners } from 'node:events';
-import type { ConsumerConfig, HandlerConfig } from '../config/consumers.js';
+import type { ConsumerConfig } from '../config/consumers.js';
 import type { Config } from '../config/load.js';
 import { consequenceOf } from '../core/error-policy.js';
 import { ERROR_CODES, isWaybillError, WaybillError } from '../core/errors.js';
@@ -189,7 +189,7 @@ class Consumers implements ConsumerService {
       consumer: name,
       queue: consumer.queue,
       prefetch: consumer.prefetch,
-      handler: handlerPart(handler, http),
+      handler: handlerPart(consumer, http),
       rules: {
         identification: consumer.identification,
         idNamespace: consumer.idNamespace,
@@ -236,8 +236,8 @@ class Consumers implements ConsumerService {
   }
 }
 
-function handlerPart(handler: HandlerConfig, http: HttpHandler | undefined): HandlerPart {
-  if (http) return { kind: 'http', handler: http };
+function handlerPart({ handler, retry }: ConsumerConfig, http: HttpHandler | undefined): HandlerPart {
+  if (http) return { kind: 'http', handler: http, delaysMs: retry.delaysMs };
   return handler.kind === 'sql' ? { kind: 'sql', timeoutMs: handler.timeoutMs } : { kind: 'store' };
 }
 

@@ -2,6 +2,7 @@ import type { Ticket } from '../core/breaker.js';
 import { consequenceOf } from '../core/error-policy.js';
 import { isWaybillError, WaybillError } from '../core/errors.js';
 import { backoffMs, type Backoff } from '../core/schedule.js';
+import type { Verdict } from '../core/verdict.js';
 import { pause, type Clock } from '../runtime/clock.js';
 import type { Gate } from './gate.js';
 import type { Outcomes } from './outcomes.js';
@@ -15,6 +16,8 @@ const SETTLE_BACKOFF: Backoff = { firstMs: 100, factor: 2, maxMs: 5_000, jitter:
 export interface HttpProcessorOptions {
   store: Pick<InboxStore, 'settle'>;
   handler: MessageHandler & { concurrency: number; longestMs: number };
+  /** The consumer's schedule: the delay after each attempt, the last for all further ones. */
+  delaysMs: readonly number[];
   gate: Gate;
   outcomes: Outcomes;
   clock: Clock;
@@ -92,7 +95,7 @@ export class HttpProcessor implements Processor {
     const beganMs = clock.now();
     let verdict: Settlement;
     try {
-      const said = await handler.handle(message, cut.signal);
+      const said = this.#notSooner(await handler.handle(message, cut.signal), message.attempt);
       onHandled?.((clock.now() - beganMs) / 1_000);
       const spends = ticket ? gate.settle(ticket, message.seq, said) : false;
       // While the breaker is closed a broken attempt is spent, because one message that gets a 404 again and again must
@@ -111,6 +114,17 @@ export class HttpProcessor implements Processor {
     if (verdict.kind === 'broken') gate.whileWriting(writing);
     const [outcome] = await writing;
     return outcome;
+  }
+
+  /**
+   * An answer may ask for a longer delay than the schedule has, not for a shorter one: what is there while an application
+   * is replaced says "in a second", and all attempts would be over before it is back.
+   */
+  #notSooner(said: Verdict, attempt: number): Verdict {
+    const { delaysMs, clock } = this.#options;
+    if (said.kind !== 'retry' || said.retryInMs === undefined) return said;
+    const delayMs = delaysMs[Math.min(attempt, delaysMs.length) - 1] ?? 0;
+    return { ...said, retryInMs: Math.max(said.retryInMs, delayMs * (1 + clock.random())) };
   }
 
   /** The effect is there; the word on it must not be lost because the database is away for a moment. */

@@ -22,7 +22,7 @@ import { Worker, type Processor } from './worker.js';
 export type HandlerPart =
   | { kind: 'store' }
   | { kind: 'sql'; timeoutMs: number }
-  | { kind: 'http'; handler: MessageHandler & { concurrency: number; longestMs: number } };
+  | { kind: 'http'; handler: MessageHandler & { concurrency: number; longestMs: number }; delaysMs: readonly number[] };
 
 export interface ReceiverOptions {
   consumer: string;
@@ -163,6 +163,7 @@ export class Receiver {
     return new HttpProcessor({
       ...shared,
       handler: handler.handler,
+      delaysMs: handler.delaysMs,
       log,
       giveUp: this.#giveUp.signal,
       onRoom: () => this.#worker?.wake(),

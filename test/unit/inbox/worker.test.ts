@@ -185,6 +185,7 @@ describe('answers over HTTP', () => {
         },
       },
       handler: { concurrency: 4, longestMs: 1_000, handle: () => Promise.resolve({ kind: 'done' }) },
+      delaysMs: [1_000],
       gate: gateOf(clock),
       outcomes: new Outcomes({
         counters: {} as ConsumerCounters,
@@ -222,6 +223,58 @@ describe('answers over HTTP', () => {
   });
 });
 
+it('Retry-After makes a delay longer than the schedule says, never shorter', async () => {
+  const clock = new ManualClock();
+  const delays: (number | undefined)[] = [];
+  let retryInMs: number | undefined;
+  const processor = new HttpProcessor({
+    store: {
+      settle: (_, [result]) => {
+        const verdict = result?.verdict;
+        delays.push(verdict?.kind === 'retry' || verdict?.kind === 'not-yet' ? verdict.retryInMs : undefined);
+        return Promise.resolve<Outcome[]>([]);
+      },
+    },
+    handler: {
+      concurrency: 1,
+      longestMs: 1_000,
+      handle: ({ type }) =>
+        Promise.resolve({
+          kind: type === 'early' ? 'not-yet' : 'retry',
+          error: 'HTTP 503',
+          ...(retryInMs === undefined ? {} : { retryInMs }),
+        }),
+    },
+    delaysMs: [1_000, 60_000],
+    gate: gateOf(clock),
+    outcomes: new Outcomes({
+      counters: {} as ConsumerCounters,
+      log,
+      logsAll: false,
+      followers: { onWaiting: nothing, onDead: nothing, onReleased: nothing },
+      isGivenBack: () => false,
+    }),
+    clock,
+    log,
+    giveUp: new AbortController().signal,
+    onRoom: nothing,
+  });
+  const asked = async (given: number | undefined, attempt: number, type: string | null = null): Promise<void> => {
+    retryInMs = given;
+    await processor.process({ token: 't', messages: [{ seq: 1n, attempt, type } as InboxMessage] }, []);
+    await processor.idle();
+  };
+  await asked(90_000_000, 1);
+  await asked(5_000, 2);
+  await asked(5_000, 7);
+  await asked(undefined, 2);
+  await asked(5_000, 2, 'early');
+  expect(delays[0]).toBe(90_000_000);
+  // As in the table: chance adds up to as much again.
+  for (const delay of delays.slice(1, 3)) expect(delay! >= 60_000 && delay! <= 120_000).toBe(true);
+  expect(delays.slice(3)).toEqual([undefined, 5_000]);
+});
+
 it('F112: messages under way hang on one listener to the end of all waiting, however many they are, and all learn of it', async () => {
   const clock = new ManualClock();
   const giveUp = new AbortController();
@@ -245,6 +298,7 @@ it('F112: messages under way hang on one listener to the end of all waiting, how
           });
         }),
     },
+    delaysMs: [1_000],
     gate: gateOf(clock),
     outcomes: new Outcomes({
       counters: {} as ConsumerCounters,
