@@ -1,6 +1,6 @@
 import { closeQuietly, type connectSql } from '../postgres/connect.js';
 import { loadMigrations, migrateUp, migrationStatus, renderMigration } from '../postgres/migrations.js';
-import type { MigrationStatus } from '../postgres/migrations.js';
+import type { Migration, MigrationStatus } from '../postgres/migrations.js';
 import { connectToPrimary, type DatabaseEndpoints } from '../postgres/primary.js';
 import { rolesSql, type RoleNames } from '../postgres/roles.js';
 
@@ -10,11 +10,14 @@ export interface MigrateTarget {
   readonly schema: string;
 }
 
-/** Applies the missing migrations and returns their file names; each step is told to `log`. */
-export async function applyMigrations(target: MigrateTarget, log: (line: string) => void): Promise<string[]> {
+/** One migration by its number and name. */
+export type AppliedMigration = Pick<Migration, 'version' | 'name'>;
+
+/** Applies the missing migrations and returns them in order; each step is told to `log`. */
+export async function applyMigrations(target: MigrateTarget, log: (line: string) => void): Promise<AppliedMigration[]> {
   return withClient(target, async (client) => {
     const applied = await migrateUp(client, { schema: target.schema, log });
-    return applied.map(({ file }) => file);
+    return applied.map(({ version, name }) => ({ version, name }));
   });
 }
 

@@ -56,7 +56,11 @@ export function listRelays(database: Database): Promise<ListedRelay[]> {
  * ones and reads the table before the stream. With `expect`, only if the server connected to has that identifier.
  * Refused while the relay runs: while its slot is read, or its lock queue is held.
  */
-export function adoptRelay(servers: RelayServers, name: string, expect: string | undefined): Promise<RelayAdoption> {
+export function adoptRelay(
+  servers: RelayServers,
+  name: string,
+  { expect, reason = null }: { expect?: string; reason?: string | null },
+): Promise<RelayAdoption> {
   return work(servers.database, 'adopting the relay', async (client) => {
     const here = await readSystemIdentifier(client);
     if (expect !== undefined && expect !== here) {
@@ -69,7 +73,7 @@ export function adoptRelay(servers: RelayServers, name: string, expect: string |
       );
     }
     const lockUnseen = await assertStopped(client, servers, await find(client, servers.database.schema, name));
-    await forgetServers(client, servers.database.schema, name);
+    await forgetServers(client, servers.database.schema, name, reason);
     return { systemIdentifier: here ?? '', lockUnseen };
   });
 }
@@ -79,7 +83,11 @@ export function adoptRelay(servers: RelayServers, name: string, expect: string |
  * relay that is started next publishes them. Refused while the relay runs, as in adoptRelay; and, but with `force`, when
  * applications delete rows themselves, which only the slot can bring.
  */
-export function dropRelay(servers: RelayServers, name: string, force: boolean): Promise<RelayDrop> {
+export function dropRelay(
+  servers: RelayServers,
+  name: string,
+  { force = false, reason = null }: { force?: boolean; reason?: string | null },
+): Promise<RelayDrop> {
   return work(servers.database, 'dropping the relay', async (client) => {
     const { schema } = servers.database;
     const lockUnseen = await assertStopped(client, servers, await find(client, schema, name));
@@ -90,7 +98,7 @@ export function dropRelay(servers: RelayServers, name: string, force: boolean): 
     const here = await readDatabaseName(client);
     const isOurs = slot !== null && slot.database === here && slot.plugin === 'pgoutput';
     if (isOurs) await dropSlot(client, slot.name);
-    await deleteRelay(client, schema, name);
+    await deleteRelay(client, schema, name, reason);
     const dropped = slot === null ? 'absent' : isOurs ? 'dropped' : 'left';
     return { name, slotName: relay.record.slot, slot: dropped, lockUnseen };
   });

@@ -16,6 +16,7 @@ import { passwordsIn } from '../config/urls.js';
 import { WaybillError } from '../core/errors.js';
 import { createTextRedactor, knownSecrets } from '../telemetry/redact.js';
 import { EXIT } from './context.js';
+import { sayJson } from './json.js';
 import type { Cli } from './program.js';
 import { printable } from './text.js';
 
@@ -27,6 +28,7 @@ interface InitOptions {
   dir: string;
   secrets: SecretPlace;
   check: boolean;
+  json?: boolean;
 }
 
 export function registerInit(program: Command, cli: Cli): void {
@@ -47,6 +49,7 @@ export function registerInit(program: Command, cli: Cli): void {
         .default('environment'),
     )
     .option('--no-check', 'do not connect')
+    .option('--json', 'as JSON')
     .action((options: InitOptions) => init(cli, options));
 }
 
@@ -81,8 +84,8 @@ async function init(cli: Cli, options: InitOptions): Promise<void> {
     },
     cli.context.readFile,
   );
-  if (options.check) {
-    const findings = await tryServers(config);
+  const findings = options.check ? await tryServers(config) : null;
+  if (findings !== null) {
     const told = findings.map(({ finding, mend }) => `  - ${finding}${mend === null ? '' : `\n    mend: ${mend}`}`);
     const text = printable(createTextRedactor()(told.join('\n')));
     if (findings.some(isUnreachable)) {
@@ -91,14 +94,21 @@ async function init(cli: Cli, options: InitOptions): Promise<void> {
         hint: 'Mend it and call init again; or --no-check.',
       });
     }
-    out(
-      findings.length === 0
-        ? 'Both servers answer, and nothing stands in the way.\n'
-        : `Both servers answer. To do before production:\n${text}\n`,
-    );
+    if (!options.json) {
+      out(
+        findings.length === 0
+          ? 'Both servers answer, and nothing stands in the way.\n'
+          : `Both servers answer. To do before production:\n${text}\n`,
+      );
+    }
   }
   const draft = draftFiles({ ...options, databaseUrl, brokerUrl }, options.dir);
   for (const file of draft.files) write(cli, options, file);
+  if (options.json) {
+    const written = draft.files.map(({ name }) => pathOf(options, name));
+    sayJson(cli, { findings, written, environment: draft.environment });
+    return;
+  }
   out(`\nWritten:\n${draft.files.map(({ name }) => `  ${pathOf(options, name)}`).join('\n')}\n`);
   out(`\n${nextSteps(options, draft.environment)}`);
 }

@@ -3,6 +3,7 @@ import { databaseEndpoints } from '../app/endpoints.js';
 import { applyMigrations, printMigrations, printRoles, readMigrationStatus } from '../app/migrate.js';
 import { checkSchemaName } from '../config/names.js';
 import { EXIT } from './context.js';
+import { sayJson } from './json.js';
 import type { Cli } from './program.js';
 import { columns } from './text.js';
 
@@ -17,14 +18,18 @@ export function registerMigrate(program: Command, cli: Cli): void {
     .command('up', { isDefault: true })
     .description('Apply the migrations that are missing.')
     .option('--schema <name>', 'instead of database.schema', schemaName)
-    .action(async ({ schema }: { schema?: string }) => {
+    .option('--json', 'as JSON')
+    .action(async ({ schema, json }: { schema?: string; json?: boolean }) => {
       const into = target(schema);
       const applied = await applyMigrations(into, (line) => cli.context.err(`${line}\n`));
-      cli.context.out(
-        applied.length === 0
-          ? `Schema ${into.schema} is up to date.\n`
-          : `Schema ${into.schema} is up to date; ${applied.length} applied.\n`,
-      );
+      if (json) sayJson(cli, { schema: into.schema, applied });
+      else {
+        cli.context.out(
+          applied.length === 0
+            ? `Schema ${into.schema} is up to date.\n`
+            : `Schema ${into.schema} is up to date; ${applied.length} applied.\n`,
+        );
+      }
     });
 
   migrate

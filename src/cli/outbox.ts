@@ -94,7 +94,7 @@ function registerAct(outbox: Command, cli: Cli, act: RowAct): void {
   if (replays) command.option('--as-new', 'under new ids, so that consumers take them for other messages');
   command.action(async (given: string[] | undefined, options: ActOptions, self: Command) => {
     const ids = [...new Set(given)];
-    const usage = usageProblem(ids, options, act);
+    const usage = usageProblem(ids, options);
     if (usage !== undefined) self.error(`error: ${usage}`);
     const work = workOf(cli, act, filterOf(options, options.all && !replays ? ['parked'] : undefined), options);
     if (ids.length > 0) await actOnIds(cli, work, ids, options);
@@ -129,13 +129,15 @@ function workOf(cli: Cli, act: RowAct, filter: RowFilter, options: ActOptions): 
   };
 }
 
-function withFilters(command: Command, states: readonly string[], did: string): Command {
-  return command
+function withFilters(command: Command, states: readonly string[], did: 'written' | 'published'): Command {
+  command
     .option('--id <id>', 'this message; may be repeated', messageIds)
     .addOption(new Option('--state <state>', 'in this state').choices(states))
     .option('--type <type>', 'of this type')
-    .option('--key <key>', 'of this key')
-    .option('--error <text>', 'with this text in the error, in any case')
+    .option('--key <key>', 'of this key');
+  // The history keeps no errors.
+  if (did === 'written') command.option('--error <text>', 'with this text in the error, in any case');
+  return command
     .option('--since <when>', `${did} at most so long ago, such as 2h, or not before a date (UTC)`, moment)
     .option('--until <when>', `${did} longer ago than this, or before a date (UTC)`, moment)
     .addOption(new Option('--older <when>', 'the same as --until').argParser(moment).hideHelp())
@@ -156,9 +158,7 @@ function filterOf(options: FilterOptions, states?: readonly string[]): RowFilter
   };
 }
 
-function usageProblem(ids: readonly string[], options: ActOptions, act: RowAct): string | undefined {
-  if (act === 'replay' && options.error !== undefined)
-    return '--error is of rows in the outbox; the history keeps none';
+function usageProblem(ids: readonly string[], options: ActOptions): string | undefined {
   if (ids.length === 0) return options.all ? undefined : 'give the ids of messages, or --all with filters';
   if (options.all) return 'give ids or --all, not both';
   const filters = ['id', 'state', 'type', 'key', 'error', 'since', 'until', 'older', 'limit'] as const;

@@ -4,8 +4,18 @@ import type { Config } from '../config/load.js';
 import { ConfigInvalid } from '../config/problems.js';
 import { spoken } from '../core/spoken.js';
 import { confirm } from './confirm.js';
+import { sayJson } from './json.js';
 import type { Cli } from './program.js';
 import { columns, printable, spokenBytes } from './text.js';
+
+interface ActOptions {
+  reason?: string;
+  yes?: boolean;
+  json?: boolean;
+}
+
+type AdoptOptions = ActOptions & { relay?: string; expect?: string };
+type DropOptions = ActOptions & { force?: boolean };
 
 export function registerRelay(program: Command, cli: Cli): void {
   const relay = program.command('relay').description('List, adopt or drop the recorded relays of the schema.');
@@ -30,15 +40,21 @@ export function registerRelay(program: Command, cli: Cli): void {
     .description('Let the relay work with the servers that are configured now, after an upgrade, a restore or a copy.')
     .option('--relay <name>', 'instead of relay.name')
     .option('--expect <system identifier>', 'only if the connected server is this one', systemIdentifier)
+    .option('--reason <text>', 'why; kept in the action_log')
     .option('--yes', 'do not ask')
-    .action(async (options: { relay?: string; expect?: string; yes?: boolean }) => {
+    .option('--json', 'as JSON')
+    .action(async (options: AdoptOptions) => {
       const config = cli.configuration.whole();
       const name = options.relay ?? config.relay.name;
       if (options.expect === undefined) {
         const question = `Adopt relay ${name}? If the original of this database still runs, both will publish its rows.`;
         await confirm(cli, question, options.yes);
       }
-      const { systemIdentifier: here, lockUnseen } = await adoptRelay(config, name, options.expect);
+      const { systemIdentifier: here, lockUnseen } = await adoptRelay(config, name, options);
+      if (options.json) {
+        sayJson(cli, { act: 'adopt', relay: name, systemIdentifier: here, lockUnseen: lockUnseen ?? null });
+        return;
+      }
       say(`Relay ${name} is adopted by PostgreSQL cluster ${here}. Its next start reads the table before the stream.`);
       sayUnseen(lockUnseen);
     });
@@ -46,16 +62,18 @@ export function registerRelay(program: Command, cli: Cli): void {
   relay
     .command('drop <name>')
     .description('Drop the slot and the record of a relay that is not used any more; rows of the outbox stay.')
+    .option('--reason <text>', 'why; kept in the action_log')
     .option('--yes', 'do not ask')
+    .option('--json', 'as JSON')
     .option('--force', 'also if rows that an application deleted itself, and only the slot can bring, are lost')
-    .action(async (name: string, options: { yes?: boolean; force?: boolean }) => {
+    .action(async (name: string, options: DropOptions) => {
       const database = cli.configuration.database();
       await confirm(cli, `Drop relay ${name} of schema ${database.schema} and its replication slot?`, options.yes);
-      const { slot, slotName, lockUnseen } = await dropRelay(
-        { database, broker: brokerOf(cli) },
-        name,
-        options.force === true,
-      );
+      const { slot, slotName, lockUnseen } = await dropRelay({ database, broker: brokerOf(cli) }, name, options);
+      if (options.json) {
+        sayJson(cli, { act: 'drop', relay: name, slot, slotName, lockUnseen: lockUnseen ?? null });
+        return;
+      }
       const told = {
         dropped: `its slot ${slotName ?? ''} too`,
         absent: 'it had no slot',

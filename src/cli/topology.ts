@@ -5,6 +5,7 @@ import { counted } from '../core/counted.js';
 import { createTextRedactor } from '../telemetry/redact.js';
 import { confirm } from './confirm.js';
 import { EXIT } from './context.js';
+import { sayJson } from './json.js';
 import type { Cli } from './program.js';
 import { cell } from './outbox-text.js';
 import { columns, printable, wrapped } from './text.js';
@@ -46,22 +47,30 @@ export function registerTopology(program: Command, cli: Cli): void {
     .description('Declare what is missing. What is there is never changed or deleted.')
     .option('--yes', 'do not ask')
     .option('--dry-run', 'the same as plan')
-    .action(async ({ yes, dryRun }: { yes?: boolean; dryRun?: boolean }) => {
+    .option('--json', 'as JSON')
+    .action(async ({ yes, dryRun, json }: { yes?: boolean; dryRun?: boolean; json?: boolean }) => {
       const config = cli.configuration.broker();
       const plan = await planTopology(config);
-      say(formatPlan(plan));
-      if (dryRun) return;
+      const answer = (done: readonly Step[]): void =>
+        sayJson(cli, { act: 'apply', dryRun: dryRun === true, steps: plan.steps, done });
+      if (!json) say(formatPlan(plan));
+      if (dryRun) {
+        if (json) answer([]);
+        return;
+      }
       const things = plan.steps.filter(({ kind, state }) => kind !== 'binding' && state === 'missing').length;
       const bindings = plan.steps.filter(({ kind }) => kind === 'binding').length;
       if (things + bindings === 0 && plan.steps.every(({ state }) => state === 'fits')) {
-        say('\nNothing is to be done.');
+        if (json) answer([]);
+        else say('\nNothing is to be done.');
         return;
       }
       const made = counted(things, 'exchange or queue', 'exchanges and queues');
       const declared = counted(bindings, 'binding');
       await confirm(cli, `Make ${made}, and declare ${declared}?`, yes);
-      await applyTopology(config);
-      say(`\n${made} made; ${declared} declared.`);
+      const done = await applyTopology(config);
+      if (json) answer(done);
+      else say(`\n${made} made; ${declared} declared.`);
     });
 
   topology

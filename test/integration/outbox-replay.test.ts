@@ -169,7 +169,7 @@ describe('waybill outbox replay', () => {
   });
 
   test.each([
-    [['--all', '--error', 'x'], 'keeps none'],
+    [['--all', '--error', 'x'], "unknown option '--error'"],
     [['--all', '--since', 'yesterday'], '2026-01-31T12:00Z'],
     [['--all', '--since', '2026-13-45'], 'no date'],
     [['--all', '--rate', '0'], 'whole number'],

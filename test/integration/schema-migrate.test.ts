@@ -192,7 +192,9 @@ describe('the migrate command', () => {
   test('applies and reports', async () => {
     const target = { servers: [{ url: database.url }], schema: 'by_command' } as const;
     expect(await readMigrationStatus(target)).toMatchObject({ version: 0, pending: loadMigrations() });
-    expect(await applyMigrations(target, () => undefined)).toEqual(FILES);
+    expect(await applyMigrations(target, () => undefined)).toEqual(
+      loadMigrations().map(({ version, name }) => ({ version, name })),
+    );
     expect(await readMigrationStatus(target)).toMatchObject({
       version: SCHEMA_VERSION,
       pending: [],

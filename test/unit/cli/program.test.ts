@@ -27,6 +27,15 @@ async function waybill(args: string[], environment: Record<string, string> = {},
   return { code, out, err };
 }
 
+/** Every command that has none beneath it, with its help. */
+async function leaves(path: string[] = []): Promise<{ name: string; help: string }[]> {
+  const { out } = await waybill([...path, '--help']);
+  const [, commands] = out.split(/^Commands:$/m);
+  if (commands === undefined) return [{ name: path.join(' '), help: out }];
+  const names = [...commands.matchAll(/^ {2}(\w+)/gm)].map(([, name]) => name ?? '').filter((name) => name !== 'help');
+  return (await Promise.all(names.map((name) => leaves([...path, name])))).flat();
+}
+
 describe('the command line', () => {
   it.each([
     [['--version'], '1.2.3'],
@@ -40,6 +49,18 @@ describe('the command line', () => {
     const { code, out, err } = await waybill(args);
     expect({ code, err }).toEqual({ code: 0, err: '' });
     expect(out).toContain(expected);
+  });
+
+  it('every command offers its answer as JSON, but those that write logs, SQL, markdown or JSON in any case', async () => {
+    const all = await leaves();
+    expect(all.length).toBeGreaterThan(35);
+    const without = all.filter(({ help }) => !help.includes('--json')).map(({ name }) => name);
+    expect(without).toEqual(['run', 'migrate print', 'dead export', 'topology export', 'config reference']);
+  });
+
+  it('outbox replay offers no filter that the history cannot answer', async () => {
+    expect((await waybill(['outbox', 'replay', '--help'])).out).not.toContain('--error');
+    expect((await waybill(['outbox', 'retry', '--help'])).out).toContain('--error');
   });
 
   it.each([
