@@ -20,7 +20,7 @@ import type {
 import { isMissing, isRefusedMessage } from '../rabbitmq/errors.js';
 import { publishConfirmed } from '../rabbitmq/confirmed-publisher.js';
 import { ConsumeChannel } from '../rabbitmq/consume-channel.js';
-import { declareTopology, queueExists } from '../rabbitmq/consumer-topology.js';
+import { checkTopology, declareTopology, queueExists } from '../rabbitmq/consumer-topology.js';
 import { DelayExchange, readTimer } from '../rabbitmq/delay-exchange.js';
 import { requireDelayPlugin } from '../rabbitmq/delay-plugin.js';
 import type { Clock } from '../runtime/clock.js';
@@ -50,8 +50,12 @@ export class ConfiguredConsumerBroker implements ConsumerBroker {
   }
 
   async #declare(wanted: Topology): Promise<void> {
-    if (this.#consumer.topology !== 'assert') return;
-    const { queue, order } = this.#consumer;
+    const { name, queue, order, topology } = this.#consumer;
+    if (topology === 'none') return;
+    if (topology === 'check') {
+      await checkTopology(await this.#consuming.get(), wanted, name);
+      return;
+    }
     // Of an ordered consumer: without one active consumer at a time its order would break silently.
     const exact = new Set(order === 'key' ? [queue] : []);
     await declareTopology(await this.#consuming.get(), wanted, { exact });

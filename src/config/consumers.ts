@@ -99,7 +99,7 @@ function consumerOf<H extends z.ZodObject>(handler: H) {
     topology: choice(
       ['assert', 'check', 'none'],
       'assert',
-      'At start: declare queue and bindings, only look that the queue is there, or neither.',
+      'At start: declare its queues, exchanges and bindings; only look that the queues and exchanges are there, and consume nothing until they are; or neither.',
     ),
     bindings: list(checkBinding, {
       values: '[{exchange: "events", routingKey: "order.*"}]',

@@ -1,6 +1,6 @@
 import type { Channel } from 'amqplib';
 import { WaybillError } from '../core/errors.js';
-import type { Topology } from '../core/topology.js';
+import { isBuiltIn, type Topology } from '../core/topology.js';
 import type { BrokerConnection } from './connection.js';
 import { replyCode, toBrokerError } from './errors.js';
 
@@ -30,6 +30,31 @@ export async function declareTopology(
       channel.bindQueue(queue, exchange, routingKey),
     );
   }
+}
+
+/**
+ * Looks whether everything is there that the consumer needs, exchanges of others that its queue is bound to included;
+ * declares nothing. Of bindings and arguments AMQP tells nothing to whoever only looks. Throws WAYBILL_TOPOLOGY_MISMATCH
+ * with the names of all that is missing.
+ */
+export async function checkTopology(
+  connection: BrokerConnection,
+  { exchanges, queues, bindings }: Topology,
+  consumer: string,
+): Promise<void> {
+  const missing: string[] = [];
+  const names = [...exchanges.map(({ name }) => name), ...bindings.map(({ exchange }) => exchange)];
+  for (const name of new Set(names)) {
+    if (isBuiltIn(name)) continue;
+    const fault = await connection.checkExchange(name);
+    if (fault) missing.push(fault.text);
+  }
+  for (const { name } of queues)
+    if (!(await queueExists(connection, name))) missing.push(`queue ${name} does not exist`);
+  if (missing.length === 0) return;
+  throw new WaybillError('WAYBILL_TOPOLOGY_MISMATCH', `consumer ${consumer}: ${missing.join('; ')}`, {
+    hint: `Declare what is missing (waybill topology apply, as a user who may), or let Waybill declare it with consumers.${consumer}.topology: assert; with none it looks for nothing.`,
+  });
 }
 
 /** Whether a queue is there; on a channel of its own, because the answer no closes it. */
