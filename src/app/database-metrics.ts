@@ -120,6 +120,7 @@ function showInbox(metrics: Metrics, names: readonly string[], reading: Reading 
     const found = reading?.consumers.find(({ name }) => name === consumer);
     metrics.set('waybill_consumer_paused', { consumer }, found && Number(found.pausedAt !== null));
     if (reading) {
+      metrics.set('waybill_consumer_collected_timestamp_seconds', { consumer }, Math.round(Date.now() / 1000));
       metrics.total('waybill_inbox_abandoned_total', { consumer }, reading.abandoned.get(consumer) ?? 0);
     }
     const states = found?.states ?? undefined;

@@ -184,6 +184,10 @@ export const METRICS = {
     'gauge',
     '1 while the consumer is paused, by an operator or by its breaker, by the database.',
   ),
+  waybill_consumer_collected_timestamp_seconds: consumer(
+    'gauge',
+    'When the metrics by the database were read last, seconds since 1970.',
+  ),
   waybill_consumer_breaker_open: consumer('gauge', '1 while the breaker is open: the handler fails for every message.'),
 
   waybill_build_info: {

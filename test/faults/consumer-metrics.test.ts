@@ -201,11 +201,15 @@ describe('every metric of a consumer changes when what it stands for happens', (
       ['waybill_consumer_paused', undefined],
       ['waybill_inbox_abandoned_total', 2],
     ]);
+    // The last look at the database has a time that does not go on.
+    const readAt = await metric('waybill_consumer_collected_timestamp_seconds');
+    expect(readAt).toBeGreaterThan(Date.now() / 1000 - 600);
     postgres.refuse(false);
     await shows([
       ['waybill_consumer_connection_up', 1, { connection: 'database' }],
       ['waybill_consumer_paused', 0],
     ]);
+    expect(await metric('waybill_consumer_collected_timestamp_seconds')).toBeGreaterThan(readAt ?? 0);
   });
 
   it('what waits in the queue', async () => {
