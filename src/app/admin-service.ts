@@ -29,7 +29,8 @@ export function startAdminService(
     const token = tokenFile === undefined ? undefined : () => readAdminToken(tokenFile);
     for (let complained = false; !stopping.signal.aborted; complained = true) {
       try {
-        server = await AdminServer.open(sources, { ...listen, hostNames, token, log, clock });
+        const { host, port } = listen;
+        server = await AdminServer.open(sources, { host, port, hostNames, token, log, clock });
         log.info({ address: listen.host, port: server.port }, 'admin HTTP listens');
         return;
       } catch (error) {

@@ -8,9 +8,14 @@ import { tlsOptions } from './endpoints.js';
 
 /** The HTTP handler of a consumer, with its files. They are read at each attempt, so that rotation needs no restart. */
 export function httpHandler(config: HttpHandlerConfig, clock: Clock): HttpHandler {
-  const { secretFile, tls } = config;
+  const { url, timeoutMs, concurrency, rate, allow, retryAfterCapMs, secretFile, tls } = config;
   return new HttpHandler({
-    ...config,
+    url,
+    timeoutMs,
+    concurrency,
+    rate,
+    allow,
+    retryAfterCapMs,
     secrets: secretFile === undefined ? undefined : () => readSecrets(secretFile),
     tls: () => tlsOptions(tls) ?? {},
     unixMs,

@@ -19,8 +19,10 @@ export function registerRun(program: Command, cli: Cli): void {
     .action(async ({ only }: { only?: 'relay' | 'consumers' }) => {
       keepHeapSmall();
       const config = cli.configuration.whole();
+      const { level, format } = config.log;
       const logger = createLogger({
-        ...config.log,
+        level,
+        format,
         write: cli.context.out,
         isTerminal: cli.context.outIsTerminal,
       });
