@@ -49,12 +49,28 @@ describe('the manifests start a program that accepts its configuration', () => {
 
   test('compose', () => {
     const { services } = parse(read('compose.yaml')) as {
-      services: Record<string, { environment: Record<string, string>; stop_grace_period?: string }>;
+      services: Record<
+        string,
+        {
+          environment: Record<string, string>;
+          command?: string[];
+          stop_grace_period?: string;
+          healthcheck?: { test: string[] };
+        }
+      >;
     };
     for (const name of ['migrate', 'waybill']) {
       loadConfig({ environment: services[name]!.environment, readFile });
     }
-    expect(services['waybill']?.stop_grace_period).toBe('30s');
+    const config = loadConfig({ environment: services['waybill']!.environment, readFile });
+    const graceMs = 1_000 * Number(/^(\d+)s$/.exec(services['waybill']?.stop_grace_period ?? '')?.[1]);
+    expect(graceMs).toBeGreaterThan(config.relay.drainTimeoutMs + 5_000);
+    // Every word of it must be text: a colon in a list of YAML makes a map.
+    const probe = services['waybill']?.healthcheck?.test ?? [];
+    expect(probe.map((word) => typeof word)).toEqual(['string', 'string', 'string', 'string']);
+    expect(probe.at(-1)).toContain(`fetch('http://127.0.0.1:${config.admin.listen?.port}/readyz')`);
+    // What doctor would fail in our own example.
+    expect(services['postgres']?.command).toContain('max_slot_wal_keep_size=8GB');
   });
 
   test('systemd', () => {
@@ -116,7 +132,9 @@ describe('security: the manifests give the program no more than it needs', () =>
       'ProtectHome=yes',
       'PrivateDevices=yes',
       'RestrictNamespaces=yes',
-      'SystemCallFilter=@system-service',
+      // Node calls pkey_alloc, which @system-service lacks; without an error number, what is not named kills the process.
+      'SystemCallFilter=@system-service @pkey',
+      'SystemCallErrorNumber=EPERM',
       'LoadCredential=database-url:/etc/waybill/database-url',
       'LoadCredential=broker-url:/etc/waybill/broker-url',
     ]) {
