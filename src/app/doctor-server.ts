@@ -13,12 +13,23 @@ export interface ServerEvidence {
   insertThenDeleteSeen: boolean;
   /** Ours minus the database's, half the round trip taken out. */
   clockDifferenceMs: number;
+  ages: OldAges;
 }
+
+/** From which age on something is old, in ms. */
+export interface OldAges {
+  transactionMs: number;
+  preparedMs: number;
+}
+
+export const OLD: OldAges = { transactionMs: 3_600_000, preparedMs: 60_000 };
 
 const OLDEST_VERSION = 14;
 const NEWEST_TESTED_VERSION = 18;
 const CLOCK_LIMIT_MS = 5_000;
 const MEGABYTE = 2 ** 20;
+/** Longer than most outages of a broker, in which nobody reads the slot. */
+const SHORT_IDLE_TIMEOUT_MS = 24 * 3_600_000;
 const OWN_DELETES_LOST = ', and rows that applications deleted themselves and that were not published yet are lost';
 
 /** Every check of the PostgreSQL server; pure. */
@@ -26,7 +37,7 @@ export function checkServer(evidence: ServerEvidence, config: Config): Finding[]
   const always = [version, primary, oldSessions, clock];
   // Of one that only consumes, the WAL is somebody else's business.
   if (!config.relay.enabled) return always.flatMap((check) => check(evidence));
-  const checks = [version, primary, walLevel, slotBudget, senderBudget, keepSize, senderTimeout, role];
+  const checks = [version, primary, walLevel, slotBudget, senderBudget, keepSize, idleTimeout, senderTimeout, role];
   const more = [outputPlugins, slot, failover, prepared, oldSessions, standby, clock];
   return [...checks, ...more].flatMap((check) => check(evidence, config));
 }
@@ -120,6 +131,24 @@ function keepSize({ server, insertThenDeleteSeen }: ServerEvidence, { relay }: C
 
 function suggestedKeepSize(maxKeptWalBytes: number): string {
   return `${Math.ceil((maxKeptWalBytes * 2) / 2 ** 30)}GB`;
+}
+
+/** F27: it ends a slot whose relay is stopped, or waits for the broker; PostgreSQL 18 and later. */
+function idleTimeout({ server, insertThenDeleteSeen }: ServerEvidence, { relay }: Config): Finding[] {
+  if (relay.source === 'table' || server.idleSlotTimeoutS === null) return [];
+  const id = 'slot-idle-timeout';
+  if (server.idleSlotTimeoutS === 0) return [ok(id, 'idle_replication_slot_timeout is off')];
+  const ms = server.idleSlotTimeoutS * 1000;
+  const said = `idle_replication_slot_timeout is ${ageText(ms)}`;
+  if (!insertThenDeleteSeen && ms >= SHORT_IDLE_TIMEOUT_MS) return [ok(id, said)];
+  const cost = insertThenDeleteSeen ? OWN_DELETES_LOST : ': the table is read then, which costs time, not messages';
+  return [
+    warn(
+      id,
+      `${said}: the slot of a relay that is stopped, or waits for the broker, is lost after it${cost}`,
+      'alter system set idle_replication_slot_timeout = 0; select pg_reload_conf(); (or longer than the longest outage of the broker; max_slot_wal_keep_size bounds the WAL)',
+    ),
+  ];
 }
 
 function senderTimeout({ server }: ServerEvidence, { relay }: Config): Finding[] {
@@ -218,20 +247,20 @@ function failover(
   return [ok(id, `replication slot ${slotName} follows a failover where a standby has sync_replication_slots = on`)];
 }
 
-function prepared({ transactions }: ServerEvidence): Finding {
+function prepared({ transactions, ages }: ServerEvidence): Finding {
   const [oldest] = transactions.prepared;
   if (!oldest) return ok('prepared-transactions', 'no prepared transactions');
   const said = `prepared transaction "${oldest.gid}" is ${ageText(oldest.ageMs)} old; its rows are not published, and WAL is kept for it`;
-  return oldest.ageMs < 60_000
+  return oldest.ageMs < ages.preparedMs
     ? ok('prepared-transactions', `prepared transactions come and go; the oldest is ${ageText(oldest.ageMs)} old`)
     : warn('prepared-transactions', said, `commit prepared '${oldest.gid}'; or rollback prepared '${oldest.gid}';`);
 }
 
-function oldSessions({ transactions, server }: ServerEvidence): Finding {
+function oldSessions({ transactions, server, ages }: ServerEvidence): Finding {
   const [oldest] = transactions.sessions;
   if (!oldest) {
     const sight = server.seesAllActivity ? '' : ' (seen only of this role; grant pg_read_all_stats to see all)';
-    return ok('old-transactions', `no transaction is older than an hour${sight}`);
+    return ok('old-transactions', `no transaction is older than ${ageText(ages.transactionMs)}${sight}`);
   }
   return warn(
     'old-transactions',

@@ -14,6 +14,7 @@ import {
 import { readInstallation, readRelays, readSlot, type RelayEntry } from '../postgres/inspect.js';
 import { identifySystemBySql, type ReplicationIdentity } from '../postgres/identify.js';
 import { identifyPrimary } from '../postgres/primary.js';
+import { inspectCommits, inspectRights } from '../postgres/inspect-rights.js';
 import { inspectConsumers, inspectHazards, registeredConsumers } from '../postgres/inspect-hazards.js';
 import { checkSchema, migrationStatus } from '../postgres/migrations.js';
 import { OUTBOX_COLUMNS, STATE_COLUMNS } from '../postgres/outbox-row.js';
@@ -23,17 +24,18 @@ import { checkBroker, checkEncryption, checkPasswords } from './doctor-broker.js
 import { checkCertificates, checkPeerCertificate } from './doctor-certificates.js';
 import { fail, ok, warn, type Finding } from './doctor-findings.js';
 import { checkConsumers, checkHazards, checkTopology } from './doctor-hazards.js';
+import { checkMemory, memoryHere } from './doctor-memory.js';
 import { checkSchemaObjects } from './doctor-schema.js';
 import { peerCertificateEnd } from './peer-certificate.js';
 import { planTopology } from './topology.js';
-import { checkServer } from './doctor-server.js';
+import { checkCommits, checkRights } from './doctor-rights.js';
+import { checkServer, OLD, type OldAges } from './doctor-server.js';
 import { replicationEndpoints } from './endpoints.js';
 import { assertOneServer } from './one-server.js';
 import { withDatabase, type SqlClient } from './session.js';
 import { askBroker } from './status.js';
 
 const LIMITS = { lockTimeoutMs: 1_000, statementTimeoutMs: 10_000, workTimeoutMs: 20_000 };
-const OLD_TRANSACTION_MS = 3_600_000;
 
 /** What the database side tells the broker's checks. */
 interface Remembered {
@@ -44,13 +46,13 @@ interface Remembered {
 }
 
 /** Looks at everything that can be seen beforehand; changes nothing. What cannot be reached is a finding, not an error. */
-export async function examine(config: Config): Promise<Finding[]> {
+export async function examine(config: Config, old: OldAges = OLD): Promise<Finding[]> {
   const findings: Finding[] = [];
   const remembered: Remembered = { server: undefined, identity: undefined, installation: undefined, record: undefined };
   await gather(findings, 'database', async () => {
     const examined = (client: SqlClient, server: DatabaseEndpoint): Promise<void> => {
       remembered.server = server;
-      return examineDatabase(client, config, findings, remembered);
+      return examineDatabase(client, { config, old }, findings, remembered);
     };
     await withDatabase(config.database, LIMITS, examined, (host) => findings.push(passedOver('database-hosts', host)));
   });
@@ -70,7 +72,7 @@ export async function examine(config: Config): Promise<Finding[]> {
     if (config.consumers.length > 0) findings.push(...checkTopology((await planTopology(config)).steps, config));
   });
   findings.push(...checkEncryption(config), ...checkPasswords(config), ...checkCertificates(config, new Date()));
-  findings.push(...(await examinePeers(config)));
+  findings.push(...(await examinePeers(config)), checkMemory(config, memoryHere()));
   return findings;
 }
 
@@ -111,7 +113,7 @@ async function gather(findings: Finding[], id: string, part: () => Promise<void>
 
 async function examineDatabase(
   client: SqlClient,
-  config: Config,
+  { config, old }: { config: Config; old: OldAges },
   findings: Finding[],
   remembered: Remembered,
 ): Promise<void> {
@@ -128,10 +130,12 @@ async function examineDatabase(
   const slot = await readSlot(client, name);
   const ownSlots = [name, ...relays.flatMap((relay) => relay.slot ?? [])];
   findings.push(...checkHazards(await inspectHazards(client, schema, ownSlots), config));
-  const transactions = await inspectOldTransactions(client, OLD_TRANSACTION_MS);
+  const transactions = await inspectOldTransactions(client, old.transactionMs);
   const insertThenDeleteSeen = remembered.record?.insertThenDeleteSeen ?? false;
-  const evidence = { server, transactions, slotName: name, slot, insertThenDeleteSeen, clockDifferenceMs };
+  const evidence = { server, transactions, slotName: name, slot, insertThenDeleteSeen, clockDifferenceMs, ages: old };
   findings.push(...checkServer(evidence, config));
+  findings.push(checkRights(await inspectRights(client, schema), schema));
+  findings.push(...checkCommits(await inspectCommits(client, schema), server.synchronousStandbyNames !== ''));
   if (refused !== undefined) throw toDatabaseError(refused, `reading schema ${schema}`);
   await checkSchema(client, { schema });
   remembered.installation = await readInstallation(client, schema);

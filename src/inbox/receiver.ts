@@ -60,7 +60,7 @@ const OPERATOR_RETRY_MS = 15_000;
 /** A message is taken as a probe at most this often. */
 const PROBE_INTERVAL_MS = 1_000;
 /** Most bytes of bodies taken and not yet written, whatever the prefetch. */
-const MOST_HELD_BYTES = 64 * 2 ** 20;
+export const MOST_HELD_BYTES = 64 * 2 ** 20;
 /** Applications that claim rows are woken at most this often. */
 const WAKE_INTERVAL_MS = 50;
 /** Dead messages are looked for at most this often: many die together. */

@@ -18,6 +18,8 @@ export interface ServerInspection {
   /** Megabytes; -1 is unlimited. */
   maxSlotWalKeepMb: number;
   walSenderTimeoutMs: number;
+  /** Seconds; 0 is off. Null before PostgreSQL 18. */
+  idleSlotTimeoutS: number | null;
   synchronousStandbyNames: string;
   /** Null before PostgreSQL 17. */
   synchronizedStandbySlots: string | null;
@@ -61,6 +63,7 @@ export async function inspectServer(client: Client): Promise<ServerInspection> {
        (select count(*)::int from pg_stat_replication) as "usedWalSenders",
        (select setting::float8 from pg_settings where name = 'max_slot_wal_keep_size') as "maxSlotWalKeepMb",
        (select setting::float8 from pg_settings where name = 'wal_sender_timeout') as "walSenderTimeoutMs",
+       (select setting::float8 from pg_settings where name = 'idle_replication_slot_timeout') as "idleSlotTimeoutS",
        current_setting('synchronous_standby_names') as "synchronousStandbyNames",
        current_setting('synchronized_standby_slots', true) as "synchronizedStandbySlots",
        (select count(*)::int from pg_replication_slots where slot_type = 'physical' and active) as "physicalStandbys",

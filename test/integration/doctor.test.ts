@@ -3,14 +3,19 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as amqp from 'amqplib';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { examine as examineBy } from '../../src/app/doctor.js';
 import type { Finding } from '../../src/app/doctor-findings.js';
+import { OLD } from '../../src/app/doctor-server.js';
+import { loadConfig } from '../../src/config/load.js';
 import { freshVhost, type FreshVhost } from '../support/broker.js';
 import { freshDatabase, type FreshDatabase } from '../support/database.js';
 import { migratedDatabase } from '../support/migrated-database.js';
 import { startPostgres } from '../support/servers/postgres.js';
 import type { PostgresServer } from '../support/servers/postgres-server.js';
+import { until } from '../support/waiting.js';
 import { migrateUp } from '../../src/postgres/migrations.js';
-import { buildProgram, runProgram } from './built-program.js';
+import { rolesSql } from '../../src/postgres/roles.js';
+import { buildProgram, runProgram, startProgram } from './built-program.js';
 
 let dir: string;
 let database: FreshDatabase;
@@ -37,10 +42,12 @@ afterAll(async () => {
   await Promise.all([database.drop(), vhost.drop()]);
 });
 
-async function examine(url = database.url): Promise<Finding[]> {
+const servers = (url = database.url) => ({ WAYBILL_DATABASE_URL: url, WAYBILL_BROKER_URL: vhost.url });
+
+async function examine(url = database.url, environment: Record<string, string> = {}): Promise<Finding[]> {
   const { out } = await runProgram(['--config', join(dir, 'waybill.yaml'), 'doctor', '--json'], {
-    WAYBILL_DATABASE_URL: url,
-    WAYBILL_BROKER_URL: vhost.url,
+    ...servers(url),
+    ...environment,
   });
   return (JSON.parse(out) as { findings: Finding[] }).findings;
 }
@@ -55,6 +62,8 @@ const OF_THE_SERVER = [
   'warn slot-keep-size',
   'warn standbys',
   'warn foreign-slots',
+  // Tests ask as the superuser.
+  'warn least-privilege',
 ];
 
 async function broker(work: (channel: amqp.Channel) => Promise<unknown>): Promise<void> {
@@ -128,6 +137,21 @@ const PLANTS: Plant[] = [
     text: /default_transaction_read_only/,
     plant: 'alter database DATABASE set default_transaction_read_only = on',
     undo: 'alter database DATABASE reset default_transaction_read_only',
+  },
+  {
+    what: 'F24: commits of this database that are answered before they are on disk',
+    finds: 'warn synchronous-commit',
+    text: /^synchronous_commit is off of database \S+: after a crash .* \| alter database waybill_test_\S+ reset synchronous_commit;$/s,
+    plant: 'alter database DATABASE set synchronous_commit = off',
+    undo: 'alter database DATABASE reset synchronous_commit',
+  },
+  {
+    what: 'F24: the same of a role that may use the schema, and of no other role',
+    finds: 'warn synchronous-commit',
+    text: /^synchronous_commit is off of role wb_app_\S+ in database \S+: .* \| alter role wb_app_\S+ in database \S+ reset synchronous_commit;$/,
+    plant: `create role wb_app_DATABASE; create role wb_other_DATABASE; grant usage on schema waybill to wb_app_DATABASE;
+      alter role wb_app_DATABASE in database DATABASE set synchronous_commit = off; alter role wb_other_DATABASE set synchronous_commit = off`,
+    undo: `drop owned by wb_app_DATABASE; drop role wb_app_DATABASE, wb_other_DATABASE`,
   },
   {
     what: 'F7: history rows without a partition of their day',
@@ -234,6 +258,73 @@ test('F41: the own slot is not left over, however much it keeps while the relay 
   }
 });
 
+test('F118: a clock of this machine that is ten seconds off', async () => {
+  const ahead = `const now = Date.now; Date.now = () => now() + 10_000;`;
+  const findings = await examine(database.url, {
+    NODE_OPTIONS: `--import "data:text/javascript,${encodeURIComponent(ahead)}"`,
+  });
+  expect(bad(findings).filter(({ id }) => id === 'clock')).toMatchObject([
+    { severity: 'warn', finding: "the clock here is 10 s ahead of the database's" },
+  ]);
+});
+
+test('F128: a consumer of a daemon with another configuration is named, with what forgets it', async () => {
+  const other = join(dir, 'elsewhere.yaml');
+  writeFileSync(other, 'admin: { listen: off }\nrelay: false\nconsumers: { elsewhere: { queue: elsewhere } }\n');
+  const daemon = startProgram(['run', '--config', other], servers());
+  try {
+    await until(
+      async () => (await database.query(`select from waybill.consumer where name = 'elsewhere'`)).length > 0,
+      {
+        what: 'the other daemon to register its consumer',
+      },
+    );
+    const findings = (await examine()).filter(({ id }) => id === 'consumers-elsewhere');
+    expect(findings).toMatchObject([
+      {
+        severity: 'ok',
+        finding:
+          'consumer elsewhere is registered and not configured here (if it is gone for good: waybill consumer forget elsewhere)',
+      },
+    ]);
+  } finally {
+    daemon.child.kill('SIGTERM');
+    expect((await daemon.finished).code).toBe(0);
+    await database.query('delete from waybill.consumer');
+  }
+});
+
+test('the role of a daemon: as sql/roles.sql makes it, as a member of the owner, and as a superuser', async () => {
+  const guarded = await migratedDatabase();
+  const role = (name: string): string => `wb_${name}_${guarded.name.slice(-10)}`;
+  const names = { owner: role('owner'), app: role('app'), relay: role('relay'), observer: role('observer') };
+  try {
+    await guarded.query(rolesSql(names));
+    await guarded.query(`alter role ${names.relay} login password 'secret'`);
+    const url = new URL(guarded.url);
+    url.username = names.relay;
+    url.password = 'secret';
+    const told = async (as: string) =>
+      (await examine(as))
+        .filter(({ id }) => id === 'least-privilege')
+        .map(({ severity, finding }) => [severity, finding]);
+    expect(await told(url.href)).toEqual([
+      ['ok', `role ${names.relay} is no superuser, and owns nothing of schema waybill`],
+    ]);
+    await guarded.query(`grant ${names.owner} to ${names.relay}`);
+    expect(await told(url.href)).toEqual([
+      [
+        'warn',
+        expect.stringMatching(/owns tables of schema waybill \(\w+, \w+, \w+ and \d+ more\), as a member of wb_owner/),
+      ],
+    ]);
+    expect(await told(guarded.url)).toEqual([['warn', expect.stringContaining('is a superuser: ')]]);
+  } finally {
+    await guarded.drop();
+    for (const name of Object.values(names)) await database.query(`drop role if exists ${name}`);
+  }
+});
+
 test('F60: a database that is not encoded in UTF8', async () => {
   const latin = await freshDatabase();
   const name = `${latin.name}_l`;
@@ -287,4 +378,128 @@ describe('a server that is set up wrongly throughout', () => {
     );
     for (const { severity, mend } of findings) expect(severity === 'ok' || mend !== null).toBe(true);
   });
+});
+
+describe('what hurts on a server of its own', () => {
+  let server: PostgresServer;
+  let aside: FreshDatabase;
+  beforeAll(async () => {
+    server = await startPostgres({
+      own: true,
+      settings: {
+        max_prepared_transactions: 10,
+        synchronous_commit: 'local',
+        synchronous_standby_names: 'gone',
+        wal_init_zero: 'off',
+        max_slot_wal_keep_size: '8GB',
+        max_wal_size: '4GB',
+      },
+    });
+    aside = await migratedDatabase({ server });
+  });
+  afterAll(async () => {
+    await aside.drop();
+    await server.close();
+  });
+
+  /** What is found under an id when everything of `ages` counts as old. */
+  async function find(id: string, ages = OLD): Promise<Finding[]> {
+    const file = { name: 'f', text: 'relay: { maxKeptWal: 64MiB }' };
+    const config = loadConfig({ file, environment: servers(aside.url), readFile: () => '' });
+    return (await examineBy(config, ages)).filter((finding) => finding.id === id);
+  }
+
+  test('F24: commits of the whole server that do not wait for the synchronous standby', async () => {
+    expect(await find('synchronous-commit')).toMatchObject([
+      {
+        severity: 'warn',
+        finding: expect.stringMatching(/^synchronous_commit is local of the server: .* messages may be out/) as string,
+        mend: 'alter system set synchronous_commit = on; select pg_reload_conf();',
+      },
+    ]);
+  });
+
+  test('F53: a prepared transaction that nobody ends, by its name', async () => {
+    const id = 'prepared-transactions';
+    expect(await find(id)).toMatchObject([{ severity: 'ok', finding: 'no prepared transactions' }]);
+    await aside.query(`begin; select waybill.publish('t', '1'); prepare transaction 'left behind'`);
+    expect(await find(id)).toMatchObject([
+      { severity: 'ok', finding: expect.stringContaining('come and go') as string },
+    ]);
+    expect(await find(id, { ...OLD, preparedMs: 0 })).toMatchObject([
+      {
+        severity: 'warn',
+        finding: expect.stringMatching(
+          /^prepared transaction "left behind" is \d+ min old; its rows are not/,
+        ) as string,
+        mend: `commit prepared 'left behind'; or rollback prepared 'left behind';`,
+      },
+    ]);
+    await aside.query(`rollback prepared 'left behind'`);
+  });
+
+  test('F132: a transaction that somebody left open, by its process', async () => {
+    const client = await aside.connect();
+    const { rows } = await client
+      .query<{ pid: number }>(
+        `set application_name = 'somebody'; begin; select pg_current_xact_id(); select pg_backend_pid() as pid`,
+      )
+      .then((results) => (results as unknown as { rows: { pid: number }[] }[]).at(-1)!);
+    expect(await find('old-transactions')).toMatchObject([{ severity: 'ok' }]);
+    expect(await find('old-transactions', { ...OLD, transactionMs: 0 })).toMatchObject([
+      {
+        severity: 'warn',
+        finding: expect.stringMatching(
+          new RegExp(`^process ${rows[0]!.pid} \\(somebody, idle in transaction\\)`),
+        ) as string,
+        mend: expect.stringContaining(`select pg_terminate_backend(${rows[0]!.pid});`) as string,
+      },
+    ]);
+    await client.query('rollback');
+    expect(await find('old-transactions', { ...OLD, transactionMs: 0 })).toMatchObject([{ severity: 'ok' }]);
+  });
+
+  test('F41: a slot of somebody else that nobody reads', async () => {
+    const write = `select pg_logical_emit_message(false, 'wb', 'x'), pg_switch_wal() from generate_series(1, 66)`;
+    await aside.query(`select pg_create_physical_replication_slot('debezium', true)`);
+    try {
+      expect(await find('foreign-slots')).toEqual([]);
+      await aside.query(write);
+      expect(await find('foreign-slots')).toMatchObject([
+        {
+          severity: 'warn',
+          finding: expect.stringMatching(
+            /^nobody reads replication slot debezium, which keeps 1\.\d GiB of WAL$/,
+          ) as string,
+          mend: expect.stringContaining(`select pg_drop_replication_slot('debezium');`) as string,
+        },
+      ]);
+    } finally {
+      await aside.query(`select pg_drop_replication_slot('debezium')`);
+    }
+  });
+});
+
+test('F27: PostgreSQL 18, and a slot that is lost when nobody reads it for a while', async () => {
+  const server = await startPostgres({ version: 'embedded', own: true });
+  try {
+    const aside = await migratedDatabase({ server });
+    const timeout = async (value: string): Promise<string[]> => {
+      await aside.query(`alter system set idle_replication_slot_timeout = '${value}'`);
+      await aside.query('select pg_reload_conf()');
+      const seen =
+        "select from pg_settings where name = 'idle_replication_slot_timeout' and setting::int = extract(epoch from $1::interval)";
+      await until(async () => (await aside.query(seen, [value])).length > 0, { what: 'the setting to be taken up' });
+      const found = (await examine(aside.url)).filter(({ id }) => id === 'slot-idle-timeout');
+      return found.map(({ severity, finding }) => `${severity}: ${finding}`);
+    };
+    expect(await timeout('0')).toEqual(['ok: idle_replication_slot_timeout is off']);
+    expect(await timeout('2d')).toEqual(['ok: idle_replication_slot_timeout is 48 h 0 min']);
+    expect(await timeout('30min')).toEqual([
+      'warn: idle_replication_slot_timeout is 30 min: the slot of a relay that is stopped, or waits for the broker, is lost after it: the table is read then, which costs time, not messages',
+    ]);
+    await aside.drop();
+  } finally {
+    await server.close();
+  }
 });

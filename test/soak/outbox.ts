@@ -1,7 +1,9 @@
 /**
  * Minutes of traffic with faults at random moments: the relay killed, the broker killed, its memory alarm, connections
  * cut, slow and closed over a message, PostgreSQL killed. At the end every committed message must have arrived, with
- * `strict` in the order of its key, and the relay's memory must be flat: after the first third it is not killed any more.
+ * `strict` in the order of its key, and the relay's memory must be flat: after the first third it is not killed any more,
+ * and what it takes from there on is judged by flat-memory.ts (in 4 minutes or more). Exit code 1 if anything of this is not
+ * so.
  * Usage: npx tsx test/soak/outbox.ts [minutes] [seed] [pipelined|strict]
  */
 import { readFileSync } from 'node:fs';
@@ -13,6 +15,7 @@ import { killRelays, startRelay, type RelayProcess } from '../support/relay.js';
 import { startPostgres } from '../support/servers/postgres.js';
 import { startRabbit } from '../support/servers/rabbit.js';
 import { until } from '../support/waiting.js';
+import { judgeMemory } from './flat-memory.js';
 
 const MINUTES = Number(process.argv[2] ?? 10);
 const SEED = Number(process.argv[3] ?? 1);
@@ -132,7 +135,15 @@ try {
     `${ORDERING}: committed ${committed.length}  lost ${lost}  phantom ${phantom}  duplicates ${copies - arrived.size}  reordered within a key ${reordered}  parked ${parked} of ${poisons.size}`,
   );
   console.log(`RSS of the last process, each ${FAULT_EVERY_MS / 1000} s or more: ${rss.join(' ')} MiB`);
-  const isRight = lost === 0 && phantom === 0 && parked === poisons.size && (ORDERING !== 'strict' || reordered === 0);
+  const memory = judgeMemory(rss);
+  console.log(
+    memory
+      ? `its median: ${memory.middle} MiB in the middle third, ${memory.last} MiB in the last, at most ${memory.allowed} allowed: ${memory.isFlat ? 'flat' : 'it GROWS'}`
+      : `too few readings to judge the memory (${rss.length}): run it for 4 minutes or more`,
+  );
+  const isFlat = memory?.isFlat ?? MINUTES < 4;
+  const isInOrder = ORDERING !== 'strict' || reordered === 0;
+  const isRight = lost === 0 && phantom === 0 && parked === poisons.size && isInOrder && isFlat;
   process.exitCode = isRight ? 0 : 1;
   await Promise.all([brokerProxy.close(), databaseProxy.close()]);
 } finally {

@@ -3,7 +3,7 @@ import { describe, expect, it } from 'vitest';
 import { checkBroker, checkEncryption, checkPasswords } from '../../../src/app/doctor-broker.js';
 import type { Finding } from '../../../src/app/doctor-findings.js';
 import { checkSchemaObjects, type SchemaEvidence } from '../../../src/app/doctor-schema.js';
-import { checkServer, type ServerEvidence } from '../../../src/app/doctor-server.js';
+import { checkServer, OLD, type ServerEvidence } from '../../../src/app/doctor-server.js';
 import { formatFindings } from '../../../src/cli/doctor.js';
 import { loadConfig } from '../../../src/config/load.js';
 import type { BrokerFacts } from '../../../src/rabbitmq/inspect.js';
@@ -28,6 +28,7 @@ const HEALTHY_SERVER: ServerEvidence = {
     usedWalSenders: 1,
     maxSlotWalKeepMb: 8192,
     walSenderTimeoutMs: 60_000,
+    idleSlotTimeoutS: null,
     synchronousStandbyNames: '',
     synchronizedStandbySlots: null,
     physicalStandbys: 0,
@@ -41,6 +42,7 @@ const HEALTHY_SERVER: ServerEvidence = {
   insertThenDeleteSeen: false,
   slot: slotEntry({}),
   clockDifferenceMs: 3,
+  ages: OLD,
 };
 
 const HEALTHY_SCHEMA: SchemaEvidence = {
@@ -96,6 +98,7 @@ it('where applications delete rows themselves, nothing says that a lost slot cos
   const cases: ServerChange[] = [
     { server: { maxSlotWalKeepMb: -1 } },
     { slot: slotEntry({ walStatus: 'lost' }) },
+    { server: { idleSlotTimeoutS: 60 } },
     {
       server: { version: 170_000, physicalStandbys: 1, synchronousStandbyNames: 'a' },
       slot: slotEntry({ failover: false }),
@@ -142,6 +145,13 @@ describe('checks of the server', () => {
       { server: { maxSlotWalKeepMb: 1024 } },
     ],
     ['F30 no timeout for dead readers', 'wal-sender-timeout', 'warn', { server: { walSenderTimeoutMs: 0 } }],
+    ['F27 a slot that is lost when it is idle', 'slot-idle-timeout', 'warn', { server: { idleSlotTimeoutS: 3600 } }],
+    [
+      'F27 the same after a long time, where applications delete rows themselves',
+      'slot-idle-timeout',
+      'warn',
+      { server: { idleSlotTimeoutS: 604_800 }, insertThenDeleteSeen: true },
+    ],
     ['F36 no right to replicate', 'replication-role', 'fail', { server: { mayReplicate: false } }],
     ['F67 pgoutput not allowed', 'output-plugins', 'fail', { server: { outputPluginLibraries: 'wal2json' } }],
     [
