@@ -86,6 +86,26 @@ describe('one message that would stop a consumer', () => {
     },
   );
 
+  it('F125 a message whose handler asks for the transaction again for ever: the others go on at once, it is dead as suspect', async () => {
+    await scene.database.query(
+      `create function billing.conflict(message waybill.inbox_message) returns text language plpgsql as $$ begin
+         if message.message_id = 'conflict' then
+           raise exception 'once more' using errcode = 'serialization_failure';
+         end if;
+         return 'booked';
+       end $$`,
+    );
+    const consumer = scene.start('billing: { handler: { kind: sql, function: billing.conflict } }');
+    await consumer.waitForLog(({ msg }) => msg === 'consuming', 'the consumer');
+    const many = Array.from({ length: 200 }, (_, n) => ({ messageId: `m-${n}` }));
+    await scene.send('billing', [...many.slice(0, 30), { messageId: 'conflict' }, ...many.slice(30)]);
+    await scene.waitForRows(200, "status = 'done'", 15_000);
+    const [dead] = await scene.waitForRows(1, "status = 'dead'", 60_000);
+    expect(dead).toMatchObject({ message_id: 'conflict', dead_reason: 'suspect', failures: 0 });
+    expect(await scene.rows("status = 'done' and abandoned + failures > 0")).toEqual([]);
+    expect(await consumer.stop()).toBe(0);
+  });
+
   it('F105 headers that are too much for one frame: the copy of the dead message goes out without some of them', async () => {
     const consumer = scene.start(BILLING);
     await consumer.waitForLog(({ msg }) => msg === 'consuming', 'the consumer');
