@@ -3230,17 +3230,46 @@ AS $function$
 #variable_conflict use_column
 declare
   by_key constant boolean := settings.ordering = 'key';
+  began timestamptz;
+  usual_timeout constant text := current_setting('lock_timeout');
+  patience_ms int;
+  wanted record;
+  busy text[] := '{}';
   arrival record;
   existing record;
   twins int[] := '{}';
   conflict_id text;
   bytes bigint := 0;
 begin
+  -- One intake at a time: without the lock of a key its rows are seen, in the order of seq, by whoever brings the next ones.
+  -- A lock that somebody keeps holds up the rows of its key alone: they wait as blocked, and the sweep releases them. Why
+  -- wait at all: most end at once, and whoever ends then sees the rows and releases them.
   if by_key then
-    perform pg_advisory_xact_lock(l.lock) from (
-      select distinct waybill.key_lock(settings.name, m.key) as lock
-      from json_to_recordset(messages) as m (key text) where m.key is not null order by 1
-    ) as l;
+    perform pg_advisory_xact_lock(hashtextextended('waybill.intake ' || settings.name, 0));
+    began := clock_timestamp();
+    for wanted in
+      select k.key, waybill.key_lock(settings.name, k.key) as lock
+      from (select distinct m.key from json_to_recordset(messages) as m (key text)) as k
+      where k.key is not null order by 2
+    loop
+      continue when pg_try_advisory_xact_lock(wanted.lock);
+      patience_ms := extract(epoch from began + interval '1 second' - clock_timestamp()) * 1000;
+      -- Not again for a key that is held for long.
+      if patience_ms > 0 and (
+        select h.received_at from waybill.inbox h
+        where h.consumer = settings.name and h.key = wanted.key and h.status = 'blocked' order by h.seq + 0 limit 1
+      ) < began - interval '1 second' is not true then
+        begin
+          perform set_config('lock_timeout', patience_ms::text, true);
+          perform pg_advisory_xact_lock(wanted.lock);
+          perform set_config('lock_timeout', usual_timeout, true);
+          continue;
+        exception when lock_not_available then
+          -- The setting is back, too.
+        end;
+      end if;
+      busy := busy || wanted.key;
+    end loop;
   end if;
 
   -- seq is drawn in the order of delivery, then rows go in by message id: two batches never wait for each other.
@@ -3269,7 +3298,7 @@ begin
         select f.*, nextval('waybill.inbox_seq_seq'::regclass) as seq,
           case
             when f.dead_reason is not null then 'dead'
-            when by_key and f.key is not null and (f.follows and not applying or exists (
+            when by_key and f.key is not null and (f.follows and not applying or f.key = any (busy) or exists (
               select from waybill.inbox h
               where h.consumer = settings.name and h.key = f.key
                 and h.status in ('pending', 'running', 'waiting', 'dead')
@@ -3367,10 +3396,11 @@ begin
     return next;
   end loop;
 
-  -- A row was stored as blocked behind one of the same batch that turned out to be a duplicate.
+  -- A row was stored as blocked behind one of the same batch that turned out to be a duplicate. Not without the lock.
   if by_key and cardinality(twins) > 0 then
     perform waybill.release_key(settings, k.key) from (
-      select distinct m.key from json_to_recordset(messages) as m (key text) where m.key is not null
+      select distinct m.key from json_to_recordset(messages) as m (key text)
+      where m.key is not null and m.key <> all (busy)
     ) as k;
   end if;
 end

@@ -21,7 +21,10 @@ export interface InboxWorkerOptions<C extends PooledClient> {
   timeoutMs?: number;
   /** How often is looked without being woken (default 1,000 ms). */
   pollMs?: number;
-  /** Of the transactions (default read committed). */
+  /**
+   * Of the transactions (default read committed). Above it they do not see, and so cannot release, messages of their key
+   * that came since they began: the consumer finds these within half a minute.
+   */
   isolation?: AttemptOptions<C>['isolation'];
   /** The schema of the Waybill tables (default waybill). */
   schema?: string;

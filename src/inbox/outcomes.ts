@@ -14,6 +14,8 @@ export interface Followers {
   onDead(): void;
   /** The next message of a key may go. */
   onReleased(): void;
+  /** A message waits behind others of its key. */
+  onBlocked(): void;
 }
 
 /** Counts and logs what becomes of messages; each failure once, with ids and never with bodies. */
@@ -51,6 +53,7 @@ export class Outcomes {
       this.#followers.onWaiting({ seq: outcome.seq, attempt: outcome.attempt, dueInMs: outcome.dueInMs });
     }
     if (outcome.hasReleased) this.#followers.onReleased();
+    if (outcome.status === 'blocked') this.#followers.onBlocked();
     switch (outcome.verdict) {
       case null:
         break;

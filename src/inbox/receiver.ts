@@ -97,6 +97,8 @@ export class Receiver {
   #wakeCancel: (() => void) | undefined;
   #isConsuming = false;
   #lag: number | undefined;
+  /** Looks that are sweeps for orphans besides: written by a message that was blocked as it came. */
+  #looksForOrphans = 0;
   /** Why a loop is not at work, by its name: written by its failure, taken away when it works again. */
   readonly #troubles = new Map<Part, unknown>();
   /** Smaller than configured once the bodies were found to be large. */
@@ -115,6 +117,7 @@ export class Receiver {
         onWaiting: ({ seq, attempt, dueInMs }) => this.#timers.schedule({ seq, attempt }, dueInMs),
         onDead: () => this.#deathSeen.wake(),
         onReleased: () => this.#pending(),
+        onBlocked: () => (this.#looksForOrphans = SWEEP_INTERVAL_MS / LOOK_INTERVAL_MS),
       },
       isGivenBack: (seq) => this.gate.isGivenBack(seq),
     });
@@ -431,7 +434,9 @@ export class Receiver {
     const looks = SWEEP_INTERVAL_MS / LOOK_INTERVAL_MS;
     for (let n = 0; !stopping.aborted; n += 1) {
       try {
-        if (byKey && n % looks === 0) {
+        // What was blocked behind a transaction that did not see it (left open, or repeatable read) is soon an orphan.
+        if (byKey && (n % looks === 0 || this.#looksForOrphans > 0)) {
+          this.#looksForOrphans = Math.max(0, this.#looksForOrphans - 1);
           const released = await store.sweepKeys();
           if (released > 0) log.warn({ released }, 'rows waited behind nothing; they go on');
         }

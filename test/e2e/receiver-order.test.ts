@@ -103,6 +103,34 @@ describe('order: key', () => {
     expect(await skipping.stop()).toBe(0);
   });
 
+  it("an application's transaction that stays open holds up the messages of its key alone, and these follow soon", async () => {
+    const consumer = scene.start('billing:\n  handler: { kind: store }\n  order: key\n');
+    await consumer.waitForLog(({ msg }) => msg === 'consuming', 'the consumer');
+    await scene.send('billing', [{ messageId: 'a-1', key: 'a' }]);
+    await scene.waitForRows(1, "status = 'pending'");
+    const application = await scene.database.connect();
+    const claimed = await application.query<{ seq: string; claim_token: string }>(
+      "select seq, claim_token from waybill.inbox_claim('billing', 1, '10 minutes')",
+    );
+    await application.query('begin');
+    await application.query('select waybill.inbox_complete($1, $2)', Object.values(claimed.rows[0]!));
+    await scene.send('billing', [
+      { messageId: 'a-2', key: 'a' },
+      ...Array.from({ length: 20 }, (_, n) => ({ messageId: `b-${n}`, key: `b-${n}` })),
+      { messageId: 'a-3', key: 'a' },
+    ]);
+    await scene.waitForRows(20, "status = 'pending'", 5_000);
+    expect((await scene.waitForRows(2, "status = 'blocked'")).map((row) => row.message_id)).toEqual(['a-2', 'a-3']);
+    await until(async () => (await scene.depth('billing')) === 0, { what: 'all to be taken from the queue' });
+    await application.query('commit');
+    await application.end();
+    // Half of the usual time between two sweeps.
+    const [next] = await scene.waitForRows(1, "key = 'a' and status = 'pending'", 15_000);
+    expect(next?.message_id).toBe('a-2');
+    expect(await consumer.stop()).toBe(0);
+    expect(await scene.depth('billing')).toBe(0);
+  });
+
   it('a queue without a single active consumer is refused', async () => {
     await scene.broker((channel) => channel.assertQueue('billing', { durable: true }));
     const consumer = scene.start(CONSUMER);

@@ -1,5 +1,8 @@
 import type pg from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { readConsumers } from '../../src/postgres/inbox-backlog.js';
+import { listConsumerRows } from '../../src/postgres/inbox-operations.js';
+import { inspectConsumers } from '../../src/postgres/inspect-hazards.js';
 import type { FreshDatabase } from '../support/database.js';
 import { claim, receive, register, statuses } from '../support/inbox.js';
 import { migratedDatabase } from '../support/migrated-database.js';
@@ -170,6 +173,36 @@ describe('consumers', () => {
         details: { paused_by: 'operator', paused_reason: 'looking' },
       },
     ]);
+  });
+
+  test('what a breaker notes counts for two minutes after it was said last, wherever pauses are shown', async () => {
+    const shown = async () => [
+      (await readConsumers(client, 'waybill')).find(({ name }) => name === 'billing')?.pausedBy,
+      (await listConsumerRows(client, 'waybill')).find(({ name }) => name === 'billing')?.pausedBy,
+      (await inspectConsumers(client, 'waybill', [{ name: 'billing', function: null }]))[0]?.pausedBy,
+    ];
+    const pass = (seconds: number) =>
+      client.query('update waybill.consumer set paused_until = paused_until - make_interval(secs => $1)', [seconds]);
+    const since = async () =>
+      (await client.query<{ at: Date }>(`select paused_at as at from waybill.consumer where name = 'billing'`)).rows[0]
+        ?.at;
+    await answer(`consumer_break('billing', 'HTTP 404')`);
+    const began = await since();
+    await pass(110);
+    expect(await shown()).toEqual(['breaker', 'breaker', 'breaker']);
+    // Said again: it counts anew, and since when it is so does not change.
+    expect(await answer(`consumer_break('billing', 'HTTP 404')`)).toBe(false);
+    expect(await since()).toEqual(began);
+    await pass(110);
+    expect(await shown()).toEqual(['breaker', 'breaker', 'breaker']);
+    await pass(11);
+    expect(await shown()).toEqual([null, null, null]);
+    expect(await answer(`consumer_break('billing', 'HTTP 404')`)).toBe(true);
+    expect((await since())?.getTime()).toBeGreaterThan(began?.getTime() ?? Infinity);
+    // An operator's word counts until it is taken back.
+    await answer(`consumer_pause('billing', 'looking')`);
+    await pass(1_000);
+    expect(await shown()).toEqual(['operator', 'operator', 'operator']);
   });
 
   test('are updated at each start; what is left out has its default', async () => {

@@ -1,5 +1,5 @@
 import type pg from 'pg';
-import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { InboxStore } from '../../src/postgres/inbox-store.js';
 import type { FreshDatabase } from '../support/database.js';
 import { claim, receive, register, statuses, type Claimed } from '../support/inbox.js';
@@ -203,6 +203,144 @@ describe('sql handlers', () => {
       { message_id: 'a2', key: 'a' },
     ]);
     expect(answers.map(({ status }) => status)).toEqual(['dead', 'done']);
+  });
+});
+
+describe('a transaction that is left open on one key', () => {
+  let other: pg.Client;
+  beforeEach(async () => {
+    other = await database.connect();
+    // Of the program's connections; here it makes a test that would wait for ever fail.
+    await client.query("set lock_timeout = '20s'");
+  });
+  afterEach(async () => {
+    await client.query('rollback; reset lock_timeout');
+    await other.end();
+  });
+
+  /** Has the first row of the key completed in a transaction that stays open. */
+  const holdKey = async (consumer: string, key: string): Promise<void> => {
+    await deliver(consumer, `${key}1`);
+    const [at] = await claim(other, consumer, 1);
+    await other.query('begin');
+    await other.query('select waybill.inbox_complete($1, $2)', [at?.seq, at?.claim_token]);
+  };
+
+  /** Whether so many sessions of this database wait for a lock of a key or an intake. */
+  const waits = async (count: number): Promise<boolean> => {
+    const { rows } = await other.query<{ n: number }>(
+      `select count(*)::int as n from pg_locks l join pg_database d on d.oid = l.database
+       where d.datname = current_database() and l.locktype = 'advisory' and not l.granted`,
+    );
+    return rows[0]?.n === count;
+  };
+
+  test('holds up the rows of that key alone; they follow in their order once the sweep has seen its end', async () => {
+    await holdKey('blocking', 'a');
+    const beganAt = performance.now();
+    await deliver('blocking', 'b1 a2 c1 a3');
+    await deliver('blocking', 'a4 b2');
+    expect(performance.now() - beganAt).toBeLessThan(10_000);
+    expect(await statuses(client, 'blocking')).toEqual({
+      a1: 'running',
+      b1: 'pending',
+      a2: 'blocked',
+      c1: 'pending',
+      a3: 'blocked',
+      a4: 'blocked',
+      b2: 'blocked',
+    });
+    // Once it has been waited for in vain, it costs the others nothing.
+    await client.query(
+      `update waybill.inbox set received_at = received_at - interval '2 seconds' where status = 'blocked'`,
+    );
+    const laterAt = performance.now();
+    for (const n of [1, 2, 3, 4, 5, 6, 7]) await deliver('blocking', `a${n + 4} d${n}`);
+    expect(performance.now() - laterAt).toBeLessThan(5_000);
+    const sweep = async () =>
+      (await client.query<{ released: number }>(`select released from waybill.inbox_sweep('blocking')`)).rows;
+    expect(await sweep()).toEqual([{ released: 0 }]);
+    await other.query('commit');
+    // What comes now waits behind those that came before.
+    await deliver('blocking', 'a12');
+    expect((await statuses(client, 'blocking'))['a12']).toBe('blocked');
+    expect(await sweep()).toEqual([{ released: 1 }]);
+    const order: string[] = [];
+    for (;;) {
+      const at = await next('blocking');
+      if (!at) break;
+      order.push(at.message_id);
+      await complete(at);
+    }
+    expect(order.filter((id) => id.startsWith('a'))).toEqual(Array.from({ length: 11 }, (_, n) => `a${n + 2}`));
+    expect(order.filter((id) => id.startsWith('b'))).toEqual(['b1', 'b2']);
+  });
+
+  test.each(['repeatable read', 'serializable'])(
+    'at %s does not see what came since it began: that is left to the sweep, as an orphan',
+    async (isolation) => {
+      await deliver('blocking', 'a1');
+      const [at] = await claim(other, 'blocking', 1);
+      await other.query(`begin isolation level ${isolation}`);
+      await other.query('select 1 from effect');
+      await deliver('blocking', 'a2');
+      await other.query('select waybill.inbox_complete($1, $2)', [at?.seq, at?.claim_token]);
+      await other.query('commit');
+      expect(await statuses(client, 'blocking')).toEqual({ a1: 'done', a2: 'blocked' });
+      const { rows } = await client.query(`select released from waybill.inbox_sweep('blocking')`);
+      expect(rows).toEqual([{ released: 1 }]);
+      expect(await statuses(client, 'blocking')).toEqual({ a1: 'done', a2: 'pending' });
+    },
+  );
+
+  test('is waited for when it ends within a moment: what follows is not left to the sweep', async () => {
+    await holdKey('blocking', 'a');
+    await client.query('begin');
+    const storing = deliver('blocking', 'a2 b1');
+    await until(() => waits(1), { what: 'the batch to wait', everyMs: 5 });
+    await other.query('commit');
+    await storing;
+    // A handler in the same transaction has the settings of the session.
+    expect((await client.query('show lock_timeout')).rows).toEqual([{ lock_timeout: '20s' }]);
+    await client.query('commit');
+    expect(await statuses(client, 'blocking')).toEqual({ a1: 'done', a2: 'pending', b1: 'pending' });
+  });
+
+  test('what another intake is about to bring of its key is not overtaken', async () => {
+    await holdKey('blocking', 'a');
+    await client.query('begin');
+    await deliver('blocking', 'a2');
+    await other.query('commit');
+    const second = await database.connect();
+    const storing = receive(second, 'blocking', [{ message_id: 'a3', key: 'a' }]);
+    await until(() => waits(1), { what: 'the second intake to wait for the first', everyMs: 5 });
+    await client.query('commit');
+    expect((await storing).map(({ status }) => status)).toEqual(['blocked']);
+    await second.end();
+    expect(await statuses(client, 'blocking')).toEqual({ a1: 'done', a2: 'blocked', a3: 'blocked' });
+  });
+
+  test('nothing of its key is handled meanwhile, nor released for a duplicate in the batch', async () => {
+    await register(client, { name: 'inline', handler: 'sql', function: 'public.on_event', order: 'key' });
+    await other.query('begin');
+    await other.query("select pg_advisory_xact_lock(waybill.key_lock('inline', 'a'))");
+    const answers = await receive(client, 'inline', [
+      { message_id: 'a1', key: 'a' },
+      { message_id: 'b1', key: 'b' },
+      { message_id: 'a1', key: 'a' },
+      { message_id: 'a2', key: 'a' },
+    ]);
+    expect(answers.map(({ outcome, status }) => [outcome, status])).toEqual([
+      ['inserted', 'blocked'],
+      ['inserted', 'done'],
+      ['duplicate', 'blocked'],
+      ['inserted', 'blocked'],
+    ]);
+    expect(await statuses(client, 'inline')).toEqual({ a1: 'blocked', b1: 'done', a2: 'blocked' });
+    expect((await client.query<{ id: string }>('select id from effect order by n')).rows).toEqual([{ id: 'b1' }]);
+    const kept = await client.query("select body is not null as is_kept from waybill.inbox where status = 'blocked'");
+    expect(kept.rows).toEqual([{ is_kept: true }, { is_kept: true }]);
+    await other.query('rollback');
   });
 });
 

@@ -56,7 +56,12 @@ class Stage {
       counters,
       log,
       logsAll: false,
-      followers: { onWaiting: () => undefined, onDead: () => undefined, onReleased: () => undefined },
+      followers: {
+        onWaiting: () => undefined,
+        onDead: () => undefined,
+        onReleased: () => undefined,
+        onBlocked: () => undefined,
+      },
       isGivenBack: () => false,
     });
     const intake = new Intake({
