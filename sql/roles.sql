@@ -183,7 +183,7 @@ grant execute on function :"schema".adopt_relay, :"schema".drop_relay to :"relay
 -- The receiver of the inbox is the same program; its sql handlers run as this role, without the owner's rights.
 grant select, insert, update, delete on
   :"schema".inbox, :"schema".inbox_attempt, :"schema".consumer to :"relay";
-grant select on :"schema".consumer_grant, :"schema".inbox_backlog, :"schema".action_log to :"relay";
+grant select on :"schema".consumer_grant, :"schema".inbox_uncopied, :"schema".inbox_backlog, :"schema".action_log to :"relay";
 grant usage, select on sequence :"schema".inbox_seq_seq to :"relay";
 grant execute on function
   :"schema".json_of_body, :"schema".payload(:"schema".inbox_message), :"schema".payload(:"schema".claimed_message),
@@ -195,7 +195,7 @@ grant execute on function
   :"schema".register_consumers, :"schema".consumer_break, :"schema".consumer_mend, :"schema".inbox_wake,
   :"schema".arrivals, :"schema".store_arrivals, :"schema".handler_call, :"schema".deferred_constraints,
   :"schema".call_handler, :"schema".inbox_receive, :"schema".inbox_claim_rows, :"schema".lock_keys,
-  :"schema".finish_rows, :"schema".put_back_rows, :"schema".inbox_apply, :"schema".inbox_settle, :"schema".revive_row,
+  :"schema".lock_keys_soon, :"schema".lock_claimed_soon, :"schema".finish_rows, :"schema".put_back_rows, :"schema".inbox_apply, :"schema".inbox_settle, :"schema".revive_row,
   :"schema".inbox_refund, :"schema".inbox_give_back, :"schema".inbox_extend_rows,
   :"schema".inbox_due, :"schema".inbox_sweep, :"schema".inbox_deaths, :"schema".inbox_deaths_copied,
   :"schema".inbox_deaths_claim, :"schema".inbox_deaths_done, :"schema".inbox_deaths_keep,

@@ -685,12 +685,10 @@ begin
   if cardinality(seqs) > most_applied then
     raise exception 'at most % messages are applied in one transaction', most_applied using errcode = '22023';
   end if;
-  perform waybill.lock_keys(settings, seqs);
+  perform waybill.lock_keys_soon(settings, seqs);
   for seq in select distinct s.seq from unnest(seqs) as s (seq) order by s.seq loop
-    select * into claimed from waybill.inbox i
-    where i.seq = inbox_apply.seq and i.consumer = settings.name and i.status = 'running' and i.claim_token = token
-    for update;
-    if not found then
+    claimed := waybill.lock_claimed_soon(settings, seq, token);
+    if claimed.seq is null then
       verdict := 'lost';
       return next;
       continue;
@@ -1125,7 +1123,7 @@ begin
 end
 $function$;
 
-CREATE OR REPLACE FUNCTION waybill.inbox_give_back(consumer text, seqs bigint[], attempts integer[])
+CREATE OR REPLACE FUNCTION waybill.inbox_give_back(consumer text, seqs bigint[], attempts integer[], call bigint DEFAULT NULL::bigint)
  RETURNS integer
  LANGUAGE plpgsql
  SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
@@ -1144,8 +1142,11 @@ begin
     join waybill.inbox i on i.seq = o.seq and i.consumer = settings.name
     order by i.seq for update of i
   loop
+    -- Asked again, because the answer was lost: the attempts before those must not be given back as well.
+    continue when exists (
+      select from waybill.inbox_attempt a where a.inbox_seq = owed.seq and a.given_back_by = inbox_give_back.call);
     with refunded as (
-      update waybill.inbox_attempt a set verdict = 'refunded'
+      update waybill.inbox_attempt a set verdict = 'refunded', given_back_by = inbox_give_back.call
       where a.inbox_seq = owed.seq and a.number = any (array(
         select b.number from waybill.inbox_attempt b
         where b.inbox_seq = owed.seq and b.verdict = 'broken' order by b.number desc limit owed.attempts))
@@ -1414,11 +1415,13 @@ CREATE OR REPLACE FUNCTION waybill.inbox_settle(consumer text, token uuid, resul
  RETURNS TABLE(seq bigint, status text, verdict text, attempt integer, next_attempt_at timestamp with time zone, dead_reason text, released bigint)
  LANGUAGE plpgsql
  SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+ SET lock_timeout TO '1s'
 AS $function$
 #variable_conflict use_column
 declare
   settings constant waybill.consumer := waybill.consumer_settings(inbox_settle.consumer);
   answer record;
+  is_claimed boolean;
   done bigint[] := '{}';
   texts text[] := '{}';
   failed bigint[] := '{}';
@@ -1426,17 +1429,23 @@ declare
   errors text[] := '{}';
   delays interval[] := '{}';
 begin
-  perform waybill.lock_keys(settings, array(select (r.value ->> 'seq')::bigint from json_array_elements(results) as r));
+  perform waybill.lock_keys_soon(settings, array(select (r.value ->> 'seq')::bigint from json_array_elements(results) as r));
   for answer in
     select * from rows from (
       json_to_recordset(results) as (seq bigint, verdict text, error text, retry_in interval, result text)
     ) with ordinality as r order by r.seq, r.ordinality
   loop
     seq := answer.seq;
-    perform from waybill.inbox i
-    where i.seq = answer.seq and i.consumer = settings.name and i.status = 'running'
-      and i.claim_token = inbox_settle.token for update;
-    if not found or seq = any (done) or seq = any (failed) then
+    if answer.verdict = 'release' then
+      -- One that somebody has locked goes back by the end of its lease, lest the others wait with it.
+      is_claimed := (waybill.lock_claimed_soon(settings, seq, token)).seq is not null;
+    else
+      perform from waybill.inbox i
+      where i.seq = answer.seq and i.consumer = settings.name and i.status = 'running'
+        and i.claim_token = inbox_settle.token for update;
+      is_claimed := found;
+    end if;
+    if not is_claimed or seq = any (done) or seq = any (failed) then
       verdict := 'lost';
       return next;
     elsif answer.verdict = 'done' then
@@ -2639,6 +2648,7 @@ create table waybill.inbox_attempt (
   verdict text not null,
   error text,
   worker text,
+  given_back_by bigint,
   constraint inbox_attempt_pkey PRIMARY KEY (inbox_seq, number),
   constraint inbox_attempt_inbox_seq_fkey FOREIGN KEY (inbox_seq) REFERENCES waybill.inbox(seq) ON DELETE CASCADE,
   constraint inbox_attempt_number_is_at_least_1 CHECK ((number >= 1)),
@@ -2990,6 +3000,32 @@ begin
 end
 $function$;
 
+CREATE OR REPLACE FUNCTION waybill.lock_claimed_soon(settings waybill.consumer, seq bigint, token uuid)
+ RETURNS waybill.inbox
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+ SET lock_timeout TO '1s'
+AS $function$
+declare
+  target waybill.inbox;
+begin
+  select * into target from waybill.inbox i
+  where i.seq = lock_claimed_soon.seq and i.consumer = settings.name and i.status = 'running'
+    and i.claim_token = token for update skip locked;
+  -- Why two: a row for which nobody waits takes no subtransaction.
+  if not found then
+    begin
+      select * into target from waybill.inbox i
+      where i.seq = lock_claimed_soon.seq and i.consumer = settings.name and i.status = 'running'
+        and i.claim_token = token for update;
+    exception when lock_not_available then
+      return null;
+    end;
+  end if;
+  return target;
+end
+$function$;
+
 CREATE OR REPLACE FUNCTION waybill.lock_keys(settings waybill.consumer, seqs bigint[])
  RETURNS void
  LANGUAGE plpgsql
@@ -3002,6 +3038,33 @@ begin
       from waybill.inbox i where i.seq = any (lock_keys.seqs) and i.key is not null order by 1
     ) as l;
   end if;
+end
+$function$;
+
+CREATE OR REPLACE FUNCTION waybill.lock_keys_soon(settings waybill.consumer, seqs bigint[])
+ RETURNS void
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+ SET lock_timeout TO '1s'
+AS $function$
+declare
+  began constant timestamptz := clock_timestamp();
+  wanted bigint;
+begin
+  if settings.ordering <> 'key' then
+    return;
+  end if;
+  for wanted in
+    select distinct waybill.key_lock(settings.name, i.key)
+    from waybill.inbox i where i.seq = any (lock_keys_soon.seqs) and i.key is not null order by 1
+  loop
+    continue when pg_try_advisory_xact_lock(wanted) or clock_timestamp() > began + interval '1 second';
+    begin
+      perform pg_advisory_xact_lock(wanted);
+    exception when lock_not_available then
+      -- The rows of that key are settled without it.
+    end;
+  end loop;
 end
 $function$;
 
@@ -3154,6 +3217,9 @@ AS $function$
 declare
   released bigint;
 begin
+  if not pg_try_advisory_xact_lock(waybill.key_lock(settings.name, release_key.key)) then
+    return null;
+  end if;
   select i.seq into released from waybill.inbox i
   where i.consumer = settings.name and i.key = release_key.key and i.status = 'blocked'
   order by i.seq + 0 limit 1;
@@ -3747,6 +3813,8 @@ comment on column waybill.inbox_attempt.error is 'The error.';
 
 comment on column waybill.inbox_attempt.worker is 'Who had claimed the row.';
 
+comment on column waybill.inbox_attempt.given_back_by is 'Which call of inbox_give_back has given it back.';
+
 comment on index waybill.inbox_attempt_abandoned is 'Abandoned attempts by when they were found, to be counted.';
 
 comment on view waybill.inbox_backlog is 'What is not finished in the inbox, by consumer and status; done and discarded rows are not looked at.';
@@ -4109,7 +4177,7 @@ comment on function waybill.inbox_extend_rows(consumer text, seqs bigint[], toke
 
 comment on function waybill.inbox_fail(seq bigint, token uuid, error text, retry_in interval, never boolean) is 'The attempt failed: the row waits for retry_in, or by the schedule of its consumer, or is dead after its last attempt, or at once if it can never succeed. Returns waiting or dead. Roll the effect back first, then call it in another transaction. WB003 if the claim is lost.';
 
-comment on function waybill.inbox_give_back(consumer text, seqs bigint[], attempts integer[]) is 'The handler was broken, not these messages: of each row, so many of its newest attempts with that verdict do not count; it is due at once if it waits, or died, because of them. Returns how many rows.';
+comment on function waybill.inbox_give_back(consumer text, seqs bigint[], attempts integer[], call bigint) is 'The handler was broken, not these messages: of each row, so many of its newest attempts with that verdict do not count; it is due at once if it waits, or died, because of them. Returns how many rows. A call that was made before under the same number changes nothing.';
 
 comment on function waybill.inbox_handling(seq bigint, token uuid) is 'This transaction handles that message: what it publishes has the message as its cause, and its correlation and trace, unless told otherwise. WB003 if the claim is lost.';
 
@@ -4125,7 +4193,7 @@ comment on function waybill.inbox_replay(consumer text, message_id text, reason 
 
 comment on function waybill.inbox_retry(consumer text, message_id text, reason text) is 'Has a message that failed tried again by this one consumer, at once, under its id, its attempts counted anew. Answers: pending (so it is, or was already), blocked (an earlier one of its key goes first); or, with nothing changed: already applied, running, discarded (inbox_replay brings it back), body is gone, unknown.';
 
-comment on function waybill.inbox_settle(consumer text, token uuid, results json) is 'Settles attempts at rows that were claimed with the token: an array of {seq, verdict, error, retry_in, result}; verdicts as of put_back, and done. Verdict lost in the answer: the claim is, and nothing was done.';
+comment on function waybill.inbox_settle(consumer text, token uuid, results json) is 'Settles attempts at rows that were claimed with the token: an array of {seq, verdict, error, retry_in, result}; verdicts as of put_back, and done. Verdict lost in the answer: the claim is, and nothing was done; or the row was to be released, and somebody keeps it locked: its lease runs out. Error 55P03 if somebody keeps another row locked for a second: nothing was settled.';
 
 comment on function waybill.inbox_sweep(consumer text, after_key text, max_keys integer) is 'Releases blocked rows whose key nothing holds any more, of up to max_keys keys after that one, at most 500 of them. next_key is where to go on, null at the end.';
 
@@ -4137,7 +4205,11 @@ comment on function waybill.keep_history(days_ahead integer, retention interval)
 
 comment on function waybill.key_lock(consumer text, key text) is 'Number of the advisory transaction lock on one key of a consumer. Several are taken in ascending order, before the statement that reads rows of the key.';
 
+comment on function waybill.lock_claimed_soon(settings waybill.consumer, seq bigint, token uuid) is 'Locks a row that is claimed with the token; null if the claim is lost, or somebody has had the row locked for a second.';
+
 comment on function waybill.lock_keys(settings waybill.consumer, seqs bigint[]) is 'Takes the locks of the keys of these rows, in order, if the consumer is ordered by key.';
+
+comment on function waybill.lock_keys_soon(settings waybill.consumer, seqs bigint[]) is 'Takes the locks of the keys of these rows, in order, as far as they are to be had within about a second. A row that is the caller''s may be settled without: it holds its key as long as it is not, and what release_key does not release then is left to the sweep.';
 
 comment on function waybill.lock_outbox_row(id uuid) is 'With strict order: takes the lock of the key of a row until the end of the transaction. Inside of retry, discard and cancel.';
 
@@ -4179,7 +4251,7 @@ comment on function waybill.refuse_half_renamed(name text) is 'Raises WB005 if t
 
 comment on function waybill.register_consumers(consumers json, accept_new boolean) is 'Writes all consumers of one configuration; what is left out of an object has its default. Returns created or updated for each. A change of the order blocks or releases the rows that are there. Error WB005 if a new name has the queue of a registered consumer that is not in the array: a rename would forget what was applied; accept_new takes it as another consumer.';
 
-comment on function waybill.release_key(settings waybill.consumer, key text) is 'Makes the first blocked row of the key pending if nothing holds the key any more, and returns it, else null. The caller has the lock of the key.';
+comment on function waybill.release_key(settings waybill.consumer, key text) is 'Makes the first blocked row of the key pending if nothing holds the key any more, and returns it, else null. If somebody else has the lock of the key it does nothing: the sweep will.';
 
 comment on function waybill.release_outbox_key(key text) is 'Lets the first held row of a key go if it only waited for one that is gone. Inside of discard and cancel, under the lock of the key.';
 

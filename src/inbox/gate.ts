@@ -22,6 +22,8 @@ export class Gate {
   readonly #over = new AbortController();
   /** Attempts of each row that the table must give back; removed when it has. */
   readonly #owed = new Map<bigint, number>();
+  /** What the table was asked to give back, until it has answered: asked again in the same words, it does so once. */
+  #repaying: { call: number; owed: readonly { seq: bigint; attempts: number }[] } | undefined;
   /** Attempts that are being written, and may have to be given back. */
   readonly #writing = new Set<Promise<unknown>>();
   /** What the table must note: why it is open, or null that it is not; undefined: nothing. */
@@ -204,8 +206,13 @@ export class Gate {
   }
 
   async #repay(): Promise<void> {
-    const owed = [...this.#owed].map(([seq, attempts]) => ({ seq, attempts }));
-    const messages = await this.#store.giveBack(owed);
+    this.#repaying ??= {
+      call: Math.floor(this.#clock.random() * Number.MAX_SAFE_INTEGER),
+      owed: [...this.#owed].map(([seq, attempts]) => ({ seq, attempts })),
+    };
+    const { call, owed } = this.#repaying;
+    const messages = await this.#store.giveBack(owed, call);
+    this.#repaying = undefined;
     for (const { seq, attempts } of owed) {
       const left = (this.#owed.get(seq) ?? 0) - attempts;
       if (left > 0) this.#owed.set(seq, left);

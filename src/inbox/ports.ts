@@ -107,8 +107,8 @@ export interface InboxStore {
   settle(token: string, results: readonly { seq: bigint; verdict: Settlement }[]): Promise<Outcome[]>;
   /** Prolongs the leases of those rows that are still claimed with the token. */
   extend(seqs: readonly bigint[], token: string, leaseMs: number): Promise<void>;
-  /** Takes back so many of each row's newest broken attempts; gives how many rows. */
-  giveBack(owed: readonly { seq: bigint; attempts: number }[]): Promise<number>;
+  /** Takes back so many of each row's newest broken attempts, once per call number; gives how many rows. */
+  giveBack(owed: readonly { seq: bigint; attempts: number }[], call: number): Promise<number>;
   /** Rows that are due, without claiming them. */
   due(max: number): Promise<{ seq: bigint; attempt: number; alone: boolean }[]>;
   /**

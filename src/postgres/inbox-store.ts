@@ -161,11 +161,11 @@ export class InboxStore {
     );
   }
 
-  async giveBack(owed: readonly { seq: bigint; attempts: number }[]): Promise<number> {
+  async giveBack(owed: readonly { seq: bigint; attempts: number }[], call: number): Promise<number> {
     const rows = await this.#query<{ n: number }>(
       'giving attempts back',
-      `select ${this.#schema}.inbox_give_back($1, $2::bigint[], $3::int[]) as n`,
-      [this.#consumer, owed.map(({ seq }) => String(seq)), owed.map(({ attempts }) => attempts)],
+      `select ${this.#schema}.inbox_give_back($1, $2::bigint[], $3::int[], $4::bigint) as n`,
+      [this.#consumer, owed.map(({ seq }) => String(seq)), owed.map(({ attempts }) => attempts), call],
     );
     return rows[0]?.n ?? 0;
   }

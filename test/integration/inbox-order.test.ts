@@ -320,6 +320,109 @@ describe('a transaction that is left open on one key', () => {
     expect(await statuses(client, 'blocking')).toEqual({ a1: 'done', a2: 'blocked', a3: 'blocked' });
   });
 
+  describe('does not stop others that are applied or settled together with rows of its key', () => {
+    type Settled = { seq: string; status: string; verdict: string; released: string | null };
+    const apply = async (rows: Claimed[]) =>
+      (
+        await client.query<Settled>('select * from waybill.inbox_apply($1, $2, $3)', [
+          'applied',
+          rows.map(({ seq }) => seq),
+          rows[0]?.claim_token,
+        ])
+      ).rows;
+    const settle = async (rows: Claimed[], verdict: string) =>
+      (
+        await client.query<Settled>('select * from waybill.inbox_settle($1, $2, $3)', [
+          'applied',
+          rows[0]?.claim_token,
+          JSON.stringify(rows.map(({ seq }) => ({ seq, verdict, error: verdict === 'done' ? null : verdict }))),
+        ])
+      ).rows;
+    const byId = (rows: Claimed[], settled: Settled[]) =>
+      Object.fromEntries(
+        settled.map(({ seq, verdict }) => [rows.find((row) => row.seq === seq)?.message_id ?? seq, verdict]),
+      );
+    /** a1, b1 and c1 are claimed, a2 and b2 blocked behind them. */
+    const claimed = async (): Promise<Claimed[]> => {
+      await register(client, { name: 'applied', order: 'key' });
+      await deliver('applied', 'a1 b1 c1 a2 b2');
+      await register(client, { name: 'applied', handler: 'sql', function: 'public.on_event', order: 'key' });
+      return claim(client, 'applied', 3);
+    };
+    const soon = async <T>(work: Promise<T>): Promise<T> => {
+      const beganAt = performance.now();
+      const result = await work;
+      expect(performance.now() - beganAt).toBeLessThan(10_000);
+      expect((await client.query('show lock_timeout')).rows).toEqual([{ lock_timeout: '20s' }]);
+      return result;
+    };
+    const sweep = async () =>
+      (await client.query<{ released: number }>(`select released from waybill.inbox_sweep('applied')`)).rows;
+
+    test.each(['applied', 'settled', 'dead'])(
+      'with the key locked: %s all the same, what follows is left to the sweep',
+      async (how) => {
+        const rows = await claimed();
+        await client.query(`update waybill.consumer set on_dead = 'skip' where name = 'applied'`);
+        await other.query('begin');
+        await other.query("select pg_advisory_xact_lock(waybill.key_lock('applied', 'a'))");
+        const settled = await soon(how === 'applied' ? apply(rows) : settle(rows, how === 'dead' ? 'never' : 'done'));
+        const verdict = how === 'dead' ? 'never' : 'done';
+        expect(byId(rows, settled)).toEqual({ a1: verdict, b1: verdict, c1: verdict });
+        const end = how === 'dead' ? 'dead' : 'done';
+        expect(await statuses(client, 'applied')).toEqual({ a1: end, b1: end, c1: end, a2: 'blocked', b2: 'pending' });
+        expect(await sweep()).toEqual([{ released: 0 }]);
+        await other.query('rollback');
+        expect(await sweep()).toEqual([{ released: 1 }]);
+        expect((await statuses(client, 'applied'))['a2']).toBe('pending');
+      },
+    );
+
+    test('with a row locked: it is the only one that is not applied, nor given back before the end of its lease', async () => {
+      const rows = await claimed();
+      await other.query('begin');
+      await other.query("select from waybill.inbox where message_id = 'a1' for update");
+      expect(byId(rows, await soon(settle(rows, 'release')))).toEqual({ a1: 'lost', b1: 'release', c1: 'release' });
+      const again = [...rows.filter((row) => row.message_id === 'a1'), ...(await claim(client, 'applied', 3))];
+      expect(ids(again)).toEqual(['a1', 'b1', 'c1']);
+      const one = again[0]!;
+      // An answer that is there must not be lost: it is asked for again, and nobody waits for long meanwhile.
+      await expect(soon(settle([one], 'done'))).rejects.toMatchObject({ code: '55P03' });
+      await client.query('update waybill.inbox set claim_token = $1 where status = $2 and seq <> $3', [
+        one.claim_token,
+        'running',
+        one.seq,
+      ]);
+      expect(byId(again, await soon(apply(again)))).toEqual({ a1: 'lost', b1: 'done', c1: 'done' });
+      await other.query('commit');
+      expect(await statuses(client, 'applied')).toMatchObject({
+        a1: 'running',
+        a2: 'blocked',
+        b1: 'done',
+        b2: 'pending',
+      });
+      expect(byId(again, await apply([one]))).toEqual({ a1: 'done' });
+    });
+
+    test('with a row locked for a moment: it is waited for', async () => {
+      const rows = await claimed();
+      await other.query('begin');
+      await other.query("select from waybill.inbox where message_id = 'a1' for update");
+      const applying = apply(rows);
+      await until(
+        async () =>
+          (
+            await other.query(
+              `select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`,
+            )
+          ).rowCount === 1,
+        { what: 'it to wait', everyMs: 5 },
+      );
+      await other.query('commit');
+      expect(byId(rows, await applying)).toEqual({ a1: 'done', b1: 'done', c1: 'done' });
+    });
+  });
+
   test('nothing of its key is handled meanwhile, nor released for a duplicate in the batch', async () => {
     await register(client, { name: 'inline', handler: 'sql', function: 'public.on_event', order: 'key' });
     await other.query('begin');

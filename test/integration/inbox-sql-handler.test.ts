@@ -443,10 +443,10 @@ describe('rows from the table', () => {
         JSON.stringify([{ seq: row?.seq, verdict, error: verdict }]),
       ]);
     };
-    const giveBack = async (attempts: number): Promise<number | undefined> => {
+    const giveBack = async (attempts: number, call: number | null = null): Promise<number | undefined> => {
       const { rows } = await client.query<{ n: number }>(
-        `select waybill.inbox_give_back('billing', array(select seq from waybill.inbox), array[$1::int]) as n`,
-        [attempts],
+        `select waybill.inbox_give_back('billing', array(select seq from waybill.inbox), array[$1::int], $2) as n`,
+        [attempts, call],
       );
       return rows[0]?.n;
     };
@@ -471,6 +471,43 @@ describe('rows from the table', () => {
       expect(await giveBack(5)).toBe(1);
       expect(await giveBack(5)).toBe(0);
       expect(await column('failures')).toEqual([2]);
+    });
+
+    test('once, however often it is asked for because the answer was lost', async () => {
+      await receive(client, 'billing', [message('a', 'boom')]);
+      for (const verdict of ['broken', 'broken', 'broken']) await settle(verdict);
+      expect(await giveBack(1, 17)).toBe(1);
+      expect(await giveBack(1, 17)).toBe(0);
+      expect(await verdicts()).toEqual(['retry', 'broken', 'broken', 'refunded']);
+      expect(await column('failures')).toEqual([3]);
+      // Also while the first call, whose connection was lost, is still being carried out.
+      const lost = await database.connect();
+      const sql = `select waybill.inbox_give_back('billing', array(select seq from waybill.inbox), array[1], 18) as n`;
+      await lost.query(`begin`);
+      expect((await lost.query(sql)).rows).toEqual([{ n: 1 }]);
+      const again = giveBack(1, 18);
+      await until(
+        async () =>
+          (
+            await lost.query(
+              `select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`,
+            )
+          ).rowCount === 1,
+        { what: 'it to wait', everyMs: 5 },
+      );
+      await lost.query('commit');
+      await lost.end();
+      expect(await again).toBe(0);
+      expect(await column('failures')).toEqual([2]);
+      // Another call is another debt; programs for version 17 say none.
+      expect(await giveBack(1, 19)).toBe(1);
+      expect(
+        (
+          await client.query(
+            `select waybill.inbox_give_back('billing', array(select seq from waybill.inbox), array[1]) as n`,
+          )
+        ).rows,
+      ).toEqual([{ n: 0 }]);
     });
 
     test('a death of it is taken back, and its copy has waited for that; not a death of something else', async () => {

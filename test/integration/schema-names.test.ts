@@ -144,7 +144,7 @@ describe('on the search path of strangers', () => {
     );
     expect(await results()).toMatchObject({ b: STRANGERS_PATH });
     expect((await billing.claimRows([{ seq: seqs[0] ?? 0n, attempt: 1 }], 60_000)) ?? 'none').toBe('none');
-    await billing.giveBack([{ seq: seqs[0] ?? 0n, attempts: 1 }]);
+    await billing.giveBack([{ seq: seqs[0] ?? 0n, attempts: 1 }], 1);
     await billing.sweepKeys();
     const deaths = await billing.claimDeaths({ rows: 10, bytes: 1_000, leaseMs: 60_000 });
     if (deaths.length === 0) throw new Error('nothing is dead');

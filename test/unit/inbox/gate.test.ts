@@ -6,6 +6,9 @@ import { ManualClock, turn } from '../../support/manual-clock.js';
 class Table {
   readonly told: unknown[] = [];
   refusals = 0;
+  /** What is done and not answered. */
+  silences = 0;
+  readonly calls: number[] = [];
 
   break(reason: string): Promise<void> {
     return this.#tell(['broken', reason]);
@@ -13,8 +16,13 @@ class Table {
   mend(): Promise<void> {
     return this.#tell('mended');
   }
-  async giveBack(owed: readonly { seq: bigint; attempts: number }[]): Promise<number> {
+  async giveBack(owed: readonly { seq: bigint; attempts: number }[], call: number): Promise<number> {
     await this.#tell(owed.map(({ seq, attempts }) => [seq, attempts]));
+    this.calls.push(call);
+    if (this.silences > 0) {
+      this.silences -= 1;
+      throw new Error('no answer');
+    }
     return owed.length;
   }
 
@@ -102,6 +110,31 @@ describe('what a breaker has noted', () => {
     expect(table.told[0]).toEqual(expect.arrayContaining([[1n, 1]]));
     expect(table.told[1]).toBe('mended');
     expect(warnings).toEqual(['the state of the breaker cannot be written now; trying again']);
+    expect(gate.isGivenBack(1n)).toBe(false);
+  });
+
+  it('I4 what was given back without an answer is asked for again in the same words; what came since, after that', async () => {
+    const { clock, table, gate, breakIt } = stage();
+    let chance = 0;
+    clock.random = () => (chance += 0.001);
+    table.silences = 1;
+    breakIt();
+    await turn();
+    clock.advance(100);
+    const probe = gate.admit();
+    if (probe) throw new Error('too early for a probe');
+    gate.settleRow({ period: 0 }, { seq: 1n, verdict: 'broken', error: 'from before' });
+    for (let n = 0; n < 20; n += 1) {
+      clock.advance(10_000);
+      await turn();
+    }
+    const [first, again, later, note] = table.told;
+    expect(again).toEqual(first);
+    expect(later).toEqual([[1n, 1]]);
+    expect(note).toEqual(['broken', 'it is missing']);
+    const [firstCall, secondCall, laterCall] = table.calls;
+    expect(secondCall).toBe(firstCall);
+    expect(laterCall).not.toBe(firstCall);
     expect(gate.isGivenBack(1n)).toBe(false);
   });
 
