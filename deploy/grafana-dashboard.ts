@@ -182,6 +182,10 @@ const ROWS: readonly Row[] = [
             legend: '{{consumer}} {{status}}',
           },
           {
+            expr: 'max by (consumer) (waybill_inbox_copies_waiting{consumer=~"$consumer"})',
+            legend: '{{consumer}} without copy',
+          },
+          {
             expr: 'sum by (consumer) (waybill_consumer_consuming{consumer=~"$consumer"})',
             legend: '{{consumer}} consuming',
           },

@@ -4,6 +4,7 @@ import type { Message } from '../core/message.js';
 import {
   brokerDeathsQueue,
   consumerTopology,
+  deadLetterTopology,
   DEAD_LETTER_EXCHANGE,
   retryQueue,
   withoutDelayPlugin,
@@ -49,6 +50,11 @@ export class ConfiguredConsumerBroker implements ConsumerBroker {
     return this.#declare(withoutDelayPlugin(consumerTopology(this.#consumer)));
   }
 
+  /** F105: what RabbitMQ itself gives up tells nobody that the exchange is missing. */
+  keepDeadLetters(): Promise<void> {
+    return this.#declare(deadLetterTopology(this.#consumer));
+  }
+
   async #declare(wanted: Topology): Promise<void> {
     const { name, queue, order, topology } = this.#consumer;
     if (topology === 'none') return;
@@ -81,7 +87,10 @@ export class ConfiguredConsumerBroker implements ConsumerBroker {
     return ConsumeChannel.open(await this.#consuming.get(), queue, DEATHS_PREFETCH, events, this.#clock);
   }
 
-  async openTimers(onTimer: (timer: Timer | undefined) => void, onClosed: (error: Error) => void): Promise<OpenTimers> {
+  async openTimers(
+    onTimer: (timer: Timer | 'foreign' | undefined) => void,
+    onClosed: (error: Error) => void,
+  ): Promise<OpenTimers> {
     const { name, retry, delay } = this.#consumer;
     const usesPlugin = delay === 'x-delayed-message';
     if (usesPlugin) await requireDelayPlugin(this.#publishing.endpoints(), [name], this.#clock);

@@ -128,6 +128,8 @@ function showInbox(metrics: Metrics, names: readonly string[], reading: Reading 
       const count = states && (states.find(({ state }) => state === status)?.count ?? 0);
       metrics.set('waybill_inbox_rows', { consumer, status }, count);
     }
+    metrics.set('waybill_inbox_copies_waiting', { consumer }, found?.uncopied?.count);
+    metrics.set('waybill_inbox_copies_refused', { consumer }, found?.uncopied?.refused);
     const open = states?.filter(({ state }) => state !== 'dead').map(({ oldestAgeMs }) => oldestAgeMs ?? 0);
     metrics.set('waybill_inbox_oldest_pending_seconds', { consumer }, open && seconds(Math.max(0, ...open)));
   }

@@ -1,8 +1,9 @@
 import type { Config } from '../config/load.js';
 import { counted } from '../core/counted.js';
 import { spoken } from '../core/spoken.js';
+import { DEAD_LETTER_EXCHANGE } from '../core/topology.js';
 import type { StateCount } from '../postgres/backlog.js';
-import { LATE_MS, type ConsumerBacklog } from '../postgres/inbox-backlog.js';
+import { LATE_MS, type ConsumerBacklog, type Uncopied } from '../postgres/inbox-backlog.js';
 import { outOfReachTexts } from './out-of-reach.js';
 import type { StatusFacts } from './status.js';
 
@@ -199,7 +200,7 @@ function backlog({ backlog: rows, activity: now, parkedErrors }: StatusFacts, co
 function consumers({ consumers: all }: StatusFacts): StatusProblem[] {
   const problems: StatusProblem[] = [];
   for (const consumer of all ?? []) {
-    const { name, owner, pausedAt, pausedBy, pausedReason, renamingTo, states, late } = consumer;
+    const { name, owner, pausedAt, pausedBy, pausedReason, renamingTo, states, late, uncopied } = consumer;
     const whose = `Consumer ${name}${owner === null ? '' : ` (${owner})`}`;
     if (renamingTo !== null) {
       problems.push({
@@ -224,6 +225,9 @@ function consumers({ consumers: all }: StatusFacts): StatusProblem[] {
         });
     } else if (late && renamingTo === null)
       problems.push({ id: 'inbox-behind', problem: behindText(consumer, late), next: 'waybill consumer list' });
+    if (uncopied?.oldestAgeMs != null && uncopied.oldestAgeMs > LATE_MS) {
+      problems.push({ id: 'copies', problem: copiesText(consumer, uncopied), next: 'waybill doctor' });
+    }
     const dead = states?.find(({ state }) => state === 'dead');
     if (dead) {
       const problem = `${whose} has given up ${amount(dead, 'message')}.`;
@@ -243,6 +247,19 @@ function behindText({ name, owner, handler }: ConsumerBacklog, late: NonNullable
       ? 'Does the application that claims them run, and keep up?'
       : 'Is a process running that has this consumer (waybill run), and does its handler keep up?';
   return `${what.charAt(0).toUpperCase()}${what.slice(1)}; ${since}. ${who}`;
+}
+
+/** F105: whoever reads the dead-letter exchange misses them. */
+function copiesText({ name }: ConsumerBacklog, uncopied: Uncopied): string {
+  const { count, refused, oldestAgeMs } = uncopied;
+  const isOne = count === 1;
+  const what = `${amount(uncopied, 'dead message')} of consumer ${name} ${isOne ? 'has' : 'have'} no copy on exchange ${DEAD_LETTER_EXCHANGE}`;
+  const since = `${isOne ? 'it' : 'the first'} died ${spoken(oldestAgeMs ?? 0)} ago`;
+  const why =
+    refused > 0
+      ? `RabbitMQ refused ${refused === count ? (isOne ? 'it' : 'them') : `${refused} of them`}, as the log says; ${refused === 1 ? 'it is' : 'they are'} tried again within the hour.`
+      : 'Is a process running that has this consumer (waybill run), and what does its /readyz say of copies?';
+  return `${what.charAt(0).toUpperCase()}${what.slice(1)}; ${since}. ${why}`;
 }
 
 function amount({ count, accuracy }: Pick<StateCount, 'count' | 'accuracy'>, one = 'row'): string {

@@ -162,6 +162,17 @@ export function consumerTopology(consumer: ConsumerDeclaration): Topology {
   return topology;
 }
 
+/** Of that, what deaths go through. */
+export function deadLetterTopology(consumer: ConsumerDeclaration): Topology {
+  const { exchanges, queues, bindings } = consumerTopology(consumer);
+  const own = bindings.filter(({ exchange }) => exchange === DEAD_LETTER_EXCHANGE);
+  return {
+    exchanges: exchanges.filter(({ name }) => name === DEAD_LETTER_EXCHANGE),
+    queues: queues.filter(({ name }) => own.some(({ queue }) => queue === name)),
+    bindings: own,
+  };
+}
+
 /** Several topologies as one; what they share is declared once. */
 export function mergeTopologies(all: readonly Topology[]): Topology {
   const once = <T>(items: readonly T[], key: (item: T) => string): T[] => [

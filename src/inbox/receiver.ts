@@ -1,6 +1,6 @@
 import type { IntakeRules } from '../core/delivery.js';
 import { consequenceOf } from '../core/error-policy.js';
-import { WaybillError } from '../core/errors.js';
+import { isWaybillError, WaybillError } from '../core/errors.js';
 import type { GatheringLimits } from '../core/gathering.js';
 import { backoffMs, RECONNECT_BACKOFF } from '../core/schedule.js';
 import { pause, untilStopped, within, type Clock } from '../runtime/clock.js';
@@ -50,7 +50,12 @@ type OwnOptions = Pick<IntakeOptions, 'rules' | 'limits' | 'applies' | 'gate' | 
   Partial<Pick<IntakeOptions, 'counters' | 'spans' | 'usualPrefetch' | 'toArrival'>>;
 
 /** The loops that need the broker, as the log calls them. */
-type Part = 'the queue' | 'the queue of dead letters' | 'the delay exchange' | 'copies of dead messages';
+type Part =
+  | 'the queue'
+  | 'the queue of dead letters'
+  | 'the delay exchange'
+  | 'the dead-letter exchange'
+  | 'copies of dead messages';
 
 /** How often rows are looked for whose timers were lost, orphans, and deaths without a copy. */
 const SWEEP_INTERVAL_MS = 30_000;
@@ -385,7 +390,7 @@ export class Receiver {
     const over = new Wakeup();
     let closedBy: Error | undefined;
     const opened = await broker.openTimers(
-      (timer) => (timer ? this.#timers.arrived(timer) : this.#refuseTimer()),
+      (timer) => (typeof timer === 'object' ? this.#timers.arrived(timer) : this.#refuseTimer(timer)),
       (error) => {
         closedBy = error;
         over.wake();
@@ -448,7 +453,22 @@ export class Receiver {
       }
       this.#lag = this.#isConsuming ? await broker.waiting().catch(() => undefined) : undefined;
       if (n % looks === 0) this.#deathSeen.wake();
+      if (n > 0 && n % looks === 0) await this.#keepDeadLetters();
       await pause(clock, LOOK_INTERVAL_MS, stopping);
+    }
+  }
+
+  /** A broker that is away is told of by those who wait for it. */
+  async #keepDeadLetters(): Promise<void> {
+    const part = 'the dead-letter exchange';
+    try {
+      await this.#options.broker.keepDeadLetters();
+      this.#troubles.delete(part);
+    } catch (error) {
+      if (!isWaybillError(error, 'WAYBILL_TOPOLOGY_MISMATCH')) return;
+      if (!this.#troubles.has(part))
+        this.#options.log.error({ err: error }, `${part}: cannot go on until this is mended`);
+      this.#troubles.set(part, error);
     }
   }
 

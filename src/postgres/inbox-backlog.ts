@@ -1,5 +1,6 @@
 import type { Client } from 'pg';
 import { BUDGET_MS, soon, type StateCount } from './backlog.js';
+import { sqlState } from './errors.js';
 import { select } from './inspect.js';
 import { IS_PAUSED } from './pause.js';
 import { quoteSchema } from './schema-name.js';
@@ -21,6 +22,13 @@ export interface ConsumerBacklog {
   states: StateCount[] | null;
   /** What has been due for longer than LATE_MS and was not taken up, of what was counted; null: nothing, or not counted. */
   late: Omit<StateCount, 'state'> | null;
+  /** Of dead messages whose copies have not gone to the dead-letter exchange; null: that may not be read. */
+  uncopied: Uncopied | null;
+}
+
+/** How many copies wait, how many of these RabbitMQ has refused, and how long ago the first of the messages died. */
+export interface Uncopied extends Omit<StateCount, 'state'> {
+  refused: number;
 }
 
 /** A sweep is every 30 s: what has been due for this long (milliseconds), nobody takes up, or somebody who cannot keep up. */
@@ -28,6 +36,9 @@ export const LATE_MS = 5 * 60_000;
 
 /** Most rows of one status and consumer that are counted, and how many if that takes too long. */
 const COUNTED_ROWS: readonly number[] = [1_000, 100];
+/** Most copies of one consumer that are counted. */
+const COUNTED_COPIES = 1_000;
+const NO_COPIES: Uncopied = { count: 0, refused: 0, accuracy: 'exact', oldestAgeMs: null };
 const SHARE_OF_BUDGET = 2 / 3;
 const LEAST_LIMIT_MS = 2;
 /** The statuses that are counted, each with the time since which a row of it is due, if it can be. */
@@ -60,19 +71,51 @@ export async function readConsumers(
   bounds: readonly number[] = COUNTED_ROWS,
 ): Promise<ConsumerBacklog[]> {
   const prefix = quoteSchema(schema);
-  const consumers = await select<Omit<ConsumerBacklog, 'states' | 'late'>>(
+  const consumers = await select<Omit<ConsumerBacklog, 'states' | 'late' | 'uncopied'>>(
     client,
     `select c.name, c.owner, c.queue, c.handler, p.paused_at as "pausedAt", p.paused_by as "pausedBy",
        p.paused_reason as "pausedReason", c.renaming_to as "renamingTo"
      from ${prefix}.consumer c left join ${prefix}.consumer p on p.name = c.name and ${IS_PAUSED} order by c.name`,
   );
   if (consumers.length === 0) return [];
+  const uncopied = await countUncopied(client, prefix);
   const counts = await countStatuses(client, prefix, performance.now() + budgetMs, bounds);
   return consumers.map((consumer) => {
     const own = counts?.filter(({ name }) => name === consumer.name);
     const states = own?.map(({ state, count, accuracy, oldestAgeMs }) => ({ state, count, accuracy, oldestAgeMs }));
-    return { ...consumer, states: states ?? null, late: lateOf(own ?? []) };
+    const copies = uncopied && (uncopied.get(consumer.name) ?? NO_COPIES);
+    return { ...consumer, states: states ?? null, late: lateOf(own ?? []), uncopied: copies ?? null };
   });
+}
+
+/** By consumer, without those that have none; undefined: the role may not look. Of an index, as far as is counted. */
+async function countUncopied(client: Client, prefix: string): Promise<Map<string, Uncopied> | undefined> {
+  try {
+    const rows = await select<Omit<Uncopied, 'accuracy'> & { name: string }>(
+      client,
+      `select c.name, u.count, u.refused,
+         (extract(epoch from clock_timestamp() - u.oldest) * 1000)::float8 as "oldestAgeMs"
+       from ${prefix}.consumer c, lateral (
+         select count(*)::int as count, (count(*) filter (where d.refused > 0))::int as refused, min(d.died_at) as oldest
+         from (select refused, died_at from ${prefix}.inbox_uncopied i where i.consumer = c.name
+               order by i.consumer, i.died_at, i.inbox_seq limit ${COUNTED_COPIES + 1}) d
+       ) u where u.count > 0`,
+    );
+    return new Map(
+      rows.map(({ name, count, refused, oldestAgeMs }) => [
+        name,
+        {
+          count: Math.min(count, COUNTED_COPIES),
+          refused: Math.min(refused, COUNTED_COPIES),
+          accuracy: count > COUNTED_COPIES ? ('at-least' as const) : ('exact' as const),
+          oldestAgeMs,
+        },
+      ]),
+    );
+  } catch (error) {
+    if (sqlState(error) !== '42501') throw error;
+    return undefined;
+  }
 }
 
 /** Of all statuses together. */

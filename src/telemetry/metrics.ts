@@ -170,6 +170,14 @@ export const METRICS = {
     'gauge',
     'Age of the oldest message that is not done, dead or discarded, by the database.',
   ),
+  waybill_inbox_copies_waiting: consumer(
+    'gauge',
+    'Dead messages whose copy has not gone to the dead-letter exchange yet, by the database; 1000 means that many or more.',
+  ),
+  waybill_inbox_copies_refused: consumer(
+    'gauge',
+    'Those of waybill_inbox_copies_waiting that RabbitMQ has refused: each is tried again within the hour, and nobody else waits for it.',
+  ),
   waybill_consumer_lag_messages: consumer('gauge', 'Messages in the queue that are not delivered yet.'),
   waybill_consumer_consuming: consumer(
     'gauge',

@@ -107,6 +107,24 @@ describe('every metric of a consumer changes when what it stands for happens', (
     await scene.waitForRows(3, "status = 'done'");
   });
 
+  it('dead messages whose copies wait, and those that were refused', async () => {
+    await shows([
+      ['waybill_inbox_copies_waiting', 0],
+      ['waybill_inbox_copies_refused', 0],
+    ]);
+    // As they are noted when RabbitMQ refuses them.
+    await scene.database.query(
+      `insert into waybill.inbox_uncopied (inbox_seq, consumer, died_at, claimed_until, refused)
+       select -n, 'billing', now(), now() + interval '1 hour', n - 1 from generate_series(1, 3) n`,
+    );
+    await shows([
+      ['waybill_inbox_copies_waiting', 3],
+      ['waybill_inbox_copies_refused', 2],
+    ]);
+    await scene.database.query('delete from waybill.inbox_uncopied where inbox_seq < 0');
+    await shows([['waybill_inbox_copies_waiting', 0]]);
+  });
+
   it('what is no timer of ours in the retry queue', async () => {
     await shows([['waybill_inbox_timers_refused_total', 0]]);
     await scene.send('waybill.retry.billing', [{ body: 'no timer' }, { body: '{"consumer": 7}' }]);

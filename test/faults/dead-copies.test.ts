@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { readConsumers } from '../../src/postgres/inbox-backlog.js';
 import { startBrokerProbe, type BrokerProbe } from '../support/broker-probe.js';
 import { LEDGER } from '../support/ledger.js';
 import { receiverScene, type ReceiverScene } from '../support/receiver-scene.js';
@@ -151,6 +152,42 @@ describe('copies of dead messages', () => {
     expect(await consumer.stop()).toBe(0);
   });
 
+  it('F105 what deaths go through is deleted while only RabbitMQ gives messages up: it is declared anew', async () => {
+    const consumer = await started();
+    await scene.broker((channel) => channel.deleteExchange('waybill.dlx'));
+    const isBound = (queue: string, key: string) =>
+      scene.broker(async (channel) => {
+        const before = (await channel.checkQueue(queue)).messageCount;
+        channel.publish('waybill.dlx', key, Buffer.from('?'), { messageId: 'probe' });
+        const { messageCount } = await channel.checkQueue(queue);
+        return messageCount > before;
+      });
+    await until(() => isBound('billing.dead', 'dead.billing').catch(() => false), {
+      what: 'the exchange and the binding of billing.dead',
+      withinMs: 45_000,
+      everyMs: 500,
+    });
+    expect(await consumer.stop()).toBe(0);
+    const before = await scene.depth('billing.dlq');
+    await scene.send('billing', [{ messageId: 'late', body: '{}', options: { expiration: '50' } }]);
+    await until(async () => (await scene.depth('billing.dlq')) === (before ?? 0) + 1, {
+      what: 'the death by RabbitMQ',
+    });
+  });
+
+  it('F105 the exchange is deleted where others declare it: the log and readiness say so, until it is there', async () => {
+    await (await started()).stop();
+    const consumer = await started(`${BILLING}  topology: check\n`);
+    await scene.broker((channel) => channel.deleteExchange('waybill.dlx'));
+    const line = await consumer.waitForLog(
+      ({ msg }) => msg === 'the dead-letter exchange: cannot go on until this is mended',
+      'the reason',
+      45_000,
+    );
+    expect(JSON.stringify(line['err'])).toContain('exchange waybill.dlx does not exist');
+    expect(await consumer.stop()).toBe(0);
+  });
+
   it('F105 a dead-letter queue that somebody else is to bind: the copies wait for it, and it says so', async () => {
     await scene.broker(async (channel) => {
       await channel.assertExchange('waybill.dlx', 'topic');
@@ -212,6 +249,9 @@ describe('copies of dead messages', () => {
       expect(JSON.stringify(line['err'])).toMatch(/larger than configured max size/);
       await until(async () => (await uncopied()).length === 1, { what: 'the others to be noted' });
       expect(await uncopied()).toEqual([{ id: 'large', refused: 2 }]);
+      const client = await scene.database.connect();
+      expect((await readConsumers(client, 'waybill'))[0]?.uncopied).toMatchObject({ count: 1, refused: 1 });
+      await client.end();
       expect(await scene.rows("status = 'dead'")).toHaveLength(7);
       expect(await consumer.stop()).toBe(0);
     } finally {

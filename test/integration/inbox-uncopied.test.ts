@@ -1,5 +1,6 @@
 import type pg from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { readConsumers } from '../../src/postgres/inbox-backlog.js';
 import { InboxStore } from '../../src/postgres/inbox-store.js';
 import { loadMigrations, migrateUp } from '../../src/postgres/migrations.js';
 import { freshDatabase, type FreshDatabase } from '../support/database.js';
@@ -207,6 +208,33 @@ describe('F17: deaths to be copied', () => {
       { answer: 'forgotten' },
     ]);
     expect((await client.query('select from waybill.inbox_uncopied')).rowCount).toBe(0);
+  });
+
+  test('F105: those that wait are counted by consumer, up to a bound; nothing is said to a role that may not look', async () => {
+    await register(client, { name: 'emails' });
+    const waiting = async () => (await readConsumers(client, 'waybill')).map(({ uncopied: copies }) => copies);
+    const none = { count: 0, refused: 0, accuracy: 'exact', oldestAgeMs: null };
+    expect(await waiting()).toEqual([none, none]);
+    await die('a', 'b', 'c');
+    const { deaths } = await take();
+    await say('keep', deaths.slice(1), ", interval '1 hour', true");
+    await client.query(`update waybill.inbox_uncopied set died_at = died_at - interval '1 hour' where inbox_seq = $1`, [
+      deaths[0]?.seq,
+    ]);
+    const [billing, emails] = await waiting();
+    expect(billing).toMatchObject({ count: 3, refused: 2, accuracy: 'exact' });
+    expect(Math.round((billing?.oldestAgeMs ?? 0) / 60_000)).toBe(60);
+    expect(emails).toEqual(none);
+    await die(...Array.from({ length: 1_000 }, (_, n) => `more ${n}`));
+    expect((await waiting())[0]).toMatchObject({ count: 1_000, accuracy: 'at-least' });
+    await client.query(`
+      create role looker; grant usage on schema waybill to looker;
+      grant select on waybill.consumer, waybill.inbox to looker; set role looker`);
+    try {
+      expect(await waiting()).toEqual([null, null]);
+    } finally {
+      await client.query('reset role; drop owned by looker; drop role looker');
+    }
   });
 
   test('none of a consumer that is being renamed: WB005', async () => {

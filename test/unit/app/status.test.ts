@@ -243,6 +243,7 @@ describe('the text', () => {
       pausedReason: null,
       renamingTo: null,
       late: null,
+      uncopied: null,
     };
     const states = [
       { state: 'dead', count: 1, accuracy: 'exact' as const, oldestAgeMs: 1 },
@@ -308,6 +309,7 @@ describe('the text', () => {
         { state: 'dead', count: 1, accuracy: 'exact' as const, oldestAgeMs: 9 * 3_600_000 },
       ],
       late,
+      uncopied: null,
     };
     const mail = { ...billing, name: 'mail', owner: null, handler: 'store', states: [] };
     const mails = { ...mail, late: { ...late, count: 1_000, accuracy: 'at-least' as const } };
@@ -334,6 +336,43 @@ describe('the text', () => {
     ]);
     expect(shown({ consumers: [billing] })).toContain(
       'consumers    billing  team-a  pending 200, dead 1; oldest 7 h\n',
+    );
+  });
+
+  it('F105 says which dead messages have no copy, and why', () => {
+    const copies = { count: 3, refused: 0, accuracy: 'exact' as const, oldestAgeMs: 2 * 3_600_000 };
+    const billing = {
+      name: 'billing',
+      owner: 'team-a',
+      queue: 'billing',
+      handler: 'sql',
+      pausedAt: null,
+      pausedBy: null,
+      pausedReason: null,
+      renamingTo: null,
+      states: [],
+      late: null,
+      uncopied: copies,
+    };
+    const said = (uncopied: typeof copies | null) =>
+      problems({ consumers: [{ ...billing, uncopied }] }).map(({ id, problem, next }) => [id, problem, next]);
+    expect(said(null)).toEqual([]);
+    expect(said({ ...copies, oldestAgeMs: 299_000 })).toEqual([]);
+    expect(said(copies)).toEqual([
+      [
+        'copies',
+        '3 dead messages of consumer billing have no copy on exchange waybill.dlx; the first died 2 h ago. Is a process running that has this consumer (waybill run), and what does its /readyz say of copies?',
+        'waybill doctor',
+      ],
+    ]);
+    expect(said({ ...copies, refused: 2 })[0]?.[1]).toContain(
+      'RabbitMQ refused 2 of them, as the log says; they are tried again within the hour.',
+    );
+    expect(said({ ...copies, count: 1, refused: 1 })[0]?.[1]).toBe(
+      '1 dead message of consumer billing has no copy on exchange waybill.dlx; it died 2 h ago. RabbitMQ refused it, as the log says; it is tried again within the hour.',
+    );
+    expect(said({ ...copies, count: 1_000, refused: 1_000, accuracy: 'at-least' as never })[0]?.[1]).toMatch(
+      /^At least 1,000 dead messages .* RabbitMQ refused them, as the log says/,
     );
   });
 
