@@ -37,9 +37,17 @@ export class ConfiguredConsumerBroker implements ConsumerBroker {
   readonly #consuming: BrokerLink;
   readonly #publishing: BrokerLink;
   readonly #clock: Clock;
+  readonly #installation: string;
 
-  constructor(consumer: ConsumerConfig, links: { consuming: BrokerLink; publishing: BrokerLink }, clock: Clock) {
+  /** `installation`: the uuid of the schema's. */
+  constructor(
+    consumer: ConsumerConfig,
+    links: { consuming: BrokerLink; publishing: BrokerLink },
+    clock: Clock,
+    installation: string,
+  ) {
     this.#consumer = consumer;
+    this.#installation = installation;
     this.#consuming = links.consuming;
     this.#publishing = links.publishing;
     this.#clock = clock;
@@ -103,7 +111,7 @@ export class ConfiguredConsumerBroker implements ConsumerBroker {
     };
     const exchange = await DelayExchange.open(
       await this.#publishing.get(),
-      usesPlugin ? null : [...new Set(retry.delaysMs)],
+      { tiersMs: usesPlugin ? null : [...new Set(retry.delaysMs)], installation: this.#installation },
       closed,
       this.#clock,
     );
@@ -113,7 +121,7 @@ export class ConfiguredConsumerBroker implements ConsumerBroker {
       TIMERS_PREFETCH,
       {
         onDelivery: ({ body, deliveryTag }, receiving) => {
-          onTimer(readTimer(body));
+          onTimer(readTimer(body, this.#installation));
           // At once: a timer is a hint, and the sweep covers what a crash forgets.
           receiving.ackUpTo(deliveryTag);
         },

@@ -2,15 +2,19 @@ import type { ConsumerConfig } from '../config/consumers.js';
 import type { Config } from '../config/load.js';
 import { quoteIdentifier } from '../core/identity.js';
 import { toInboxError } from '../postgres/inbox-errors.js';
+import { readInstallation } from '../postgres/inspect.js';
 import { checkSchema } from '../postgres/migrations.js';
 import { withDatabase } from './session.js';
 
 const LIMITS = { lockTimeoutMs: 5_000, statementTimeoutMs: 30_000, workTimeoutMs: 40_000 };
 
-/** Writes the configured consumers into the schema, where their schedules and retention are read from (F128). */
-export async function registerConsumers(config: Config): Promise<void> {
+/**
+ * Writes the configured consumers into the schema, where their schedules and retention are read from (F128). Gives the
+ * uuid of the installation.
+ */
+export async function registerConsumers(config: Config): Promise<string> {
   const { schema } = config.database;
-  await withDatabase(config.database, LIMITS, async (client) => {
+  return withDatabase(config.database, LIMITS, async (client) => {
     await checkSchema(client, { schema });
     try {
       await client.query(`select ${quoteIdentifier(schema)}.register_consumers($1::json)`, [
@@ -20,6 +24,7 @@ export async function registerConsumers(config: Config): Promise<void> {
       await client.query(`select ${quoteIdentifier(schema)}.consumer_mend(c) from unnest($1::text[]) as c`, [
         config.consumers.map(({ name }) => name),
       ]);
+      return (await readInstallation(client, schema)) ?? '';
     } catch (error) {
       throw toInboxError(error, 'registering the consumers');
     }

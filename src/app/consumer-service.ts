@@ -126,26 +126,28 @@ class Consumers implements ConsumerService {
   }
 
   async #run(): Promise<'drained' | 'incomplete'> {
-    if (!(await this.#registered())) return 'drained';
+    const installation = await this.#registered();
+    if (installation === undefined) return 'drained';
     const shared = { settings: () => this.#fresh().broker, clock: this.#clock, log: this.#log };
     const links = {
       consuming: new BrokerLink({ ...shared, name: 'waybill consumers' }),
       publishing: new BrokerLink({ ...shared, name: 'waybill timers' }),
     };
     try {
-      const ends = await Promise.all(this.#config.consumers.map((consumer) => this.#consume(consumer, links)));
+      const ends = await Promise.all(
+        this.#config.consumers.map((consumer) => this.#consume(consumer, links, installation)),
+      );
       return ends.includes('incomplete') ? 'incomplete' : 'drained';
     } finally {
       await Promise.all([links.consuming.close(), links.publishing.close()]);
     }
   }
 
-  /** False: told to stop before it came to that. */
-  async #registered(): Promise<boolean> {
+  /** The uuid of the installation; undefined: told to stop before it came to that. */
+  async #registered(): Promise<string | undefined> {
     for (let attempt = 1; !this.#stopping.signal.aborted; attempt += 1) {
       try {
-        await registerConsumers({ ...this.#config, database: this.#fresh().database });
-        return true;
+        return await registerConsumers({ ...this.#config, database: this.#fresh().database });
       } catch (error) {
         if (
           isWaybillError(
@@ -167,12 +169,13 @@ class Consumers implements ConsumerService {
         await pause(this.#clock, delayMs, this.#stopping.signal);
       }
     }
-    return false;
+    return undefined;
   }
 
   async #consume(
     consumer: ConsumerConfig,
     links: { consuming: BrokerLink; publishing: BrokerLink },
+    installation: string,
   ): Promise<'drained' | 'incomplete'> {
     const { name, handler } = consumer;
     const log = labelled(this.#log, name);
@@ -207,7 +210,7 @@ class Consumers implements ConsumerService {
         onHandled,
         claimsBodies: handler.kind !== 'sql',
       }),
-      broker: new ConfiguredConsumerBroker(consumer, links, this.#clock),
+      broker: new ConfiguredConsumerBroker(consumer, links, this.#clock, installation),
       counters,
       clock: this.#clock,
       log,

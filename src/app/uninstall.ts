@@ -34,8 +34,9 @@ export interface UninstallPlan {
   slots: OwnSlot[];
   publication: string | null;
   /**
-   * Null: the broker is left alone. `shared`: delays, which stay, because other installations may use them. `foreign`:
-   * what the configuration checks or takes as it is (topology), which was made by somebody else.
+   * Null: the broker is left alone. `shared`: delays and exchanges, which stay, because other installations may use them:
+   * RabbitMQ does not tell who publishes to an exchange. `foreign`: what the configuration checks or takes as it is
+   * (topology), which was made by somebody else.
    */
   broker: { vhost: string; present: Present[]; shared: string[]; foreign: string[] } | null;
   unfinished: { outbox: number; inbox: number };
@@ -51,7 +52,7 @@ export interface Uninstalled {
   queues: string[];
   exchanges: string[];
   leftExchanges: string[];
-  /** Delay queues with their exchanges, which other installations on the virtual host may use. */
+  /** Exchanges and delay queues, which other installations on the virtual host may use. */
   leftShared: string[];
   /** What somebody else has made, by the configuration. */
   leftForeign: string[];
@@ -61,7 +62,7 @@ export interface Uninstalled {
 export interface UninstallScope {
   /** Leave queues and exchanges alone. */
   keepBroker: boolean;
-  /** Also what all installations on the virtual host share: somebody knows that no other one is left. */
+  /** Also what installations on the virtual host may share: somebody knows that no other one is left. */
   shared: boolean;
 }
 
@@ -182,7 +183,7 @@ async function lookAtBroker(config: Config, withShared: boolean): Promise<Uninst
   return withTopology(brokerEndpoints(config.broker), async (connection) => {
     const all = await lookForRemains(connection, topology);
     const found = all.filter(isOwn);
-    const isLeft = ({ name }: Present): boolean => !withShared && isSharedDelay(name);
+    const isLeft = ({ kind, name }: Present): boolean => !withShared && (kind === 'exchange' || isSharedDelay(name));
     return {
       vhost: connection.vhost,
       present: found.filter((each) => !isLeft(each)),

@@ -19,11 +19,11 @@ const WIDTH = 80;
 export function registerUninstall(program: Command, cli: Cli): void {
   program
     .command('uninstall')
-    .description('Remove everything: slots, publication, queues and exchanges, then the schema with all its rows.')
+    .description('Remove everything: slots, publication, queues, then the schema with all its rows.')
     .option('--confirm <schema>', 'the name of the schema, instead of typing it')
     .option('--force', 'although rows or messages are unfinished, or things of others go with it')
     .option('--keep-broker', 'leave queues and exchanges alone')
-    .option('--shared', 'also the delay queues, which every installation on the virtual host shares')
+    .option('--shared', 'also exchanges and delay queues, which other installations on the virtual host may use')
     .option('--dry-run', 'only show what would be removed, and what stands against it')
     .option('--json', 'as JSON')
     .action((options: UninstallOptions) => run(cli, options));
@@ -55,10 +55,10 @@ async function run(cli: Cli, options: UninstallOptions): Promise<void> {
   say(['', removed, ...left, ...foreign, ...leftShared(done.leftShared, plan.schema)].join('\n'));
 }
 
-/** Delays that other installations may use; with the command for whoever knows that there is none. */
+/** What other installations may use; with the command for whoever knows that there is none. */
 function leftShared(names: readonly string[], schema: string): string[] {
   if (names.length === 0) return [];
-  const text = `Left, with the exchanges of the same names, because other installations of Waybill on this virtual host may use them: ${names.join(', ')}. If there is none:`;
+  const text = `Left, because other installations of Waybill on this virtual host may use them: ${names.join(', ')}. If there is none:`;
   return [...wrapped(text, WIDTH), `  waybill uninstall --shared --confirm ${schema}`];
 }
 
@@ -95,7 +95,12 @@ function formatPlan(plan: UninstallPlan): string {
     ['queues', broker ? names('queue') : 'left alone'],
     ['exchanges', broker ? `${names('exchange')} (those that others are bound to stay)` : 'left alone'],
     ...(broker && broker.shared.length > 0
-      ? [['left', `${broker.shared.join(', ')} (shared by all installations on the virtual host; --shared)`] as const]
+      ? [
+          [
+            'left',
+            `${broker.shared.join(', ')} (other installations on the virtual host may use them; --shared)`,
+          ] as const,
+        ]
       : []),
     ...(broker && broker.foreign.length > 0
       ? [['left', `${broker.foreign.join(', ')} (not declared by this configuration)`] as const]

@@ -169,8 +169,14 @@ export interface ConsumerBroker {
   consumeDeaths(events: ConsumeChannelEvents): Promise<ConsumeChannel>;
   /** Declares anew what deaths go through, as far as it was deleted; where others declare it, rejects if it was. */
   keepDeadLetters(): Promise<void>;
-  /** Opens the delay exchange and listens to what comes back; undefined: no timer of ours. `onClosed` is called once for both. */
-  openTimers(onTimer: (timer: Timer | undefined) => void, onClosed: (error: Error) => void): Promise<OpenTimers>;
+  /**
+   * Opens the delay exchange and listens to what comes back; foreign: a timer of another installation; undefined: no
+   * timer. `onClosed` is called once for both.
+   */
+  openTimers(
+    onTimer: (timer: Timer | 'foreign' | undefined) => void,
+    onClosed: (error: Error) => void,
+  ): Promise<OpenTimers>;
   readonly copies: CopyPublisher;
 }
 

@@ -106,6 +106,7 @@ export class Receiver {
   #looksForOrphans = 0;
   /** Why a loop is not at work, by its name: written by its failure, taken away when it works again. */
   readonly #troubles = new Map<Part, unknown>();
+  #hasSeenForeign = false;
   /** Smaller than configured once the bodies were found to be large. */
   #prefetch: number | undefined;
 
@@ -410,8 +411,15 @@ export class Receiver {
     if (closedBy) throw closedBy;
   }
 
-  #refuseTimer(): void {
+  #refuseTimer(what: 'foreign' | undefined): void {
     const { counters, log } = this.#options;
+    if (what === 'foreign' && !this.#hasSeenForeign) {
+      this.#hasSeenForeign = true;
+      log.warn(
+        {},
+        'another installation on this virtual host has a consumer of this name, and so the same retry queue: retries of both may be late by half a minute; give one of them another name',
+      );
+    }
     counters.timersRefused += 1;
     // Once: whoever sends such messages may send many.
     const level = counters.timersRefused === 1 ? 'warn' : 'debug';

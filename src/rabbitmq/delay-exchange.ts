@@ -13,6 +13,13 @@ interface Timer {
   restMs: number;
 }
 
+interface DelayExchangeOptions {
+  /** The delays that can be asked for; null where the plugin takes any. */
+  tiersMs: readonly number[] | null;
+  /** Whose timers these are. */
+  installation: string;
+}
+
 /**
  * Brings timers back after a delay. With TTL queues, one fanout exchange and queue for each delay, whose messages all
  * wait the same time (F107), and the default exchange behind it: the routing key names the consumer's own retry queue, so
@@ -23,29 +30,36 @@ export class DelayExchange {
   readonly #connection: BrokerConnection;
   readonly #channel: Channel;
   readonly #usesPlugin: boolean;
+  readonly #installation: string;
   readonly #clock: Clock;
   /** The delays that can be asked for; null: any. */
   readonly tiersMs: readonly number[] | null;
   #ended = false;
 
-  private constructor(connection: BrokerConnection, channel: Channel, tiersMs: readonly number[] | null, clock: Clock) {
+  private constructor(
+    connection: BrokerConnection,
+    channel: Channel,
+    { tiersMs, installation }: DelayExchangeOptions,
+    clock: Clock,
+  ) {
     this.#connection = connection;
     this.#channel = channel;
     this.#clock = clock;
+    this.#installation = installation;
     this.tiersMs = tiersMs;
     this.#usesPlugin = tiersMs === null;
   }
 
-  /** Opens a channel for timers; what it publishes to must be there. `tiersMs`: null where the plugin takes any delay. */
+  /** Opens a channel for timers; what it publishes to must be there. */
   static async open(
     connection: BrokerConnection,
-    tiersMs: readonly number[] | null,
+    options: DelayExchangeOptions,
     onClosed: (error: Error) => void,
     clock: Clock,
   ): Promise<DelayExchange> {
     try {
       const channel = await connection.plainChannel();
-      const exchange = new DelayExchange(connection, channel, tiersMs, clock);
+      const exchange = new DelayExchange(connection, channel, options, clock);
       let lastError: Error | undefined;
       channel.on('error', (error: Error) => (lastError = error));
       channel.on('close', () => {
@@ -67,7 +81,7 @@ export class DelayExchange {
   /** With TTL queues `delayMs` is one of `tiersMs`. */
   send(timer: Timer, delayMs: number): void {
     if (this.#ended) return;
-    const body = Buffer.from(JSON.stringify(timer));
+    const body = writeTimer(timer, this.#installation);
     const options = { persistent: false, contentType: 'application/json', type: 'waybill.timer' };
     const routingKey = retryQueue(timer.consumer);
     if (this.#usesPlugin) {
@@ -87,17 +101,24 @@ const MOST_ATTEMPT = 2 ** 31 - 1;
 /** Longer than any delay: a retry waits for 30 days at most. */
 const MOST_REST_MS = 366 * 86_400_000;
 
-/** What came back to the retry queue, or undefined when it is no timer of ours. */
-export function readTimer(body: Buffer): Timer | undefined {
+/** With whose it is: two installations may have a consumer of one name on a virtual host, and so one retry queue. */
+export function writeTimer(timer: Timer, installation: string): Buffer {
+  return Buffer.from(JSON.stringify({ ...timer, installation }));
+}
+
+/** What came back to the retry queue: a timer, one of another installation, or undefined when it is neither. */
+export function readTimer(body: Buffer, ours: string): Timer | 'foreign' | undefined {
   try {
-    const { consumer, seq, attempt, restMs } = JSON.parse(body.toString('utf8')) as Partial<
-      Record<keyof Timer, unknown>
+    const { consumer, seq, attempt, restMs, installation } = JSON.parse(body.toString('utf8')) as Partial<
+      Record<keyof Timer | 'installation', unknown>
     >;
     if (typeof consumer !== 'string' || typeof seq !== 'string' || !/^\d{1,19}$/.test(seq)) return undefined;
     if (typeof attempt !== 'number' || typeof restMs !== 'number') return undefined;
     // Whoever may write to the queue may write anything: what PostgreSQL would refuse as a number must not come to it.
     if (BigInt(seq) > MOST_SEQ || !Number.isInteger(attempt) || attempt < 1 || attempt > MOST_ATTEMPT) return undefined;
     if (!(restMs >= 0 && restMs <= MOST_REST_MS)) return undefined;
+    // Programs before did not say whose it is.
+    if (installation !== undefined && installation !== ours) return 'foreign';
     return { consumer, seq, attempt, restMs };
   } catch {
     return undefined;

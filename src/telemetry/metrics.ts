@@ -152,7 +152,7 @@ export const METRICS = {
   ),
   waybill_inbox_timers_refused_total: consumer(
     'counter',
-    'What came to the retry queue and is no timer; it is dropped. Somebody else publishes there.',
+    'What came to the retry queue and is no timer of this installation; it is dropped. Somebody else publishes there.',
   ),
   waybill_inbox_handler_seconds: {
     type: 'histogram',

@@ -174,6 +174,13 @@ it('F16: what somebody else sends to the retry queue is dropped, and holds up no
     { body: 'no timer' },
   ]);
   await process.waitForLog(({ msg, refused }) => msg.includes('is no timer') && refused === 3, 'the third one');
+  await scene.send('waybill.retry.emails', [
+    { body: JSON.stringify({ ...odd, seq: '1', installation: 'another' }) },
+    { body: JSON.stringify({ ...odd, seq: '1', installation: 'another' }) },
+  ]);
+  await process.waitForLog(({ refused }) => refused === 5, 'the fifth one');
+  const told = process.log.filter(({ msg }) => msg.startsWith('another installation on this virtual host'));
+  expect(told.map(({ level }) => level)).toEqual(['warn']);
   await scene.send('emails', messages(5));
   await scene.waitForRows(6, "status = 'done'");
   expect(process.log.filter(({ level }) => level === 'error')).toEqual([]);

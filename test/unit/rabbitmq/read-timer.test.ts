@@ -1,13 +1,20 @@
 import { expect, test } from 'vitest';
-import { readTimer } from '../../../src/rabbitmq/delay-exchange.js';
+import { readTimer, writeTimer } from '../../../src/rabbitmq/delay-exchange.js';
 
 const timer = { consumer: 'emails', seq: '7', attempt: 2, restMs: 0 };
-const read = (changed: object) => readTimer(Buffer.from(JSON.stringify({ ...timer, ...changed })));
+const OURS = 'ae2b9a0c';
+const read = (changed: object) => readTimer(Buffer.from(JSON.stringify({ ...timer, ...changed })), OURS);
 
 test('a timer is read back as it was sent, up to the greatest numbers', () => {
   const greatest = { ...timer, seq: '9223372036854775807', attempt: 2_147_483_647, restMs: 2_592_000_000 };
   expect(read({})).toEqual(timer);
   expect(read(greatest)).toEqual(greatest);
+});
+
+test('whose a timer is is written into it; programs before did not, and theirs are taken', () => {
+  expect(readTimer(writeTimer(timer, OURS), OURS)).toEqual(timer);
+  expect(readTimer(writeTimer(timer, 'another'), OURS)).toBe('foreign');
+  expect(read({})).toEqual(timer);
 });
 
 test.each([
@@ -27,5 +34,5 @@ test.each([
 });
 
 test('F16: what is not JSON, or no object, is no timer', () => {
-  for (const body of ['', '{', 'null', '[]', '"7"']) expect(readTimer(Buffer.from(body))).toBeUndefined();
+  for (const body of ['', '{', 'null', '[]', '"7"']) expect(readTimer(Buffer.from(body), OURS)).toBeUndefined();
 });
