@@ -172,6 +172,13 @@ describe('retries through the delay exchange', () => {
     await scene.waitForRows(100, "consumer = 'gone' and failures > 0");
     expect(await consumer.stop()).toBe(0);
     await scene.broker((channel) => channel.deleteQueue('waybill.retry.gone'));
+    // Many more than are held back at once where dead letters must arrive.
+    await scene.broker((channel) => {
+      for (let n = 0; n < 200; n += 1) {
+        channel.publish('waybill.delay.500ms', 'waybill.retry.gone', Buffer.from('{}'), { persistent: false });
+      }
+      return channel.checkQueue('waybill.delay.500ms');
+    });
     await noteRetryTimes(scene.database);
     const second = scene.start(CONSUMER);
     await second.waitForLog(({ msg }) => msg === 'consuming', 'the consumer');

@@ -86,6 +86,39 @@ describe('a consumer that applies by a function', () => {
     ]);
   });
 
+  it('three hundred poison messages among three thousand: the others are applied once, each of these is dead after its attempts (F104)', async () => {
+    const consumer = scene.start(CONSUMER);
+    await consumer.waitForLog(({ msg }) => msg === 'consuming', 'the consumer');
+    const isPoison = (n: number): boolean => n % 10 === 3;
+    const messages = Array.from({ length: 3_000 }, (_, n) => ({
+      messageId: `m-${n}`,
+      body: isPoison(n) ? '{"fails": 99}' : `{"amount": ${n}}`,
+    }));
+    await scene.send('billing', messages);
+    await scene.waitForRows(300, "status = 'dead'", 60_000);
+    await scene.waitForRows(2_700, "status = 'done'", 60_000);
+    const good = messages.flatMap(({ messageId }, n) => (isPoison(n) ? [] : [messageId]));
+    expect(await ledger()).toEqual(good.sort().map((message_id) => ({ message_id, n: 1 })));
+    const attempts = await scene.database.query(
+      `select dead_reason, failures, abandoned, numbers, verdicts, count(*)::int as messages
+       from waybill.inbox i, lateral (
+         select array_agg(number order by number) as numbers, array_agg(verdict order by number) as verdicts
+         from waybill.inbox_attempt where inbox_seq = i.seq) a
+       where status = 'dead' and last_error like '%not this time%' group by 1, 2, 3, 4, 5`,
+    );
+    expect(attempts).toEqual([
+      {
+        dead_reason: 'attempts',
+        failures: 3,
+        abandoned: 0,
+        numbers: [1, 2, 3],
+        verdicts: ['retry', 'retry', 'retry'],
+        messages: 300,
+      },
+    ]);
+    expect(await consumer.stop()).toBe(0);
+  });
+
   it('an event delayed by minutes: it waits for what it is about, spends no attempt, and is applied when that is there', async () => {
     const consumer = scene.start(CONSUMER);
     await consumer.waitForLog(({ msg }) => msg === 'consuming', 'the consumer');
