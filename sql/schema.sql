@@ -115,8 +115,17 @@ CREATE OR REPLACE FUNCTION waybill.call_handler(calling text, message waybill.in
  RETURNS record
  LANGUAGE plpgsql
 AS $function$
+declare
+  durable constant pg_catalog.text := pg_catalog.current_setting('synchronous_commit');
+  -- Whoever has a lock that one message needs may have others that the batch needs: locks are waited for once, not sixty
+  -- times.
+  is_hasty constant boolean := pg_catalog.current_setting('waybill_message.found_lock', true) operator(pg_catalog.=) 'yes';
+  usual_timeout constant pg_catalog.text := pg_catalog.current_setting('lock_timeout');
 begin
   perform waybill.set_handling(message);
+  if is_hasty then
+    perform pg_catalog.set_config('lock_timeout', '20ms', true);
+  end if;
   begin
     execute calling into result using message;
     -- A broken deferred constraint is this message's, not that of the whole batch at its commit.
@@ -138,12 +147,26 @@ begin
       error := pg_catalog.concat(sqlstate, ': ', sqlerrm);
       result := null;
       verdict := case
-        when sqlstate operator(pg_catalog.=) 'WB001' then 'not-yet'
+        when sqlstate operator(pg_catalog.=) 'WB001' or sqlstate operator(pg_catalog.=) '55P03' then 'not-yet'
         when sqlstate operator(pg_catalog.=) 'WB002' then 'never'
         when sqlstate operator(pg_catalog.~) '^(42|3F)' then 'broken'
         else 'retry'
       end;
+      if sqlstate operator(pg_catalog.=) '55P03' then
+        perform pg_catalog.set_config('waybill_message.found_lock', 'yes', true);
+      end if;
   end;
+  -- Also what the handler has set, lest Waybill's own locks, and other messages, wait by it.
+  if pg_catalog.current_setting('lock_timeout') operator(pg_catalog.<>) usual_timeout then
+    perform pg_catalog.set_config('lock_timeout', usual_timeout, true);
+  end if;
+  -- What is committed is acknowledged to the broker, so it must be on the disk. Also where a call before this one has set
+  -- the session.
+  if durable operator(pg_catalog.=) 'off' then
+    perform pg_catalog.set_config('synchronous_commit', 'on', true);
+  elsif pg_catalog.current_setting('synchronous_commit') operator(pg_catalog.<>) durable then
+    perform pg_catalog.set_config('synchronous_commit', durable, true);
+  end if;
   if deferred is not null then
     execute pg_catalog.concat('set constraints ', deferred, ' deferred');
   end if;
@@ -4089,7 +4112,7 @@ comment on function waybill.adopt_relay(relay text, reason text) is 'Forgets whi
 
 comment on function waybill.arrivals(messages json, bodies bytea) is 'A batch of deliveries as rows: the objects of the array, each with its share (size, in bytes) of the bodies.';
 
-comment on function waybill.call_handler(calling text, message waybill.inbox_message, deferred text, OUT verdict text, OUT error text, OUT result text) is 'Calls an sql handler in a subtransaction, its deferred constraints checked, and says done, retry, not-yet (WB001), never (WB002) or broken (class 42: something that it uses is missing or not allowed). Deadlocks, serialization failures, a cancelled statement and a server in need end the whole transaction.';
+comment on function waybill.call_handler(calling text, message waybill.inbox_message, deferred text, OUT verdict text, OUT error text, OUT result text) is 'Calls an sql handler in a subtransaction, its deferred constraints checked, and says done, retry, not-yet (WB001; 55P03: a lock that somebody else has; what is called after it in the transaction waits for locks 20 ms only), never (WB002) or broken (class 42: something that it uses is missing or not allowed). Deadlocks, serialization failures, a cancelled statement and a server in need end the whole transaction. synchronous_commit is as before, and never off.';
 
 comment on function waybill.cancel(id uuid) is 'Withdraws a row that is not due yet: true, and it will never be published. False: too late, or unknown; nothing is changed.';
 

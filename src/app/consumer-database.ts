@@ -8,6 +8,11 @@ import { databaseEndpoints } from './endpoints.js';
 import type { SqlClient } from './session.js';
 
 const LOCK_TIMEOUT_MS = 5_000;
+/**
+ * Where handlers are called; and no more than a tenth of statement_timeout. Short, because it is waited for in each batch, and
+ * spends nothing: a message whose handler finds a lock waits in the table.
+ */
+const HANDLER_LOCK_TIMEOUT_MS = 1_000;
 
 /**
  * One SQL connection, lent for one piece of work at a time. It is opened when it is needed, with the settings of that
@@ -57,7 +62,9 @@ export class ConsumerDatabase {
         if (opened.client && this.#client === opened.client) this.#drop();
       },
       limits: {
-        lockTimeoutMs: LOCK_TIMEOUT_MS,
+        lockTimeoutMs: this.#callsHandlers
+          ? Math.ceil(Math.min(HANDLER_LOCK_TIMEOUT_MS, this.#statementTimeoutMs / 10))
+          : LOCK_TIMEOUT_MS,
         statementTimeoutMs: this.#statementTimeoutMs,
         keepsSearchPath: this.#callsHandlers,
       },

@@ -106,6 +106,31 @@ describe('one message that would stop a consumer', () => {
     expect(await consumer.stop()).toBe(0);
   });
 
+  it('F61 a transaction that a stranger left open on one row of the application costs its own messages time, not the others', async () => {
+    await scene.database.query(
+      `create table billing.account (id int primary key, amount int not null default 0);
+       insert into billing.account select generate_series(0, 9);
+       create function billing.book(message waybill.inbox_message) returns void language plpgsql as $$ begin
+         update billing.account set amount = amount + 1 where id = (waybill.payload(message) ->> 'account')::int;
+       end $$`,
+    );
+    const stranger = await scene.database.connect();
+    await stranger.query('begin; update billing.account set amount = 0 where id = 3');
+    const consumer = scene.start(
+      'billing: { handler: { kind: sql, function: billing.book }, retry: { delays: [1s], maxAttempts: 2 } }',
+    );
+    await consumer.waitForLog(({ msg }) => msg === 'consuming', 'the consumer');
+    const messages = Array.from({ length: 400 }, (_, n) => ({ messageId: `m-${n}`, body: `{"account": ${n % 10}}` }));
+    await scene.send('billing', messages);
+    await scene.waitForRows(360, "status = 'done'", 60_000);
+    expect(await scene.rows("status = 'dead' or failures > 0")).toEqual([]);
+    await stranger.query('rollback');
+    await stranger.end();
+    await scene.waitForRows(400, "status = 'done'", 60_000);
+    expect(await scene.database.query('select distinct amount from billing.account')).toEqual([{ amount: 40 }]);
+    expect(await consumer.stop()).toBe(0);
+  });
+
   it('F105 headers that are too much for one frame: the copy of the dead message goes out without some of them', async () => {
     const consumer = scene.start(BILLING);
     await consumer.waitForLog(({ msg }) => msg === 'consuming', 'the consumer');

@@ -81,6 +81,29 @@ describe('servers that go away under a consumer', () => {
     expect((await scene.waitForRows(1, "status = 'pending'")).map((row) => row.message_id)).toEqual(['m-1']);
   });
 
+  it('I1 F20 also where the handler says synchronous_commit = off', async () => {
+    await scene.database.query(
+      `create function billing.hasty(message waybill.inbox_message) returns void language plpgsql as $$ begin
+         set local synchronous_commit = off;
+         insert into billing.ledger (message_id, attempt) values (message.message_id, message.attempt);
+       end $$`,
+    );
+    const consumer = scene.start('billing: { handler: { kind: sql, function: billing.hasty } }');
+    await consumer.waitForLog(({ msg }) => msg === 'consuming', 'the consumer');
+    await scene.send('billing', [{ messageId: 'm-1' }]);
+    await scene.waitForRows(1, "status = 'done'");
+    await postgres.kill9();
+    expect(await consumer.stop()).toBe(0);
+    const left = await scene.depth('billing');
+    await postgres.start();
+    // In the queue, or in the table.
+    const rows = await scene.rows("status = 'done'");
+    expect((left ?? 0) + rows.length).toBeGreaterThanOrEqual(1);
+    expect(await scene.database.query('select message_id from billing.ledger')).toEqual(
+      rows.map(({ message_id }) => ({ message_id })),
+    );
+  });
+
   it('F93 the broker ends the channel because an acknowledgement took too long: the effect is there once', async () => {
     await rabbit.ctl(
       'eval',

@@ -12,6 +12,8 @@ let client: pg.Client;
 const HANDLER = `
   create schema billing;
   create table billing.effect (id text, seq bigint, said text);
+  create table billing.account (id int primary key);
+  insert into billing.account values (1);
   create table billing.pair (tag text, n int constraint pair_twice unique deferrable initially deferred,
     m int constraint pair_now unique deferrable initially immediate);
   create function billing.on_event(message waybill.inbox_message) returns text language plpgsql as $$
@@ -36,6 +38,12 @@ const HANDLER = `
       when 'serialize' then raise exception 'x' using errcode = '40001';
       when 'disk full' then raise exception 'x' using errcode = '53100';
       when 'sleep' then perform pg_sleep(60);
+      when 'lock' then perform from billing.account for update;
+      when 'nowait' then perform from billing.account for update nowait;
+      when 'patient' then set local lock_timeout = 0;
+      when 'async' then set local synchronous_commit = off;
+      when 'async session' then set synchronous_commit = off;
+      when 'local' then set local synchronous_commit = local;
       when 'publish' then perform waybill.publish('invoice.made');
       when 'path' then return current_setting('search_path');
       when 'who' then return current_user;
@@ -134,6 +142,53 @@ describe('one batch in one transaction', () => {
     expect(await statuses(client, 'billing')).toEqual({});
     expect(await effects()).toEqual([]);
   });
+
+  test('F61: a lock that somebody has spends no attempt, and the rest of the batch waits for locks a moment only', async () => {
+    const [patient, stranger] = [await database.connect(), await database.connect()];
+    await patient.query(`set lock_timeout = '2s'`);
+    await stranger.query('begin; select from billing.account for update');
+    const beganAt = performance.now();
+    const batch = [...Array.from({ length: 10 }, (_, n) => message(`locked-${n}`, 'lock')), message('free', 'patient')];
+    await patient.query('begin');
+    const answers = await receive(patient, 'billing', [...batch, message('last', 'lock'), message('nowait', 'nowait')]);
+    const took = performance.now() - beganAt;
+    // Waybill's own locks are waited for as before.
+    expect((await patient.query<{ lock_timeout: string }>('show lock_timeout')).rows).toEqual([{ lock_timeout: '2s' }]);
+    await patient.query('commit');
+    expect(answers.map(({ verdict, attempt }) => [verdict, attempt])).toEqual([
+      ...Array.from({ length: 10 }, () => ['not-yet', 1]),
+      ['done', 1],
+      ['not-yet', 1],
+      ['not-yet', 1],
+    ]);
+    expect(answers[0]?.error).toMatch(/^55P03: /);
+    expect(took).toBeGreaterThan(2_000);
+    expect(took).toBeLessThan(5_000);
+    expect(await column('failures')).toEqual(Array.from({ length: 13 }, () => 0));
+    await stranger.query('rollback');
+    const [free] = await receive(patient, 'billing', [message('later', 'lock')]);
+    expect(free).toMatchObject({ verdict: 'done' });
+    await Promise.all([patient.end(), stranger.end()]);
+  });
+
+  test.each(['async', 'async session', 'local'])(
+    'I1: the transaction is as durable as before, whatever the handler sets (%s)',
+    async (todo) => {
+      const own = await database.connect();
+      const atCommit = async (messages: Arrival[]): Promise<string | undefined> => {
+        await own.query('begin');
+        expect((await receive(own, 'billing', messages)).map(({ verdict }) => verdict)).toEqual(
+          messages.map(() => 'done'),
+        );
+        const { rows } = await own.query<{ synchronous_commit: string }>('show synchronous_commit');
+        await own.query('commit');
+        return rows[0]?.synchronous_commit;
+      };
+      expect(await atCommit([message('a', todo), message('b')])).toBe('on');
+      expect(await atCommit([message('c'), message('d', todo)])).toBe('on');
+      await own.end();
+    },
+  );
 
   test('a statement that takes too long is cancelled as a whole; alone, its row is stored as failed without a call', async () => {
     const impatient = await database.connect();
