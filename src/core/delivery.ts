@@ -134,6 +134,8 @@ export function toInboundRow(delivery: Delivery, rules: IntakeRules): InboundRow
     return { ...row, messageId: syntheticId('no-id', row, properties), dead: { reason: 'no-id', text } };
   }
   if (!isText(id, false)) return malformed(row, properties, `its id ${NOT_TEXT}`);
+  // What the client reads for bytes that are no UTF-8: two ids could be one.
+  if (id.includes('\ufffd')) return malformed(row, properties, 'its id is not UTF-8');
   row.messageId = id;
   const refused = refusal(rules.accept, row);
   if (refused !== undefined) row.dead = { reason: 'not-accepted', text: refused };

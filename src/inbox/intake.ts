@@ -298,7 +298,8 @@ export class Intake {
 }
 
 /** How often the broker says it has delivered a message before; only quorum queues count. */
-function deliveriesOf({ properties }: Delivery): number {
+function deliveriesOf({ redelivered, properties }: Delivery): number {
   const count = properties.headers?.['x-delivery-count'];
-  return typeof count === 'number' ? count : 0;
+  // A message that was moved here from another queue may bring that one's count along.
+  return redelivered && typeof count === 'number' ? count : 0;
 }

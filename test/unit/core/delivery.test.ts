@@ -109,6 +109,17 @@ describe('the inbox row of a delivery', () => {
     expect(JSON.parse(row.rawProperties!)).toMatchObject({ headers: nested(15) });
   });
 
+  it('keeps a message as dead whose id is not UTF-8: read as text, two such ids can be one', () => {
+    const id = Buffer.from([0x80, 0x41]).toString();
+    expect(toInboundRow(delivery({ messageId: id }), rules).dead).toEqual({
+      reason: 'malformed',
+      text: 'its id is not UTF-8',
+    });
+    const byHeader: IntakeRules = { ...rules, identification: { kind: 'header', name: 'no' } };
+    expect(toInboundRow(delivery({ headers: { no: id } }), byHeader).dead?.reason).toBe('malformed');
+    expect(toInboundRow(delivery({ messageId: id, headers: { no: '7' } }), byHeader).dead).toBeNull();
+  });
+
   it('takes tables that look like bytes, or have bytes as their prototype, for what they are', () => {
     // As the client reads a header of the name __proto__.
     const inherits = Object.setPrototypeOf({ a: 1 }, Buffer.from('bytes')) as Record<string, unknown>;

@@ -134,15 +134,15 @@ class Stage {
     for (let each = 1; each <= tag; each += 1) if (!this.written.has(this.#ids[each - 1]!)) this.early.push(each);
   }
 
-  deliver(id: string, bytes = 2): void {
+  deliver(id: string, bytes = 2, { redelivered = false, count = 0 } = {}): void {
     this.#tag += 1;
     this.#ids.push(id);
     const delivery: Delivery = {
       deliveryTag: this.#tag,
-      redelivered: false,
+      redelivered,
       exchange: '',
       routingKey: 'q',
-      properties: { messageId: id },
+      properties: { messageId: id, headers: { 'x-delivery-count': count } },
       body: Buffer.alloc(bytes),
     };
     this.events?.onDelivery(delivery);
@@ -309,6 +309,19 @@ describe('the intake', () => {
     expect(stage.cancelled).toBe(true);
     expect(stage.end).toBe('roomy');
     expect(stage.acks.at(-1)).toBe(20);
+  });
+
+  it('F125 only what came again and again is handled by itself, not what was moved here with the count of another queue', async () => {
+    const stage = new Stage({ applies: true });
+    await stage.pass(0);
+    stage.deliver('moved', 2, { count: 20 });
+    stage.deliver('again', 2, { redelivered: true, count: 2 });
+    await stage.pass(20);
+    expect(stage.suspects).toBe(0);
+    stage.deliver('suspect', 2, { redelivered: true, count: 3 });
+    await stage.pass(20);
+    expect(stage.suspects).toBe(1);
+    expect(stage.acks).toEqual([2, 3]);
   });
 
   it('F125 a batch that fails although the database answers is stored, to be handled one by one', async () => {
