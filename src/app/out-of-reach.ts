@@ -27,7 +27,7 @@ function lockedText({ locked, lockedForMs, holders }: OutOfReach): OutOfReachTex
     {
       id: 'locked-rows',
       what: `${rows(locked)} of the outbox ${locked === 1 ? 'is' : 'are'} locked by ${by} for ${Math.round(lockedForMs / 1000)} s`,
-      more: `${whose.length > 0 ? `It is of ${[...new Set(whose)].slice(0, 3).join(', ')}. ` : ''}Until that transaction ends, PostgreSQL keeps its log, a restart sends later messages again, and past two windows (relay.maxInFlight) of such rows nothing goes out.`,
+      more: `${whose.length > 0 ? `It is of ${[...new Set(whose)].slice(0, 3).join(', ')}. ` : ''}Until that transaction ends, PostgreSQL keeps its log, a restart sends these messages again, and past two windows (relay.maxInFlight) of such rows nothing goes out.`,
       next: holder ? ending(holder) : 'waybill doctor',
     },
   ];
@@ -41,7 +41,7 @@ function refusedText({ refused, refusal }: OutOfReach): OutOfReachText[] {
     {
       id: 'refused-rows',
       what: `${rows(refused)} cannot be removed or set aside: ${by} of your own refuses it (SQLSTATE ${sqlState})`,
-      more: `The first is message ${messageId}. Change or drop what refuses it; it is tried again every 30 s. Until then PostgreSQL keeps its log.`,
+      more: `The first is message ${messageId}. Change or drop what refuses it; it is tried again every 30 s. Until then a restart sends again what was published of these; for the others PostgreSQL keeps its log.`,
       next: 'waybill doctor',
     },
   ];

@@ -3,8 +3,10 @@ import type { LaneTraffic } from '../outbox/lane-traffic.js';
 import type { Pump } from '../outbox/pump.js';
 import type { Settler } from '../outbox/settler.js';
 import type { TableFeed } from '../outbox/table-feed.js';
+import { keptWalBytes } from '../postgres/shed.js';
 import type { TableReader } from '../postgres/table-reader.js';
 import { pause } from '../runtime/clock.js';
+import { HELD_POSITION_INTERVAL_MS, HeldPosition } from './held-position.js';
 import { assertPublication } from './relay-slot.js';
 import type { SessionOptions } from './relay-session.js';
 
@@ -20,6 +22,8 @@ const MAX_POLL_MS = 160;
 export interface Flow {
   /** Undefined with `source: table`. */
   pump: Pump | undefined;
+  /** Empty with `source: table`. */
+  slotName: string;
   feed: TableFeed;
   settler: Settler;
   /** With `ordering: strict`. */
@@ -68,7 +72,7 @@ export class RelayChores {
   /** What goes on while rows flow. */
   during(flow: Flow): Promise<never>[] {
     const { sweepIntervalMs } = this.#options.config.relay;
-    const { pump, feed, settler, lanes, unblock } = flow;
+    const { pump, slotName, feed, settler, lanes, unblock } = flow;
     const withdrawn = this.every(WITHDRAWN_INTERVAL_MS, () =>
       feed.removeWithdrawn(settler, (lsn) => this.#passed(pump, lsn)),
     );
@@ -91,8 +95,16 @@ export class RelayChores {
       );
     }
     if (!pump) return always;
+    const held = new HeldPosition({
+      settler,
+      keptWalBytes: () => this.#table.use((client) => keptWalBytes(client, slotName)),
+      maxKeptWalBytes: this.#options.config.relay.maxKeptWalBytes,
+      log: this.#options.log,
+      nowMs: () => this.#options.clock.now(),
+    });
     return [
       ...always,
+      this.every(HELD_POSITION_INTERVAL_MS, () => held.look()),
       this.every(sweepIntervalMs, async () => {
         await feed.sweep((lsn) => this.#passed(pump, lsn));
       }),

@@ -1,5 +1,5 @@
 import { isWaybillError, WaybillError } from '../core/errors.js';
-import { formatLsn, LSN_ZERO, type Lsn } from '../core/lsn.js';
+import { formatLsn, LSN_ZERO } from '../core/lsn.js';
 import { KeyLanes } from '../core/key-lanes.js';
 import { Ledger } from '../core/ledger.js';
 import type { Suspects } from '../core/suspects.js';
@@ -23,7 +23,7 @@ import { Turns } from '../runtime/turns.js';
 import { acquire, Holdings, type Acquired, type SessionContext } from './relay-acquire.js';
 import { RelayChores } from './relay-chores.js';
 import { SessionView, type SessionParts } from './session-view.js';
-import { findStartingPoint, type StartingPoint } from './starting-point.js';
+import { findStartingPoint, settledOrLeft, type StartingPoint } from './starting-point.js';
 
 export interface SessionOptions extends SessionContext {
   counters: RelayCounters;
@@ -165,7 +165,7 @@ class Pipeline {
           }),
       },
     });
-    [this.#settler, this.#admission] = this.#settling(null);
+    [this.#settler, this.#admission] = this.#settling();
     failure.signal.addEventListener('abort', () => this.#cutOff(), { once: true });
     // Why with an end: this signal lives as long as the service, and would keep every session that ever was.
     options.stopping.addEventListener('abort', () => this.#wakeAll(), { once: true, signal: this.#over.signal });
@@ -208,6 +208,7 @@ class Pipeline {
       start(intake(feed));
       const flow = {
         pump: this.#pump,
+        slotName: this.#acquired.slot?.name ?? '',
         feed,
         settler: this.#settler,
         lanes: this.#lanes,
@@ -270,7 +271,7 @@ class Pipeline {
     this.#lanes?.wake();
   }
 
-  #settling(checkpointLsn: Lsn | null): [Settler, Admission] {
+  #settling(): [Settler, Admission] {
     const { config, clock, counters, log, failure } = this.#options;
     const settler = new Settler({
       store: this.#store,
@@ -281,7 +282,7 @@ class Pipeline {
       log,
       intervalMs: config.relay.checkpointIntervalMs,
       logsAll: config.log.messages === 'all',
-      checkpointLsn,
+      checkpointLsn: null,
       report: (lsn) => this.#pump?.report(lsn),
       onSettled: () => this.#room.notify(),
       onStored: (work) => this.#lanes?.stored(work),
@@ -334,7 +335,7 @@ class Pipeline {
       take: (work) => this.#admission.take(work),
       onFailed: (error) => failure.fail(error),
     });
-    [this.#settler, this.#admission] = this.#settling(null);
+    [this.#settler, this.#admission] = this.#settling();
   }
 
   async #unblock(): Promise<void> {
@@ -380,25 +381,23 @@ class Pipeline {
     return () => pump.run();
   }
 
-  /** Waits until everything published so far is settled. */
   async #allSettled(): Promise<void> {
     const { failure, stopping } = this.#options;
-    const ending = AbortSignal.any([failure.signal, stopping]);
-    while (this.#works.size > 0) {
-      this.#check();
-      // Nobody waits for the interval when there is nothing left to gather.
-      if (this.#outstanding === 0) await this.#settler.flush(ending);
-      else await this.#room.wait();
-    }
-    this.#check();
+    await settledOrLeft({
+      works: this.#works,
+      outstanding: () => this.#outstanding,
+      settler: this.#settler,
+      room: this.#room,
+      check: this.#check,
+      ending: AbortSignal.any([failure.signal, stopping]),
+    });
   }
 
   async #startStream(slot: Slot, { startLsn, ids, fence }: StartingPoint): Promise<Pump> {
     const { config, clock, failure, counters, log } = this.#options;
     const { publication, replication, server } = this.#acquired;
-    await this.#settler.stop();
     this.#ledger = new Ledger(startLsn);
-    [this.#settler, this.#admission] = this.#settling(startLsn);
+    this.#settler.streamFrom(this.#ledger, startLsn);
     const pump = new Pump({
       ledger: this.#ledger,
       works: this.#works,
@@ -472,7 +471,7 @@ class Pipeline {
         failure.check();
         await this.#room.wait();
       }
-      await failure.race(this.#settler.flush(deadline.signal, { last: true }));
+      await failure.race(this.#settler.flush(deadline.signal, 'refused'));
       const drained = this.#outstanding === 0 && this.#settler.isIdle;
       const { locked, refused } = this.#settler.outOfReach;
       if (locked + refused > 0) {

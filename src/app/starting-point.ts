@@ -1,9 +1,11 @@
 import { WaybillError } from '../core/errors.js';
 import { LSN_ZERO, type Lsn } from '../core/lsn.js';
+import type { Settler } from '../outbox/settler.js';
 import type { TableFeed } from '../outbox/table-feed.js';
 import type { RelayStore } from '../postgres/relay-store.js';
 import type { Slot, SlotState } from '../postgres/slot.js';
 import type { TableReader } from '../postgres/table-reader.js';
+import type { Condition } from '../runtime/signal.js';
 import type { Acquired } from './relay-acquire.js';
 import type { SessionOptions } from './relay-session.js';
 
@@ -19,7 +21,7 @@ interface Means {
   store: RelayStore;
   table: TableReader;
   feed: TableFeed;
-  /** Resolves when everything that was published is settled. */
+  /** Resolves when everything that was published is settled, or is in the table and cannot be settled for now. */
   allSettled: () => Promise<void>;
   /** Throws when the session has failed or is to stop. */
   check: () => void;
@@ -49,6 +51,9 @@ export async function findStartingPoint(
  *
  * What was drawn before the first fence cannot come from the slot. What came between the fences may come twice, and is
  * remembered until the stream has passed the second. What comes later comes from the slot alone.
+ *
+ * Rows that were published and cannot be removed (locked, refused) do not keep the pass from its end: they are in the
+ * table, so no position has to wait for them. The session goes on trying; after a crash the sweep sends them again.
  */
 async function tablePass(
   { failure, log, clock, stopping, onPhase }: SessionOptions,
@@ -91,4 +96,35 @@ async function tablePass(
   await store.endPass(startLsn);
   await store.noteTimeline(identity.timeline);
   return { startLsn, ids, fence: fence.lsn };
+}
+
+/**
+ * Waits until everything published so far is settled, or known to be in the table and out of reach: locked by somebody,
+ * or refused. Not so a row that holds others of its key in the table (strict order): these could be overtaken.
+ */
+export async function settledOrLeft({
+  works,
+  outstanding,
+  settler,
+  room,
+  check,
+  ending,
+}: {
+  works: { readonly size: number };
+  /** Rows without a final word of the broker. */
+  outstanding: () => number;
+  settler: Settler;
+  /** Notified at each word of the broker. */
+  room: Condition;
+  check: () => void;
+  ending: AbortSignal;
+}): Promise<void> {
+  for (let isLeft = false; !isLeft && works.size > 0;) {
+    check();
+    // Nobody waits for the interval when there is nothing left to gather.
+    isLeft = outstanding() === 0;
+    if (isLeft) await settler.flush(ending, 'out of reach');
+    else await room.wait();
+  }
+  check();
 }

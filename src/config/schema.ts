@@ -119,7 +119,7 @@ const relay = z.strictObject({
   maxKeptWal: size(
     '4GiB',
     { min: '64MiB', max: '1024GiB' },
-    'In an outage of the broker, give the stream position up rather than keep more WAL than this; the rows are then read from the table.',
+    'In an outage of the broker, give the stream position up rather than keep more WAL than this; the rows are then read from the table. While the relay works, rows in the table that cannot be set aside hold the position up to this limit.',
   ),
   stallTimeout: duration(
     '30s',

@@ -45,8 +45,8 @@ export class Ledger {
     this.#open = undefined;
   }
 
-  /** A row of the open transaction arrived; the entry is its receipt. */
-  row(): LedgerEntry {
+  /** A row of the open transaction arrived; the entry is its receipt. Of a seq that is not told nothing is known. */
+  row(seq = 0n): LedgerEntry {
     if (!this.#inTransaction) throw new Error('ledger: row outside a transaction');
     if (!this.#open) {
       if ((this.#madeSinceMerge += 1) >= this.#mergeEvery) this.#merge();
@@ -56,6 +56,7 @@ export class Ledger {
       this.#decidedHead ??= transaction;
       this.#settledHead ??= transaction;
     }
+    if (this.#open.lowestSeq === undefined || seq < this.#open.lowestSeq) this.#open.lowestSeq = seq;
     this.#open.pending += 1;
     this.#open.unsettled += 1;
     this.#unsettledRows += 1;
@@ -125,6 +126,16 @@ export class Ledger {
     return this.#settledLsn;
   }
 
+  /**
+   * The lowest seq of all rows past `settledLsn` that have arrived, settled ones among them; undefined when there are
+   * none. A row that has arrived, or had before the session, and has a lower one cannot come from the log again.
+   */
+  get lowestSeq(): bigint | undefined {
+    let lowest: bigint | undefined;
+    for (let each = this.#settledHead; each; each = each.next) lowest = lower(lowest, each.lowestSeq);
+    return lowest;
+  }
+
   get unsettledRows(): number {
     return this.#unsettledRows;
   }
@@ -143,6 +154,7 @@ export class Ledger {
       for (let next = each.next; next?.endLsn !== undefined && next.unsettled === 0; next = each.next) {
         each.endLsn = next.endLsn;
         each.rowsEndLsn = next.rowsEndLsn;
+        each.lowestSeq = lower(each.lowestSeq, next.lowestSeq);
         each.next = next.next;
         if (this.#last === next) this.#last = each;
       }
@@ -177,6 +189,7 @@ class LedgerTransaction {
   endLsn: Lsn | undefined;
   /** The same, and not lengthened by empty transactions behind it. */
   rowsEndLsn = LSN_ZERO;
+  lowestSeq: bigint | undefined;
   pending = 0;
   unsettled = 0;
   next: LedgerTransaction | undefined;
@@ -194,4 +207,9 @@ export class LedgerEntry {
   get floorLsn(): Lsn {
     return this.transaction.floorLsn;
   }
+}
+
+function lower(a: bigint | undefined, b: bigint | undefined): bigint | undefined {
+  if (a === undefined || b === undefined) return a ?? b;
+  return a < b ? a : b;
 }

@@ -33,8 +33,8 @@ export interface OutOfReach {
 /**
  * Rows that a statement did not find. They are locked by somebody, or their transaction is decoded but not visible yet
  * (it waits for a synchronous standby), or they are gone: deleted by their own application, or settled by an earlier
- * session. Until it is known which, they hold their position back. So do rows that the table refused to take (back)
- * or to let go: they rest here until they are tried again.
+ * session. Until it is known which, they hold their position back. So do rows that the table refused to take (back);
+ * those that it refused to let go were published, and do not. They rest here until they are tried again.
  */
 export class Doubtful<T extends { readonly work: Work }> {
   readonly #store: Store;
@@ -81,7 +81,7 @@ export class Doubtful<T extends { readonly work: Work }> {
         retryInMs: REFUSED_RETRY_MS,
         err: error,
       },
-      `${work.phase === 'confirmed' ? 'a row is to be removed, and that is refused' : 'a message cannot go out, and the outbox does not take its row (back)'}: change or drop the constraint or trigger of yours that refuses it (\`waybill doctor\` lists them); until then PostgreSQL keeps its log, and a restart sends ${work.phase === 'confirmed' ? 'this and later messages' : 'later messages'} again`,
+      `${work.phase === 'confirmed' ? 'a row is to be removed, and that is refused' : 'a message cannot go out, and the outbox does not take its row (back)'}: change or drop the constraint or trigger of yours that refuses it (\`waybill doctor\` lists them); until then ${work.phase === 'confirmed' ? 'a restart sends this message again' : 'PostgreSQL keeps its log, and a restart sends later messages again'}`,
     );
   }
 
@@ -108,6 +108,11 @@ export class Doubtful<T extends { readonly work: Work }> {
   get isResting(): boolean {
     const now = this.#clock.now();
     return this.#rows.every(({ work }) => this.#isResting(work, now));
+  }
+
+  /** Each was looked at, and is refused, or locked by somebody, or not visible yet. */
+  get isOutOfReach(): boolean {
+    return this.#rows.every(({ work }) => this.#refused.has(work) || this.#sinceMs.has(work));
   }
 
   get outOfReach(): OutOfReach {
@@ -171,7 +176,7 @@ export class Doubtful<T extends { readonly work: Work }> {
     const { id: messageId, seq } = first.row;
     this.#log.warn(
       { rows: locked.length, messageId, seq, holders: this.#holders },
-      'rows cannot be removed or held: somebody else has locked them (holders), or their transaction waits for a synchronous standby; until then PostgreSQL keeps its log, and a restart sends later messages again. See whose it is; to end it: select pg_terminate_backend(pid), or rollback prepared',
+      'rows cannot be removed or held: somebody else has locked them (holders), or their transaction waits for a synchronous standby; until then PostgreSQL keeps its log, and a restart sends these messages again. See whose it is; to end it: select pg_terminate_backend(pid), or rollback prepared',
     );
   }
 

@@ -226,12 +226,16 @@ export class Pump {
     if (!isOurs && holdNo !== null && this.#admission.placesWritten(row, BigInt(holdNo), this.#replayed)) {
       return this.#again(row);
     }
-    this.#ledger.settle(this.#ledger.row());
+    this.#ledger.settle(this.#entry(row));
     return undefined;
   }
 
+  #entry({ seq }: { seq: string }): LedgerEntry {
+    return this.#ledger.row(BigInt(seq));
+  }
+
   #row(row: OutboxRow, isDue = false): Promise<void> | undefined {
-    const entry = this.#ledger.row();
+    const entry = this.#entry(row);
     const known = this.#works.find(row);
     if (known) {
       // The table brought it first; both are settled together.
@@ -281,12 +285,12 @@ export class Pump {
     if (found !== 'settled' && found.state === 'ready' && !isPlaced) return this.#row(row, found.isDue);
     this.#counters.duplicatesSkipped += 1;
     if (isPlaced && this.#admission.placesAgain(row)) return this.#again({ ...row, seq: found.seq });
-    this.#ledger.settle(this.#ledger.row());
+    this.#ledger.settle(this.#entry(row));
   }
 
   /** What came before it may have a new number; its own must be higher again. Its body is not needed. */
   #again(row: OutboxRow): Promise<void> | undefined {
-    const entry = this.#ledger.row();
+    const entry = this.#entry(row);
     const known = this.#works.find(row);
     if (known) {
       known.entries.push(entry);
@@ -311,8 +315,9 @@ export class Pump {
 
   #keepalive(walEnd: Lsn): void {
     this.#handled(walEnd);
-    // The idle rule: nothing in flight, nothing confirmed but unsettled, no transaction open, every event handled.
-    if (this.#ledger.isIdle && this.#settler.isIdle && walEnd > this.#reportedLsn) {
+    // The idle rule: nothing of the log in flight or unsettled, no transaction open, every event handled. What came from
+    // the table is there, and holds no position.
+    if (this.#ledger.isIdle && walEnd > this.#reportedLsn) {
       this.#ledger.idle(walEnd);
       this.report(walEnd);
     }

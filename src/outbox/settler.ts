@@ -27,6 +27,9 @@ interface Replacing {
   placing: Placing;
 }
 
+/** What a flush does not wait for. */
+type Left = 'nothing' | 'refused' | 'out of reach';
+
 const MAX_HOLDS_AT_ONCE = 500;
 /** A constraint of the user's own refuses each at its own price; the others wait for the next interval. */
 const MAX_WRITE_BACKS_AT_ONCE = 200;
@@ -51,11 +54,13 @@ const EAGER_ROWS = 1_000;
  * | settle, before report   | the checkpoint is stored; START_REPLICATION asks for it                       |
  * | report                  | nothing to repeat                                                             |
  *
- * One cycle runs at a time. Rows that the delete does not find keep their position back until it is known why.
+ * One cycle runs at a time. Rows that the delete does not find keep their position back until it is known why. One that
+ * was published, that is in the table and that somebody has locked, or that the table does not let go, keeps it no longer:
+ * if the relay dies before it is deleted, the sweep finds it and sends it again.
  */
 export class Settler {
   readonly #store: Store;
-  readonly #ledger: Ledger;
+  #ledger: Ledger;
   readonly #works: Works;
   readonly #clock: Clock;
   readonly #counters: RelayCounters;
@@ -87,6 +92,8 @@ export class Settler {
   #insertThenDeleteNoted = false;
   /** A statement that holds rows is under way. */
   #holding = false;
+  /** Rows that wait in the table to be held keep their position no longer either. */
+  #letsHeldPass = false;
 
   constructor(options: {
     store: Store;
@@ -125,6 +132,15 @@ export class Settler {
     this.#onStored = options.onStored ?? (() => undefined);
     this.#onProgress = options.onProgress ?? (() => undefined);
     this.#onFailed = options.onFailed;
+  }
+
+  /**
+   * The stream begins, at a position that is stored; until then there was none. What is left of the rows that the table
+   * brought has no entries, and goes on as before.
+   */
+  streamFrom(ledger: Ledger, startLsn: Lsn): void {
+    this.#ledger = ledger;
+    this.#checkpointLsn = startLsn;
   }
 
   /** The broker has the message, or its loss was accepted, or its time is over. */
@@ -186,11 +202,22 @@ export class Settler {
   }
 
   /**
-   * Whether nothing up to `lsn` can come from the log again once the next rows are settled: that statement stores a
-   * position at or past it. True as well when nothing streams.
+   * The lowest seq of rows, visible at `lsn` and handled since, that the log may bring again once the next rows are
+   * settled: that statement stores a position past all lower ones. Undefined when there are none; nothing streams, perhaps.
    */
-  hasPassed(lsn: Lsn): boolean {
-    return this.#checkpointLsn === null || this.#ledger.settledLsn >= lsn;
+  lowestSeqAhead(lsn: Lsn): bigint | undefined {
+    if (this.#checkpointLsn === null || this.#ledger.settledLsn >= lsn) return undefined;
+    return this.#ledger.lowestSeq;
+  }
+
+  /** Rows to be held that keep their position back, because they are out of reach or only the log has them. */
+  get keepingPosition(): number {
+    return this.#doubtful.rows.filter(({ work }) => floorOf(work) !== null).length;
+  }
+
+  /** Whether rows that are to be held, are in the table and out of reach let the position pass as well. */
+  letHeldPass(lets: boolean): void {
+    this.#letsHeldPass = lets;
   }
 
   /** Octets of the bodies of held rows, which are kept until the database has them. */
@@ -229,14 +256,15 @@ export class Settler {
   }
 
   /**
-   * Settles what is there without waiting for the interval, and again until nothing is left or `until` aborts. `last`:
-   * what the table refuses is not waited for.
+   * Settles what is there without waiting for the interval, and again until nothing is left or `until` aborts. `leave`:
+   * what is not waited for: rows that the table refuses, or all that are in the table and out of reach. A row that holds
+   * its key's others back is never left.
    */
-  async flush(until: AbortSignal, { last = false } = {}): Promise<void> {
+  async flush(until: AbortSignal, leave: Left = 'nothing'): Promise<void> {
     const wake = (): void => this.#changed.notify();
     until.addEventListener('abort', wake, { once: true });
     try {
-      while (!this.#isFlushed(last) && !this.#stopped && !until.aborted) {
+      while (!this.#isFlushed(leave) && !this.#stopped && !until.aborted) {
         this.#schedule(this.#doubtful.isEmpty);
         await this.#changed.wait();
       }
@@ -245,10 +273,12 @@ export class Settler {
     }
   }
 
-  #isFlushed(last: boolean): boolean {
+  #isFlushed(leave: Left): boolean {
     if (this.#checkpointIsDue()) return false;
-    const hasWork = this.#confirmed.length + this.#held.length + this.#placed.length > 0 || this.#cycle !== undefined;
-    return this.isIdle || (last && !hasWork && this.#doubtful.isResting);
+    if (this.#confirmed.length + this.#held.length + this.#placed.length > 0 || this.#cycle) return false;
+    if (leave === 'refused') return this.#doubtful.isResting;
+    if (leave === 'out of reach') return this.#doubtful.isOutOfReach && firstPlaces(this.#doubtful.rows).size === 0;
+    return this.#doubtful.isEmpty;
   }
 
   /** Ends the timer and waits for the statement under way. */
@@ -455,6 +485,7 @@ export class Settler {
 
   async #resolveDoubtful(): Promise<void> {
     const { present, gone } = await this.#doubtful.resolve();
+    for (const each of present) if ('settlement' in each || this.#letsHeldPass) this.#letPass(each.work);
     const back = present.filter((each): each is Holding => 'hold' in each);
     // In order: a statement holds the rows of a lane up to the first that it does not find.
     if (back.length > 0) this.#held = byPlace([...back, ...this.#held]);
@@ -513,8 +544,14 @@ export class Settler {
 
   #refuse(row: Settling | Holding | Replacing, refusal: Refusal, error: unknown): void {
     this.#doubtful.refuse(row, refusal, error);
+    if ('settlement' in row) this.#letPass(row.work);
     // It does not count among those for which others wait.
     this.#onSettled();
+  }
+
+  /** The row is in the table, where the sweep of a later session finds it: the log need not bring it again. */
+  #letPass({ entries }: Work): void {
+    for (const entry of entries) if (entry.state !== 'settled') this.#ledger.settle(entry);
   }
 
   /** The application deleted the row itself, or an earlier session has settled it: there is nothing to delete. */

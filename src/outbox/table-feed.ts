@@ -70,8 +70,9 @@ export class TableFeed {
 
   /**
    * The table pass: every ready row up to `uptoSeq`, in seq order. Adds the ids of those past `afterSeq`, which the slot
-   * may bring as well. The caller has fenced both ends, and waits for the rows to settle. False when rows had to stay
-   * behind one of their key that somebody has locked: then the pass is repeated.
+   * may bring as well. The caller has fenced both ends, and waits for the rows to settle, but for those that are out of
+   * reach: they are in the table. False when rows had to stay behind one of their key that somebody has locked: then the
+   * pass is repeated.
    */
   async pass(afterSeq: bigint, uptoSeq: bigint, ids: Set<string>): Promise<boolean> {
     const left = new Set<string>();
@@ -81,7 +82,9 @@ export class TableFeed {
       const last = batch.at(-1);
       if (!last) break;
       from = BigInt(last.seq);
-      const next = await this.#inTurn(batch, left);
+      // Of an earlier round of the pass some may be left that somebody has locked.
+      const fresh = batch.filter((each) => !this.#works.has(each.seq));
+      const next = await this.#inTurn(fresh, left);
       await this.#publish(next, 'pass', (row) => {
         if (BigInt(row.seq) > afterSeq && ids.size < MAX_REMEMBERED_IDS) ids.add(row.id);
       });
@@ -123,14 +126,14 @@ export class TableFeed {
     if (swept > 0)
       this.#log.warn(
         { rows: swept },
-        'the sweep published rows that were ready and not under way: the stream had missed them, or a crash had brought them back',
+        'the sweep published rows that were ready and not under way: the stream had missed them, a crash had brought them back, or they could not be removed before a restart',
       );
     return swept;
   }
 
   /**
-   * Moves cancelled and discarded rows to the history. Not before their position is settled: a row that vanishes while
-   * the checkpoint is behind its insert would come again and look new. Those stay until a later sweep.
+   * Moves cancelled and discarded rows to the history. Not before the position of their insert is settled: a row that
+   * vanishes while the checkpoint is behind it would come again and look new. Those stay until a later round.
    */
   async removeWithdrawn(settler: Settler, passed: (lsn: Lsn) => Promise<void>): Promise<void> {
     for (let from = 0n; ;) {
@@ -143,8 +146,9 @@ export class TableFeed {
       this.#lanes?.ask(batch.flatMap(({ row }) => row.key ?? []));
       const position = await this.#table.position();
       await passed(position);
-      if (!settler.hasPassed(position)) return;
+      const ahead = settler.lowestSeqAhead(position);
       for (const { row, state } of batch) {
+        if (ahead !== undefined && BigInt(row.seq) >= ahead) return;
         if (this.#works.has(row.seq)) continue;
         const work = tableWork(row, 'sweep');
         this.#works.add(work);

@@ -32,6 +32,20 @@ export async function inspectIdleSlot(client: pg.Client, schema: string, relay: 
   }
 }
 
+/** WAL that the server keeps for the relay's slot, bytes; 0 when there is none. */
+export async function keptWalBytes(client: pg.Client, slot: string): Promise<number> {
+  try {
+    const result = await client.query<{ kept: string }>(
+      `select coalesce(pg_wal_lsn_diff(pg_current_wal_insert_lsn(), restart_lsn), 0)::text as kept
+       from pg_replication_slots where slot_name = $1`,
+      [slot],
+    );
+    return Number(result.rows[0]?.kept ?? 0);
+  } catch (error) {
+    throw toDatabaseError(error, 'looking at the WAL that the slot keeps');
+  }
+}
+
 /**
  * Gives the slot up, so that the server can remove its WAL: notes first, durably, that a table pass is due, then drops
  * it. Only under the epoch that was seen: false when somebody has taken the relay over meanwhile. A relay that is just

@@ -4,6 +4,7 @@ export type ModelState = 'pending' | 'decided' | 'settled';
 
 interface ModelTransaction {
   rows: ModelState[];
+  seqs: bigint[];
   endLsn: Lsn | undefined;
 }
 
@@ -19,12 +20,13 @@ export class LedgerModel {
   }
 
   begin(): void {
-    this.#transactions.push({ rows: [], endLsn: undefined });
+    this.#transactions.push({ rows: [], seqs: [], endLsn: undefined });
   }
 
   /** Gives the place of the row. */
-  row(): [transaction: number, row: number] {
+  row(seq: bigint): [transaction: number, row: number] {
     const transaction = this.#transactions.length - 1;
+    this.#transactions[transaction]!.seqs.push(seq);
     return [transaction, this.#transactions[transaction]!.rows.push('pending') - 1];
   }
 
@@ -60,6 +62,15 @@ export class LedgerModel {
   /** What may be reported while the transaction is not settled. */
   floor(transaction: number): Lsn {
     return this.#endBefore(transaction);
+  }
+
+  /** Of all rows from the first transaction on that is not settled. */
+  get lowestSeq(): bigint | undefined {
+    const first = this.#transactions.findIndex(
+      ({ rows, endLsn }) => endLsn === undefined || rows.some((state) => state !== 'settled'),
+    );
+    const seqs = first < 0 ? [] : this.#transactions.slice(first).flatMap((each) => each.seqs);
+    return seqs.length === 0 ? undefined : seqs.reduce((a, b) => (a < b ? a : b));
   }
 
   get isIdle(): boolean {

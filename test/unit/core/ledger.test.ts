@@ -41,7 +41,9 @@ class Pair {
       this.ledger.begin();
       this.model.begin();
     } else if (step.kind === 'row' && this.#open) {
-      this.rows.push({ entry: this.ledger.row(), place: this.model.row() });
+      // Not in the order of their commits.
+      const seq = BigInt((this.rows.length * 7) % 31);
+      this.rows.push({ entry: this.ledger.row(seq), place: this.model.row(seq) });
     } else if (step.kind === 'commit' && this.#open) {
       this.#open = false;
       this.#tail += BigInt(step.by);
@@ -74,6 +76,7 @@ class Pair {
     expect(this.ledger.decidedRowsLsn).toBe(rowsEnd ?? this.#startLsn);
     expect(this.ledger.isIdle).toBe(this.model.isIdle);
     expect(this.ledger.inTransaction).toBe(this.#open);
+    expect(this.ledger.lowestSeq).toBe(this.model.lowestSeq);
     expect(this.ledger.unsettledRows).toBe(this.model.unsettledRows);
     for (const { entry, place } of this.rows) {
       if (entry.state !== 'settled') expect(entry.floorLsn).toBe(this.model.floor(place[0]));

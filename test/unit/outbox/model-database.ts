@@ -16,8 +16,10 @@ import type {
   Settlement,
   Store,
   Table,
+  TableFence,
   Whereabouts,
 } from '../../../src/outbox/ports.js';
+import { pause } from '../../../src/runtime/clock.js';
 import type { ManualClock } from '../../support/manual-clock.js';
 import type { Calls } from './model-calls.js';
 
@@ -62,13 +64,22 @@ export class ModelDatabase {
   readonly wal: WalTransaction[] = [];
   readonly #clock: ManualClock;
   #table = new Map<string, TableRow>();
-  checkpointLsn: Lsn;
+  /** Null until a table pass is done. */
+  checkpointLsn: Lsn | null;
+  /** How far a table pass goes that is under way. */
+  pass: { after: bigint | null; upto: bigint | null } = { after: null, upto: null };
   insertLsn: Lsn;
-  slotLsn: Lsn;
+  /** Null when there is no slot. */
+  slotLsn: Lsn | null;
   epoch = 0;
   /** Seq and id of what was settled, also of rows that their application had deleted. */
   #history = new Set<string>();
-  #durable: { table: Map<string, TableRow>; history: Set<string>; checkpointLsn: Lsn };
+  #durable: {
+    table: Map<string, TableRow>;
+    history: Set<string>;
+    checkpointLsn: Lsn | null;
+    pass: { after: bigint | null; upto: bigint | null };
+  };
   #nextSeq = 1;
   /** Drawn by transactions that commit after later ones. */
   readonly #drawnEarly: number[] = [];
@@ -79,6 +90,8 @@ export class ModelDatabase {
   refusesEvery = 0;
   /** The next statement that takes row locks fails with a lock timeout. */
   lockTimeoutNext = false;
+  /** Ids that could not be deleted when they should have been: locked, refused, or not visible yet. */
+  readonly stuck = new Set<string>();
   /** Ids that were durably held at some time. */
   readonly held = new Set<string>();
   readonly expired = new Set<string>();
@@ -103,7 +116,7 @@ export class ModelDatabase {
   constructor(clock: ManualClock, startLsn: Lsn) {
     this.#clock = clock;
     this.checkpointLsn = this.insertLsn = this.slotLsn = startLsn;
-    this.#durable = { table: new Map(), history: new Set(), checkpointLsn: startLsn };
+    this.#durable = { table: new Map(), history: new Set(), checkpointLsn: startLsn, pass: this.pass };
   }
 
   /** A writer commits. With `gap` 0 the commit record begins where the one before it ended (fact 2). */
@@ -135,16 +148,23 @@ export class ModelDatabase {
    * Power fails: what was not flushed is lost, locks are gone unless prepared transactions have them, and the slot may be
    * back where it was.
    */
-  crash(slotLsn: Lsn, keepsLocks: boolean): void {
+  crash(slotLsn: Lsn | null, keepsLocks: boolean): void {
     this.#table = new Map([...this.#durable.table].map(([seq, each]) => [seq, { ...each }]));
     this.#history = new Set(this.#durable.history);
     this.checkpointLsn = this.#durable.checkpointLsn;
+    this.pass = this.#durable.pass;
     this.waitingForStandby.clear();
     if (!keepsLocks) {
       this.locked.clear();
       this.#cancelling.clear();
     }
     this.slotLsn = slotLsn;
+  }
+
+  /** All transactions that are open end; those that drew a seq roll back. */
+  endWriters(): void {
+    this.waitingForStandby.clear();
+    this.#drawnEarly.length = 0;
   }
 
   /** Somebody cancels a row that is not due yet, in a transaction that stays open until `unlock` if `slowly`. */
@@ -269,7 +289,16 @@ export class ModelDatabase {
     return [...this.#table.values()];
   }
 
-  connect(calls: Calls, epoch: number): Store & Table {
+  /** The replication slot, as a session asks for it. */
+  slot(calls: Calls): { create(): Promise<void>; inspect(): Promise<unknown>; insertLsn(): Promise<Lsn> } {
+    return {
+      create: () => calls.make(() => void (this.slotLsn = this.insertLsn)),
+      inspect: () => calls.make(() => ({ confirmedFlushLsn: this.slotLsn })),
+      insertLsn: () => calls.make(() => this.insertLsn),
+    };
+  }
+
+  connect(calls: Calls, epoch: number): Store & Table & { noteTimeline(timeline: number): Promise<void> } {
     const fenced = <T>(work: () => T): Promise<T> =>
       calls.make(() => {
         if (epoch !== this.epoch) throw new WaybillError('WAYBILL_EPOCH_LOST', 'another epoch');
@@ -277,6 +306,20 @@ export class ModelDatabase {
       });
     const read = <T>(work: () => T): Promise<T> => calls.make(work);
     const nothing = (): Promise<void> => fenced(() => undefined);
+    const noted = (change: () => void): Promise<void> =>
+      fenced(() => {
+        change();
+        this.#flush();
+      });
+    const fence = async (_log: unknown, signal: AbortSignal): Promise<TableFence> => {
+      const [uptoSeq, writers] = await read(() => [BigInt(this.#nextSeq - 1), this.#writers()] as const);
+      for (let still = writers; still.size > 0 && !signal.aborted;) {
+        await pause(this.#clock, 10, signal);
+        const now = await read(() => this.#writers());
+        still = new Set([...writers].filter((each) => now.has(each)));
+      }
+      return { uptoSeq, lsn: await read(() => this.#position()) };
+    };
     return {
       settle: (rows, candidate, durable) => fenced(() => this.#settle(rows, candidate, durable)),
       hold: (holds) => fenced(() => this.#hold(holds)),
@@ -288,21 +331,28 @@ export class ModelDatabase {
       makeDue: () => fenced(() => this.#makeDue()),
       release: (keys, upto, rowsPerKey) => fenced(() => this.#release(keys, upto, rowsPerKey)),
       highestSeq: () => read(() => BigInt(this.#nextSeq - 1)),
-      seqs: () => Promise.reject(new Error('no polling here')),
-      writers: () => Promise.reject(new Error('no polling here')),
+      seqs: () => read(() => ({ drawn: BigInt(this.#nextSeq - 1), highest: BigInt(this.#nextSeq - 1) })),
+      writers: () => read(() => this.#writers()),
       position: () => read(() => this.#position()),
       readyRows: (after, upto) => read(() => this.#readyRows(after, upto)),
       readRows: (seqs) => read(() => this.#readRows(seqs)),
       withdrawnRows: (after) => read(() => this.#withdrawnRows(after)),
-      fence: () => Promise.reject(new Error('no table pass here')),
+      fence,
       recordGone: (rows) => fenced(() => rows.forEach(({ row }) => this.#history.add(`${row.seq} ${row.id}`))),
       settledBefore: (rows) =>
         read(() => new Set(rows.filter(({ seq, id }) => this.#history.has(`${seq} ${id}`)).map(({ seq }) => seq))),
       noteInsertThenDelete: nothing,
-      beginPass: nothing,
-      limitPass: nothing,
-      endPass: nothing,
+      noteTimeline: nothing,
+      beginPass: (after) => noted(() => ((this.checkpointLsn = null), (this.pass = { after, upto: null }))),
+      limitPass: (upto) => noted(() => (this.pass = { ...this.pass, upto })),
+      endPass: (lsn) => noted(() => ((this.checkpointLsn = lsn), (this.pass = { after: null, upto: null }))),
     };
+  }
+
+  /** Transactions that are open, or wait for a standby. */
+  #writers(): Set<string> {
+    const early = this.#drawnEarly.map((seq) => `early ${seq}`);
+    return new Set([...early, ...[...this.waitingForStandby].map((xid) => `xid ${xid}`)]);
   }
 
   #drawSeq(): number {
@@ -311,7 +361,7 @@ export class ModelDatabase {
 
   #flush(): void {
     const table = new Map([...this.#table].map(([seq, each]) => [seq, { ...each }]));
-    this.#durable = { table, history: new Set(this.#history), checkpointLsn: this.checkpointLsn };
+    this.#durable = { table, history: new Set(this.#history), checkpointLsn: this.checkpointLsn, pass: this.pass };
   }
 
   #visible(seq: string, id: string): TableRow | undefined {
@@ -342,6 +392,7 @@ export class ModelDatabase {
     for (const { row, outcome, floorLsn } of rows) {
       if (!this.#lockable(row.seq, row.id)) {
         missing.add(row.seq);
+        this.stuck.add(row.id);
         if (floorLsn !== null && mark !== null && floorLsn < mark) mark = floorLsn;
         continue;
       }
@@ -353,14 +404,17 @@ export class ModelDatabase {
       this.#table.delete(row.seq);
       this.#history.add(`${row.seq} ${row.id}`);
     }
-    if (mark !== null && mark > this.checkpointLsn) this.checkpointLsn = mark;
+    if (mark !== null && (this.checkpointLsn === null || mark > this.checkpointLsn)) this.checkpointLsn = mark;
     if (durable) this.#flush();
     return { checkpointLsn: this.checkpointLsn, missing };
   }
 
   /** One row fails the whole statement. */
   #assertTaken(holds: readonly { row: OutboxRow }[]): void {
-    if (this.refusesEvery === 0 || !holds.some(({ row }) => BigInt(row.seq) % BigInt(this.refusesEvery) === 0n)) return;
+    if (this.refusesEvery === 0) return;
+    const refused = holds.filter(({ row }) => BigInt(row.seq) % BigInt(this.refusesEvery) === 0n);
+    if (refused.length === 0) return;
+    for (const { row } of refused) this.stuck.add(row.id);
     throw Object.assign(new Error('violates check constraint'), { code: '23514', constraint: 'mine' });
   }
 

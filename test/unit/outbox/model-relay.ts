@@ -1,4 +1,7 @@
 import { Turns } from '../../../src/runtime/turns.js';
+import type { Acquired } from '../../../src/app/relay-acquire.js';
+import type { SessionOptions } from '../../../src/app/relay-session.js';
+import { findStartingPoint, settledOrLeft, type StartingPoint } from '../../../src/app/starting-point.js';
 import { WaybillError } from '../../../src/core/errors.js';
 import { KeyLanes } from '../../../src/core/key-lanes.js';
 import { Ledger } from '../../../src/core/ledger.js';
@@ -14,6 +17,10 @@ import { Pump } from '../../../src/outbox/pump.js';
 import { Settler } from '../../../src/outbox/settler.js';
 import { TableFeed } from '../../../src/outbox/table-feed.js';
 import { Works, type Work } from '../../../src/outbox/work.js';
+import type { RelayStore } from '../../../src/postgres/relay-store.js';
+import type { Slot, SlotState } from '../../../src/postgres/slot.js';
+import type { TableReader } from '../../../src/postgres/table-reader.js';
+import { pause } from '../../../src/runtime/clock.js';
 import { Condition, Failure } from '../../../src/runtime/signal.js';
 import { turn, type ManualClock } from '../../support/manual-clock.js';
 import { ModelConnection, type ModelBroker } from './model-broker.js';
@@ -35,6 +42,12 @@ export function noCounts(): RelayCounters {
   ) as unknown as RelayCounters;
 }
 
+/** Told of what goes out and of what the slot is told. */
+interface Watch {
+  onPublish(relay: ModelRelay, messageId: string): void;
+  onReport(relay: ModelRelay, settled: Lsn): void;
+}
+
 /** One session of the real pipeline, wired as the relay wires it, between the model servers. */
 export class ModelRelay {
   readonly failure = new Failure();
@@ -43,21 +56,29 @@ export class ModelRelay {
   readonly works = new Works();
   readonly window = new Window(MAX_MESSAGES, MAX_BYTES);
   readonly connection: ModelConnection;
-  readonly pump: Pump;
+  /** Undefined before the stream, and with `source: table`. */
+  pump: Pump | undefined;
   readonly settler: Settler;
   readonly publishing: Publishing<Work>;
   readonly feed: TableFeed;
   /** With strict order. */
   readonly lanes: LaneTraffic | undefined;
-  /** Where the server starts to send. */
-  readonly startLsn: Lsn;
+  /** Where the server starts to send; undefined until it does. */
+  startLsn: Lsn | undefined;
   /** The newest position that the stream has spoken of. */
-  handedLsn: Lsn;
+  handedLsn: Lsn = LSN_ZERO;
   reportedLsn: Lsn = LSN_ZERO;
   paused = false;
   /** The next event to send: which transaction, and begin, rows, commit within it. */
-  #cursor: { transaction: number; event: number };
+  #cursor = { transaction: 0, event: 0 };
   readonly #database: ModelDatabase;
+  readonly #clock: ManualClock;
+  readonly #watch: Watch;
+  readonly #ports: ReturnType<ModelDatabase['connect']>;
+  readonly #counters: RelayCounters;
+  readonly #admission: Admission;
+  readonly #room = new Condition();
+  readonly #source: 'wal' | 'table';
   #tasks: Promise<unknown>[] = [];
   readonly #feeding = new Set<string>();
 
@@ -66,16 +87,20 @@ export class ModelRelay {
     broker: ModelBroker,
     clock: ManualClock,
     counters: RelayCounters,
-    watch: { onPublish(relay: ModelRelay, messageId: string): void; onReport(relay: ModelRelay, settled: Lsn): void },
+    watch: Watch,
+    source: 'wal' | 'table',
   ) {
     this.#database = database;
+    this.#clock = clock;
+    this.#watch = watch;
+    this.#counters = counters;
+    this.#source = source;
+    const room = this.#room;
     database.epoch += 1;
-    const ports = database.connect(this.databaseCalls, database.epoch);
+    const ports = (this.#ports = database.connect(this.databaseCalls, database.epoch));
     this.connection = new ModelConnection(broker, this.brokerCalls, (message) =>
       watch.onPublish(this, message.messageId),
     );
-    const room = new Condition();
-    const ledger = new Ledger(database.checkpointLsn);
     const exchanges = new ExchangeChecks(this.connection, clock);
     const check = (): void => this.failure.check();
     const heard =
@@ -103,15 +128,15 @@ export class ModelRelay {
     });
     this.settler = new Settler({
       store: ports,
-      ledger,
+      ledger: new Ledger(),
       works: this.works,
       clock,
       counters,
       log: silent,
       logsAll: true,
       intervalMs: 200,
-      checkpointLsn: database.checkpointLsn,
-      report: (lsn) => this.pump.report(lsn),
+      checkpointLsn: null,
+      report: (lsn) => this.pump?.report(lsn),
       onSettled: () => room.notify(),
       onStored: (work) => this.lanes?.stored(work),
       onFailed: (error) => this.failure.fail(error),
@@ -122,13 +147,13 @@ export class ModelRelay {
       lanes.load(database.heldKeys);
       this.lanes = new LaneTraffic({
         lanes,
-        isStreamed: true,
+        isStreamed: source === 'wal',
         settler: () => this.settler,
         take: (work) => admission.take(work),
         onFailed: (error) => this.failure.fail(error),
       });
     }
-    const admission: Admission = new Admission({
+    const admission: Admission = (this.#admission = new Admission({
       defaults: { exchange: 'events', routingKey: '{type}', maxBodyBytes: 1_000 },
       policy: { retryForMs: 600_000, then: 'park' },
       works: this.works,
@@ -143,7 +168,7 @@ export class ModelRelay {
       check,
       checkAlive: check,
       lanes: this.lanes,
-    });
+    }));
     this.feed = new TableFeed({
       table: ports,
       works: this.works,
@@ -156,35 +181,9 @@ export class ModelRelay {
       rowsPerKey: LANE_DEPTH,
       listRows: Infinity,
     });
-    const startLsn = maxLsn(database.checkpointLsn, database.slotLsn);
-    this.startLsn = this.handedLsn = startLsn;
-    this.#cursor = { transaction: database.wal.findIndex(({ commitLsn }) => commitLsn >= startLsn), event: 0 };
-    if (this.#cursor.transaction < 0) this.#cursor.transaction = database.wal.length;
-    this.pump = new Pump({
-      ledger,
-      works: this.works,
-      admission,
-      settler: this.settler,
-      store: ports,
-      counters,
-      startLsn: database.checkpointLsn,
-      replayEnd: database.insertLsn,
-      passIds: new Set(),
-      passFence: LSN_ZERO,
-      check,
-    });
-    this.pump.attach({
-      pause: () => (this.paused = true),
-      resume: () => (this.paused = false),
-      report: (_received, settled) => {
-        watch.onReport(this, settled);
-        this.reportedLsn = settled;
-        if (settled > database.slotLsn) database.slotLsn = settled;
-      },
-    });
     this.failure.signal.addEventListener('abort', () => {
       room.notify();
-      this.pump.wake();
+      this.pump?.wake();
     });
   }
 
@@ -193,18 +192,95 @@ export class ModelRelay {
     this.brokerCalls.step();
     this.brokerCalls.step();
     await opened;
+    const { checkpointLsn, slotLsn } = this.#database;
+    if (this.#source === 'table') this.#own(this.#poll());
+    else if (checkpointLsn !== null && slotLsn !== null) {
+      this.#stream({ startLsn: checkpointLsn, ids: new Set(), fence: LSN_ZERO }, this.#database.insertLsn);
+    } else this.#own(this.#pass());
+  }
+
+  /** The relay's own table pass. */
+  async #pass(): Promise<void> {
+    const { checkpointLsn, slotLsn, pass } = this.#database;
+    const check = (): void => this.failure.check();
+    const { signal } = this.failure;
+    const record = { checkpointLsn, passAfterSeq: pass.after, passUptoSeq: pass.upto, timeline: 1 };
+    const acquired = { record, identity: { timeline: 1 }, replication: {}, server: { version: 15 } };
+    const options = { failure: this.failure, log: silent, clock: this.#clock, stopping: new AbortController().signal };
+    const point = await findStartingPoint(
+      { ...options, onPhase: () => undefined } as unknown as SessionOptions,
+      acquired as unknown as Acquired,
+      this.#database.slot(this.databaseCalls) as unknown as Slot,
+      slotLsn === null ? undefined : ({} as SlotState),
+      {
+        store: this.#ports as unknown as RelayStore,
+        table: this.#ports as unknown as TableReader,
+        feed: this.feed,
+        allSettled: () =>
+          settledOrLeft({
+            works: this.works,
+            outstanding: () => this.publishing.outstanding + (this.lanes?.outstanding ?? 0),
+            settler: this.settler,
+            room: this.#room,
+            check,
+            ending: signal,
+          }),
+        check,
+      },
+    );
+    this.#stream(point, await this.#ports.position());
+  }
+
+  #stream({ startLsn, ids, fence }: StartingPoint, replayEnd: Lsn): void {
+    const database = this.#database;
+    const ledger = new Ledger(startLsn);
+    this.settler.streamFrom(ledger, startLsn);
+    this.startLsn = this.handedLsn = maxLsn(startLsn, database.slotLsn ?? LSN_ZERO);
+    const from = this.startLsn;
+    this.#cursor = { transaction: database.wal.findIndex(({ commitLsn }) => commitLsn >= from), event: 0 };
+    if (this.#cursor.transaction < 0) this.#cursor.transaction = database.wal.length;
+    this.pump = new Pump({
+      ledger,
+      works: this.works,
+      admission: this.#admission,
+      settler: this.settler,
+      store: this.#ports,
+      counters: this.#counters,
+      startLsn,
+      replayEnd,
+      passIds: ids,
+      passFence: fence,
+      check: () => this.failure.check(),
+    });
+    this.pump.attach({
+      pause: () => (this.paused = true),
+      resume: () => (this.paused = false),
+      report: (_received, settled) => {
+        this.#watch.onReport(this, settled);
+        this.reportedLsn = settled;
+        if (database.slotLsn === null || settled > database.slotLsn) database.slotLsn = settled;
+      },
+    });
     this.#own(this.pump.run());
+  }
+
+  async #poll(): Promise<never> {
+    for (;;) {
+      this.failure.check();
+      await this.feed.poll();
+      await pause(this.#clock, 100, this.failure.signal);
+    }
   }
 
   /** Whether the server has sent the whole transaction in this session, or not had to. */
   hasSent(transaction: number): boolean {
-    return transaction < this.#cursor.transaction;
+    return this.pump !== undefined && transaction < this.#cursor.transaction;
   }
 
   /** The server sends its next event; false when there is none, or when the socket rests. */
   send(): boolean {
     const transaction = this.#database.wal[this.#cursor.transaction];
-    if (!transaction || this.paused) return false;
+    if (!transaction || !this.pump || this.paused) return false;
     const { commitLsn, endLsn, xid, rows } = transaction;
     const n = this.#cursor.event;
     this.#cursor.event += 1;
@@ -221,6 +297,7 @@ export class ModelRelay {
 
   /** The server says how far it has read: up to the commit record that it has not sent yet, or to the end. */
   keepalive(): void {
+    if (!this.pump) return;
     const walEnd = this.#database.wal[this.#cursor.transaction]?.commitLsn ?? this.#database.insertLsn;
     this.handedLsn = maxLsn(this.handedLsn, walEnd);
     this.pump.push({ kind: 'keepalive', walEnd, replyRequested: false });
@@ -228,9 +305,10 @@ export class ModelRelay {
 
   /** Due rows, released rows and the sweep, each beside the others, as the relay's timers start them. */
   feedFrom(what: 'due' | 'sweep'): void {
+    if (!this.pump && this.#source === 'wal') return;
     if (what === 'sweep') this.#feed('sweep', () => this.#sweep());
     else {
-      const { isReplaying } = this.pump;
+      const isReplaying = this.pump?.isReplaying === true;
       if (!isReplaying) this.#feed('due', () => this.feed.due());
       this.#feed('release', async () => this.lanes?.ask(await this.feed.release(isReplaying)));
     }
@@ -245,14 +323,14 @@ export class ModelRelay {
   async #sweep(): Promise<void> {
     if (!this.#database.strict) this.#database.unblock();
     const passed = (lsn: Lsn): Promise<void> => this.#passed(lsn);
-    await this.feed.sweep(passed);
+    if (this.pump) await this.feed.sweep(passed);
     await this.feed.removeWithdrawn(this.settler, passed);
   }
 
-  #passed(lsn: Lsn): Promise<void> {
+  async #passed(lsn: Lsn): Promise<void> {
     // As the relay does it, to ask the server where it is.
-    this.pump.report(LSN_ZERO, true);
-    return this.pump.passed(lsn);
+    this.pump?.report(LSN_ZERO, true);
+    await this.pump?.passed(lsn);
   }
 
   get isFeeding(): boolean {

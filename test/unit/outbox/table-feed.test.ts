@@ -78,9 +78,37 @@ test('3.5: the key of a row that was discarded is asked, also while the row itse
     rowsPerKey: 1,
     listRows: Infinity,
   });
-  const settler = { hasPassed: () => false } as unknown as Settler;
+  const settler = { lowestSeqAhead: () => 0n } as unknown as Settler;
   await feed.removeWithdrawn(settler, () => Promise.resolve());
   expect(asked).toEqual(['k']);
+});
+
+test('3.3: withdrawn rows before all that the log may bring again are removed, those behind stay, however the position stands', async () => {
+  const rows = ['5', '7', '8', '9'].map((seq) => outboxRow({ seq, id: `id-${seq}` }));
+  const table = {
+    position: () => Promise.resolve(100n),
+    withdrawnRows: (after: bigint) =>
+      Promise.resolve(rows.filter(({ seq }) => BigInt(seq) > after).map((row) => ({ row, state: 'cancelled' }))),
+  } as unknown as Table;
+  const feed = new TableFeed({
+    table,
+    works: new Works(),
+    admission: {} as unknown as Admission,
+    counters: noCounts(),
+    log: silent,
+    turns: new Turns(),
+    check: () => undefined,
+    lanes: undefined,
+    rowsPerKey: 1,
+    listRows: Infinity,
+  });
+  const settled: string[] = [];
+  const settler = {
+    lowestSeqAhead: (lsn: bigint) => (lsn === 100n ? 8n : 0n),
+    settle: ({ row }: Work) => settled.push(row.seq),
+  } as unknown as Settler;
+  await feed.removeWithdrawn(settler, () => Promise.resolve());
+  expect(settled).toEqual(['5', '7']);
 });
 
 describe('source: table, whose polls start where nothing more can come', () => {
