@@ -1150,6 +1150,7 @@ CREATE OR REPLACE FUNCTION waybill.inbox_give_back(consumer text, seqs bigint[],
  RETURNS integer
  LANGUAGE plpgsql
  SET search_path TO 'pg_catalog', 'waybill', 'pg_temp'
+ SET lock_timeout TO '1s'
 AS $function$
 declare
   settings constant waybill.consumer := waybill.consumer_settings(inbox_give_back.consumer);

@@ -131,6 +131,31 @@ describe('order: key', () => {
     expect(await scene.depth('billing')).toBe(0);
   });
 
+  it("an operator's transaction that stays open on a key holds up no other keys that are applied with it, nor its own for good", async () => {
+    const consumer = scene.start(CONSUMER.replace('[300ms]', '[2s]'));
+    await consumer.waitForLog(({ msg }) => msg === 'consuming', 'the consumer');
+    const keys = ['a', ...Array.from({ length: 20 }, (_, n) => `b-${n}`)];
+    await scene.send(
+      'billing',
+      keys.flatMap((key) => [
+        { messageId: `${key}-1`, key, body: '{"amount": 1, "fails": 1}' },
+        { messageId: `${key}-2`, key, body: '{"amount": 2}' },
+      ]),
+    );
+    await scene.waitForRows(21, "status = 'blocked'");
+    const operator = await scene.database.connect();
+    await operator.query('begin');
+    await operator.query("select waybill.inbox_discard('billing', 'a-2', 'is it this one?')");
+    // Its first message, too: only what that would release is left.
+    await scene.waitForRows(41, "status = 'done'", 15_000);
+    expect(await booked('a')).toEqual([1]);
+    await operator.query('rollback');
+    await operator.end();
+    await scene.waitForRows(42, "status = 'done'", 45_000);
+    for (const key of keys) expect(await booked(key)).toEqual([1, 2]);
+    expect(await consumer.stop()).toBe(0);
+  });
+
   it('a queue without a single active consumer is refused', async () => {
     await scene.broker((channel) => channel.assertQueue('billing', { durable: true }));
     const consumer = scene.start(CONSUMER);

@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { readConsumers } from '../../src/postgres/inbox-backlog.js';
+import { ADMIN_ON, adminOf } from '../support/admin.js';
 import { startBrokerProbe, type BrokerProbe } from '../support/broker-probe.js';
 import { LEDGER } from '../support/ledger.js';
 import { receiverScene, type ReceiverScene } from '../support/receiver-scene.js';
@@ -175,9 +176,11 @@ describe('copies of dead messages', () => {
     });
   });
 
-  it('F105 the exchange is deleted where others declare it: the log and readiness say so, until it is there', async () => {
+  it('F105 the exchange is deleted where others declare it: the log and readiness say so', async () => {
     await (await started()).stop();
-    const consumer = await started(`${BILLING}  topology: check\n`);
+    const consumer = scene.start(`${BILLING}  topology: check\n`, { env: ADMIN_ON });
+    await consumer.waitForLog(({ msg }) => msg === 'consuming', 'the consumer');
+    const admin = await adminOf(consumer);
     await scene.broker((channel) => channel.deleteExchange('waybill.dlx'));
     const line = await consumer.waitForLog(
       ({ msg }) => msg === 'the dead-letter exchange: cannot go on until this is mended',
@@ -185,6 +188,7 @@ describe('copies of dead messages', () => {
       45_000,
     );
     expect(JSON.stringify(line['err'])).toContain('exchange waybill.dlx does not exist');
+    expect((await admin.get('/readyz')).body).toContain('the dead-letter exchange: ');
     expect(await consumer.stop()).toBe(0);
   });
 

@@ -565,6 +565,20 @@ describe('rows from the table', () => {
       ).toEqual([{ n: 0 }]);
     });
 
+    test('of a row that somebody keeps locked: the others of the consumer do not wait for that for long', async () => {
+      await receive(client, 'billing', [message('a', 'boom')]);
+      await settle('broken');
+      const other = await database.connect();
+      await other.query('begin; select from waybill.inbox for update');
+      await client.query("set lock_timeout = '20s'");
+      const beganAt = performance.now();
+      await expect(giveBack(1, 20)).rejects.toMatchObject({ code: '55P03' });
+      expect(performance.now() - beganAt).toBeLessThan(10_000);
+      await client.query('reset lock_timeout');
+      await other.end();
+      await until(async () => (await giveBack(1, 20).catch(() => 0)) === 1, { what: 'it to be given back' });
+    });
+
     test('a death of it is taken back, and its copy has waited for that; not a death of something else', async () => {
       await consumer({ max_attempts: 2 });
       await receive(client, 'billing', [message('a', 'boom')]);
