@@ -11,6 +11,6 @@ set local search_path = pg_catalog, pg_temp;
 
 alter function waybill.inbox_give_back(text, bigint[], int[], bigint) set lock_timeout = '1s';
 
-insert into waybill.migration (version, name, oldest_binary) values (19, 'short_waits', 1);
+insert into waybill.migration (version, name, oldest_binary) values (20, 'short_waits', 1);
 
 commit;
