@@ -62,6 +62,8 @@ export interface MessageDefaults {
 }
 
 const SHORT_STRING_BYTES = 255;
+/** RabbitMQ's direct reply-to: it closes the channel of a publisher that does not itself wait there for answers. */
+const DIRECT_REPLY_TO = 'amq.rabbitmq.reply-to';
 
 /** Makes the message of a row, or says why no broker would take it. */
 export function toMessage(row: OutboxRow, defaults: MessageDefaults): Message | Fault {
@@ -90,6 +92,12 @@ export function toMessage(row: OutboxRow, defaults: MessageDefaults): Message | 
   }
   if (row.priority !== null && (row.priority < 0 || row.priority > 255)) {
     return fault('bad_property', `priority ${row.priority} is not between 0 and 255`);
+  }
+  if (row.replyTo === DIRECT_REPLY_TO) {
+    return fault(
+      'bad_property',
+      `reply_to ${DIRECT_REPLY_TO} is for who publishes and waits for the answer on one channel; name a queue instead`,
+    );
   }
   const read = readHeaders(row.headers);
   if (isFault(read)) return read;

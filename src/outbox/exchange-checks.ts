@@ -11,8 +11,18 @@ export interface UnusableExchange {
 
 /** How long a "missing" is believed before the broker is asked again. */
 const MISSING_FOR_MS = 5_000;
+/** The same for one that takes no messages, which only the loss of a channel tells: each costs everybody a window. */
+const REFUSED_FOR_MS = 60_000;
 /** As many names as are remembered; rows could name any number. */
 const MAX_NAMES = 10_000;
+
+interface Known {
+  fault: Fault | undefined;
+  askedMs: number;
+  untilMs: number;
+  /** Known by the loss of a channel. */
+  isRefused?: boolean;
+}
 
 /**
  * Whether exchanges exist, asked once each on a throwaway channel before first use (F72): publishing to a missing one
@@ -21,7 +31,7 @@ const MAX_NAMES = 10_000;
 export class ExchangeChecks {
   readonly #connection: PublishConnection;
   readonly #clock: Clock;
-  readonly #known = new Map<string, { fault: Fault | undefined; askedMs: number; untilMs: number }>();
+  readonly #known = new Map<string, Known>();
   readonly #asking = new Map<string, Promise<Fault | undefined>>();
 
   constructor(connection: PublishConnection, clock: Clock) {
@@ -57,10 +67,10 @@ export class ExchangeChecks {
     return question;
   }
 
-  /** Publishing to it was refused, which looking cannot tell: believed as long as a missing one. */
+  /** Publishing to it was refused, which looking cannot tell. */
   refuse(name: string, fault: Fault): void {
     const askedMs = this.#clock.now();
-    this.#known.set(name, { fault, askedMs, untilMs: askedMs + MISSING_FOR_MS });
+    this.#known.set(name, { fault, askedMs, untilMs: askedMs + REFUSED_FOR_MS, isRefused: true });
   }
 
   /** Forgets what is missing or forbidden: somebody has asked for another try, so it may have been mended. */
@@ -68,9 +78,9 @@ export class ExchangeChecks {
     for (const [name, known] of this.#known) if (known.fault) this.#known.delete(name);
   }
 
-  /** Forgets everything: a channel died, perhaps because an exchange was deleted. */
+  /** A channel died, perhaps because an exchange was deleted: asks again, but for what would only end the next channel. */
   forget(): void {
-    this.#known.clear();
+    for (const [name, known] of this.#known) if (!known.isRefused) this.#known.delete(name);
   }
 
   async #ask(name: string): Promise<Fault | undefined> {

@@ -330,7 +330,10 @@ function isChannelException(error: Error): boolean {
   return 'code' in error && typeof error.code === 'number';
 }
 
-/** Permission on the exchange as a whole is missing; for a single topic of it the text says "access to topic". */
+/**
+ * Nothing can be published to the exchange as a whole: the permission is missing, or it is internal. For a single topic
+ * of it the text says "access to topic".
+ */
 function isExchangeForbidden(error: Error): boolean {
-  return 'code' in error && error.code === 403 && error.message.includes('access to exchange');
+  return 'code' in error && error.code === 403 && /access to exchange|to internal exchange/.test(error.message);
 }

@@ -15,6 +15,8 @@ const READ_BYTES = 4 * 1024 * 1024;
 const KEYS_AT_ONCE = 50;
 /** The poll asks who writes only when it would walk over so many seqs. */
 const SPARED_ROWS = 1_000n;
+/** Before every seq: one that COPY or an administrator has given may be negative. */
+const BEFORE_ALL = -(2n ** 63n);
 /** Ids of a table pass that are remembered; beyond it a row may go out twice, under the same id. */
 const MAX_REMEMBERED_IDS = 200_000;
 
@@ -34,7 +36,7 @@ export class TableFeed {
   readonly #lanes: LaneTraffic | undefined;
   readonly #rowsPerKey: number;
   readonly #listRows: number;
-  /** `source: table`: the poll has nothing more to find up to this seq. */
+  /** `source: table`: the poll has nothing more to find up to this seq; 0: it looks at every row. */
   #polledSeq = 0n;
   #pollStarts = 0;
   /** Where the poll may start next, once these transactions have ended. */
@@ -77,7 +79,7 @@ export class TableFeed {
   async pass(afterSeq: bigint, uptoSeq: bigint, ids: Set<string>): Promise<boolean> {
     const left = new Set<string>();
     let rows = 0;
-    for (let from = 0n; ;) {
+    for (let from = BEFORE_ALL; ;) {
       const batch = await this.#table.readyRows(from, uptoSeq, this.#listRows);
       const last = batch.at(-1);
       if (!last) break;
@@ -111,7 +113,7 @@ export class TableFeed {
     await passed(await this.#table.position());
     const uptoSeq = await this.#table.highestSeq();
     let swept = 0;
-    for (let from = 0n; ;) {
+    for (let from = BEFORE_ALL; ;) {
       this.#check();
       const batch = await this.#table.readyRows(from, uptoSeq, LIST_ROWS);
       const last = batch.at(-1);
@@ -136,7 +138,7 @@ export class TableFeed {
    * vanishes while the checkpoint is behind it would come again and look new. Those stay until a later round.
    */
   async removeWithdrawn(settler: Settler, passed: (lsn: Lsn) => Promise<void>): Promise<void> {
-    for (let from = 0n; ;) {
+    for (let from = BEFORE_ALL; ;) {
       this.#check();
       const batch = await this.#table.withdrawnRows(from, LIST_ROWS);
       const last = batch.at(-1);
@@ -169,7 +171,7 @@ export class TableFeed {
     const complete = await this.#completeSeq(drawn);
     const left = new Set<string>();
     let published = 0;
-    for (let from = this.#polledSeq; ;) {
+    for (let from = this.#polledSeq === 0n ? BEFORE_ALL : this.#polledSeq; ;) {
       this.#check();
       const batch = await this.#table.readyRows(from, highest, this.#listRows);
       const last = batch.at(-1);

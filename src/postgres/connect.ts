@@ -22,7 +22,17 @@ const PINNED_SETTINGS: Readonly<Record<string, string>> = {
   extra_float_digits: '1',
   client_encoding: 'UTF8',
   default_transaction_isolation: 'read committed',
+  // Off, a null in a list would become the text NULL.
+  array_nulls: 'on',
 };
+
+/**
+ * Takes from a connection the time limit of a transaction, which servers from version 17 on know. A large transaction is
+ * decoded in one of the walsender's own, which lasts until its rows are published; making a slot takes as long as the
+ * longest transaction of others. Why from pg_settings: it has no row where the setting is not known.
+ */
+export const NO_TRANSACTION_TIMEOUT = `select pg_catalog.set_config(name, '0', false) from pg_catalog.pg_settings
+  where name operator(pg_catalog.=) 'transaction_timeout'`;
 
 /**
  * Where our own statements look for what they name without a schema. On the path of a role, whoever may create in one of
@@ -119,6 +129,9 @@ export async function connectSql(
         `set lock_timeout = ${lockTimeoutMs}`,
         `set statement_timeout = ${statementTimeoutMs}`,
         `set idle_in_transaction_session_timeout = 60000`,
+        // Without messages there is nothing to say for long.
+        `set idle_session_timeout = 0`,
+        NO_TRANSACTION_TIMEOUT,
       ].join('; '),
     );
     // A backend that waits for a lock then notices that its client is gone. Not every server's system can do it.

@@ -114,3 +114,14 @@ export function sqlState(error: unknown): string | undefined {
   const { code } = error;
   return typeof code === 'string' && /^[0-9A-Z]{5}$/.test(code) && !NETWORK_CODES.has(code) ? code : undefined;
 }
+
+/**
+ * Which of the two a replication connection misses, for SQLSTATE 42704. Why by the server's function that says so: what it
+ * says is in the language of lc_messages, with the names of slot and publication in it.
+ */
+export function missingObject(error: unknown): 'publication' | 'slot' | undefined {
+  if (sqlState(error) !== '42704') return undefined;
+  const { routine } = error as { routine?: unknown };
+  if (routine === 'get_publication_oid') return 'publication';
+  return routine === 'ReplicationSlotAcquire' ? 'slot' : undefined;
+}

@@ -5,8 +5,8 @@ import { WaybillError } from '../core/errors.js';
 import { quoteIdentifier, quoteLiteral } from '../core/identity.js';
 import { formatLsn, LSN_ZERO, maxLsn, type Lsn } from '../core/lsn.js';
 import { within, type Clock } from '../runtime/clock.js';
-import { clientConfig, type DatabaseEndpoint } from './connect.js';
-import { sqlState, toDatabaseError } from './errors.js';
+import { clientConfig, NO_TRANSACTION_TIMEOUT, type DatabaseEndpoint } from './connect.js';
+import { missingObject, sqlState, toDatabaseError } from './errors.js';
 import { PgoutputDecoder, type WalEvent } from './pgoutput.js';
 
 export interface StreamOptions {
@@ -89,9 +89,10 @@ export class ReplicationStream {
     const plugin = {
       name: 'waybill-pgoutput',
       options: {},
-      start: (client: pg.Client, slotName: string, lsn: string): Promise<unknown> => {
+      start: async (client: pg.Client, slotName: string, lsn: string): Promise<unknown> => {
         this.#client = client;
         this.#copy = (client as unknown as { connection: CopyConnection }).connection;
+        await client.query(NO_TRANSACTION_TIMEOUT);
         // Replication commands take no parameters.
         return client.query(
           `START_REPLICATION SLOT ${quoteIdentifier(slotName)} LOGICAL ${lsn} ` +
@@ -247,7 +248,7 @@ export class ReplicationStream {
 
 function toStreamError(error: unknown, options: StreamOptions): WaybillError {
   const text = error instanceof Error ? error.message : '';
-  if (sqlState(error) === '42704' && text.includes('publication')) {
+  if (missingObject(error) === 'publication') {
     return new WaybillError(
       'WAYBILL_PUBLICATION_MISSING',
       `publication ${options.publication} did not exist at the position being decoded`,
@@ -257,7 +258,7 @@ function toStreamError(error: unknown, options: StreamOptions): WaybillError {
       },
     );
   }
-  if (sqlState(error) === '55000' || (sqlState(error) === '42704' && text.includes('slot'))) {
+  if (sqlState(error) === '55000' || missingObject(error) === 'slot') {
     return new WaybillError('WAYBILL_SLOT_LOST', `slot ${options.slot}: ${text}`, { cause: error });
   }
   return toDatabaseError(error, 'the replication stream ended');

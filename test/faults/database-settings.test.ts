@@ -1,6 +1,8 @@
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { outboxStage, tally, type OutboxStage } from '../support/outbox-stage.js';
 import { receiverScene, type ReceiverScene } from '../support/receiver-scene.js';
-import { killRelays } from '../support/relay.js';
+import { killRelays, startRelay, type RelayProcess } from '../support/relay.js';
+import { startPostgres } from '../support/servers/postgres.js';
 import { plantStrangers, strangersRan, STRANGERS_PATH } from '../support/strangers.js';
 import { until } from '../support/waiting.js';
 
@@ -75,5 +77,94 @@ kept: { order: key, bindings: [{ exchange: waybill.events, routingKey: "#" }], r
     await scene.waitForRows(2, "status = 'pending' and consumer = 'kept'");
     expect(await consumer.stop()).toBe(0);
     expect(await strangersRan(database)).toBe(0);
+  });
+});
+
+describe('settings of a database under the relay', () => {
+  let stage: OutboxStage | undefined;
+
+  afterEach(async () => {
+    await killRelays();
+    await stage?.drop();
+  });
+
+  /** A relay on a stage of its own, under these settings of the database. */
+  async function under(
+    settings: string[],
+    options: Parameters<typeof outboxStage>[0] = {},
+    env: Record<string, string> = {},
+  ) {
+    const made = (stage = await outboxStage(options));
+    for (const setting of settings) await made.database.query(`alter database ${made.database.name} set ${setting}`);
+    const relay = startRelay({ databaseUrl: made.database.url, brokerUrl: made.vhost.url, env });
+    await relay.waitForPhase('streaming');
+    return { made, relay };
+  }
+  const ends = ({ log }: RelayProcess): unknown[] =>
+    log.filter(({ msg }) => msg.startsWith('the relay session ended')).map(({ err }) => err);
+
+  it('idle_session_timeout: a relay without work keeps its connections', async () => {
+    const { made, relay } = await under(["idle_session_timeout = '500ms'"]);
+    await until(
+      async () =>
+        (
+          await made.database.query(
+            `select from pg_stat_activity where datname = current_database() and application_name like 'waybill % settle'
+               and state = 'idle' and clock_timestamp() - state_change > interval '2 s'`,
+          )
+        ).length === 1,
+      { what: 'a connection that has been idle for longer', withinMs: 20_000 },
+    );
+    expect(ends(relay)).toEqual([]);
+    expect(await relay.stop()).toBe(0);
+  });
+
+  it('fact 21: transaction_timeout (18): a transaction that takes longer to be published is sent once', async () => {
+    const server = await startPostgres({ version: 'embedded' });
+    try {
+      const { made, relay } = await under(
+        ["transaction_timeout = '500ms'"],
+        { postgres: server },
+        { WAYBILL_RELAY_MAX_IN_FLIGHT: '1' },
+      );
+      // Several times what fits between the two in buffers.
+      await made.database.query(
+        `begin; set local transaction_timeout = 0;
+         insert into waybill.outbox (type, payload) select 't', to_json(repeat(n::text || 'x', 30000)) from generate_series(1, 300) n;
+         commit`,
+      );
+      await made.emptied(90_000);
+      expect(ends(relay)).toEqual([]);
+      expect(await relay.stop()).toBe(0);
+      const ids = (await made.taken()).map(({ id }) => id);
+      expect([ids.length, new Set(ids).size]).toEqual([300, 300]);
+    } finally {
+      await killRelays();
+      await stage?.drop();
+      stage = undefined;
+      await server.close();
+    }
+  });
+
+  it('array_nulls and what else changes how values are read: rows are held as they should, and nothing is refused', async () => {
+    const { made, relay } = await under([
+      'array_nulls = off',
+      'transform_null_equals = on',
+      'standard_conforming_strings = off',
+      'row_security = off',
+      'enable_tidscan = off',
+      "statement_timeout = '1s'",
+      'plan_cache_mode = force_generic_plan',
+    ]);
+    const good = await made.write(20);
+    const [bad] = await made.write(1, { columns: { exchange: 'nowhere' } });
+    await until(async () => (await made.pending('parked')) === 1 && (await made.pending()) === 1, {
+      what: 'the bad row to stay alone',
+    });
+    const [row] = await made.database.query('select id, next_attempt_at, last_error from waybill.outbox');
+    expect(row).toMatchObject({ id: bad?.id, next_attempt_at: null });
+    expect(ends(relay)).toEqual([]);
+    expect(await relay.stop()).toBe(0);
+    expect(tally(good, await made.taken())).toMatchObject({ lost: 0, duplicates: 0, inOrder: true });
   });
 });

@@ -64,6 +64,42 @@ describe('what others do to the outbox table itself', () => {
     expect(tally(rows, await stage.taken())).toMatchObject({ lost: 0, phantom: 0, inOrder: true });
   });
 
+  it('F57: rows whose seq is below 1 are found by the table pass, by the sweep and by source: table, and removed when cancelled', async () => {
+    /** Ids of two rows to be published, and one that was cancelled. */
+    const writeBelow = async (seq: bigint): Promise<WrittenRow[]> => {
+      const rows = await stage.database.query<WrittenRow & { state: string }>(
+        `insert into waybill.outbox (seq, type, payload, state) overriding system value
+         values ($1, 't', '1', 'ready'), ($1 - 1, 't', '2', 'ready'), ($1 - 2, 't', '3', 'cancelled')
+         returning id, payload::text as body, state`,
+        [String(seq)],
+      );
+      return rows.filter(({ state }) => state === 'ready');
+    };
+    const rows = await writeBelow(0n);
+    await start();
+    await stage.emptied();
+    expect(await relay.stop()).toBe(0);
+    // What the slot has passed by is left to the sweep.
+    rows.push(...(await writeBelow(-(2n ** 63n) + 3n)));
+    await stage.database.query(
+      `select pg_replication_slot_advance(slot_name, pg_current_wal_insert_lsn()) from pg_replication_slots
+       where database = current_database()`,
+    );
+    await start();
+    await relay.waitForLog(({ msg }) => msg.startsWith('the sweep published'), 'the sweep');
+    await stage.emptied();
+    expect(await relay.stop()).toBe(0);
+    rows.push(...(await writeBelow(-10n)));
+    relay = startRelay({
+      databaseUrl: stage.database.url,
+      brokerUrl: stage.vhost.url,
+      env: { WAYBILL_RELAY_SOURCE: 'table' },
+    });
+    await stage.emptied();
+    expect(await relay.stop()).toBe(0);
+    expect(tally(rows, await stage.taken())).toMatchObject({ lost: 0, phantom: 0, duplicates: 0 });
+  });
+
   it('F50: a partitioned outbox is refused before anything is read from it', async () => {
     await stage.database.query(
       `alter table waybill.outbox rename to outbox_plain;

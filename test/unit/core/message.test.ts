@@ -82,6 +82,7 @@ test('F78, F80, F81: what passes is within AMQP limits; everything else is a fau
   expect(faultOf({ routingKey: 'é'.repeat(128) })).toBe('name_too_long');
   expect(faultOf({ priority: 256 })).toBe('bad_property');
   expect(faultOf({ headers: '{"CC": "x"}' })).toBe('reserved_header');
+  expect(faultOf({ replyTo: 'amq.rabbitmq.reply-to' })).toBe('bad_property');
 });
 
 test('defaults fill what the row leaves open', () => {

@@ -62,7 +62,7 @@ test('3.5: the key of a row that was discarded is asked, also while the row itse
   const row = outboxRow({ seq: '1', id: 'id-1', key: 'k' });
   const table = {
     position: () => Promise.resolve(0n),
-    withdrawnRows: (after: bigint) => Promise.resolve(after === 0n ? [{ row, state: 'discarded' }] : []),
+    withdrawnRows: (after: bigint) => Promise.resolve(after < 0n ? [{ row, state: 'discarded' }] : []),
   } as unknown as Table;
   const asked: string[] = [];
   const lanes = { ask: (keys: readonly string[]) => void asked.push(...keys) } as unknown as LaneTraffic;
@@ -133,7 +133,8 @@ describe('source: table, whose polls start where nothing more can come', () => {
         return Promise.resolve(0n);
       },
       readyRows: (after: bigint, upto: bigint) => {
-        state.readFrom.push(after);
+        // 0: before every seq, negative ones too.
+        state.readFrom.push(after < -(2n ** 62n) ? 0n : after);
         state.whileReading();
         const seqs = [...state.ready].filter((seq) => seq > after && seq <= upto).slice(0, 500);
         return Promise.resolve(seqs.map((seq) => ({ seq: String(seq), bytes: 1, key: String(seq).slice(-1) })));

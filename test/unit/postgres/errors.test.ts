@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import { WaybillError } from '../../../src/core/errors.js';
-import { sqlState, toDatabaseError } from '../../../src/postgres/errors.js';
+import { missingObject, sqlState, toDatabaseError } from '../../../src/postgres/errors.js';
 
 function serverError(code: string): Error {
   return Object.assign(new Error(`the server says ${code}`), { code });
@@ -68,3 +68,17 @@ test.each([
 ])('%s means what it means elsewhere', (_, code, where, expected) => {
   expect(toDatabaseError(Object.assign(new Error('no'), { code, where }), 'x').code).toBe(expected);
 });
+
+test.each([
+  ['en', 'get_publication_oid', 'publication "waybill_outbox" does not exist', 'publication'],
+  ['de', 'get_publication_oid', 'Publikation »waybill_outbox« existiert nicht', 'publication'],
+  ['de', 'ReplicationSlotAcquire', 'Replikations-Slot »waybill_a_publication« existiert nicht', 'slot'],
+  ['en', 'ReplicationSlotAcquire', 'replication slot "waybill_a_publication" does not exist', 'slot'],
+  ['en', 'LookupTypeName', 'type "publication" does not exist', undefined],
+])(
+  'F26, F33: what is missing is told from the function of the server, not from its words (%s, %s)',
+  (_language, routine, message, what) => {
+    expect(missingObject(Object.assign(new Error(message), { code: '42704', routine }))).toBe(what);
+    expect(missingObject(Object.assign(new Error(message), { code: '42P01', routine }))).toBeUndefined();
+  },
+);
