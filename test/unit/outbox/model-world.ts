@@ -127,7 +127,7 @@ export class World {
     else if (step.do === 'crash server') {
       const was = database.slotLsn;
       await relay.lose(true);
-      database.crash(step.which % 2 === 0 ? was : database.checkpointLsn, step.which % 3 === 0);
+      database.crash(step.which % 2 === 0 ? was : (database.checkpointLsn ?? was), step.which % 3 === 0);
       await this.startRelay();
     } else if (step.do === 'restart' || step.do === 'lose slot') {
       await relay.lose(step.late);
