@@ -6,15 +6,17 @@ import { readInstallation } from '../postgres/inspect.js';
 import { checkSchema } from '../postgres/migrations.js';
 import { withDatabase } from './session.js';
 
-const LIMITS = { lockTimeoutMs: 5_000, statementTimeoutMs: 30_000, workTimeoutMs: 40_000 };
+const LIMITS = { lockTimeoutMs: 5_000, statementTimeoutMs: 10_000, workTimeoutMs: 40_000 };
+/** Where the order of a consumer was changed, all its messages that wait change with it: 400,000 take 20 s. */
+const PATIENT_LIMITS = { lockTimeoutMs: 5_000, statementTimeoutMs: 1_800_000, workTimeoutMs: 1_810_000 };
 
 /**
  * Writes the configured consumers into the schema, where their schedules and retention are read from (F128). Gives the
- * uuid of the installation.
+ * uuid of the installation. `isPatient`: it took too long before, and may take half an hour.
  */
-export async function registerConsumers(config: Config): Promise<string> {
+export async function registerConsumers(config: Config, { isPatient }: { isPatient: boolean }): Promise<string> {
   const { schema } = config.database;
-  return withDatabase(config.database, LIMITS, async (client) => {
+  return withDatabase(config.database, isPatient ? PATIENT_LIMITS : LIMITS, async (client) => {
     await checkSchema(client, { schema });
     try {
       await client.query(`select ${quoteIdentifier(schema)}.register_consumers($1::json)`, [

@@ -147,7 +147,8 @@ class Consumers implements ConsumerService {
   async #registered(): Promise<string | undefined> {
     for (let attempt = 1; !this.#stopping.signal.aborted; attempt += 1) {
       try {
-        return await registerConsumers({ ...this.#config, database: this.#fresh().database });
+        const isPatient = isWaybillError(this.#unregistered, 'WAYBILL_STATEMENT_TOO_SLOW');
+        return await registerConsumers({ ...this.#config, database: this.#fresh().database }, { isPatient });
       } catch (error) {
         if (
           isWaybillError(
@@ -164,7 +165,12 @@ class Consumers implements ConsumerService {
         const passes = error instanceof WaybillError && consequenceOf(error.code) === 'again';
         const delayMs = passes ? backoffMs(RECONNECT_BACKOFF, attempt, this.#clock.random()) : OPERATOR_RETRY_MS;
         const fields = { err: error, retryInMs: delayMs };
-        if (passes) this.#log.warn(fields, 'the consumers cannot be registered now; trying again');
+        if (isWaybillError(error, 'WAYBILL_STATEMENT_TOO_SLOW')) {
+          this.#log.warn(
+            fields,
+            'registering the consumers takes long: where an order was changed, all messages that wait change with it; trying again with more time, half an hour',
+          );
+        } else if (passes) this.#log.warn(fields, 'the consumers cannot be registered now; trying again');
         else this.#log.error(fields, 'the consumers cannot be registered until this is mended');
         await pause(this.#clock, delayMs, this.#stopping.signal);
       }

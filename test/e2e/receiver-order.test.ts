@@ -156,6 +156,33 @@ describe('order: key', () => {
     expect(await consumer.stop()).toBe(0);
   });
 
+  it('the order of very many messages is changed at a start, however long that takes', async () => {
+    const unordered = scene.start('billing: {}');
+    await unordered.waitForLog(({ msg }) => msg === 'consuming', 'the consumer');
+    const messages = ['a-1', 'a-2', 'b-1'].map((messageId) => ({ messageId, key: messageId[0]! }));
+    await scene.send('billing', messages);
+    await scene.waitForRows(3, "status = 'pending'");
+    expect(await unordered.stop()).toBe(0);
+    // As long as half a million messages take.
+    await scene.database.query(
+      `create function billing.wait() returns trigger language plpgsql as $$ begin perform pg_sleep(12); return null; end $$;
+       create trigger wait before update on waybill.inbox for each statement execute function billing.wait()`,
+    );
+    const ordered = scene.start('billing: { order: key, queue: billing.ordered }');
+    const told = await ordered.waitForLog(
+      ({ msg }) => msg.startsWith('registering the consumers takes long'),
+      'word of it',
+    );
+    expect(told).toMatchObject({ level: 'warn', err: { code: 'WAYBILL_STATEMENT_TOO_SLOW' } });
+    await ordered.waitForLog(({ msg }) => msg === 'consuming', 'the consumer', 60_000);
+    expect((await scene.rows()).map(({ message_id, status }) => [message_id, status])).toEqual([
+      ['a-1', 'pending'],
+      ['a-2', 'blocked'],
+      ['b-1', 'pending'],
+    ]);
+    expect(await ordered.stop()).toBe(0);
+  });
+
   it('a queue without a single active consumer is refused', async () => {
     await scene.broker((channel) => channel.assertQueue('billing', { durable: true }));
     const consumer = scene.start(CONSUMER);
