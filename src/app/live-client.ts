@@ -23,7 +23,8 @@ export async function askLive({ admin, relay, database }: Config): Promise<LiveS
     // Another relay of this machine may have the port.
     const isOurs = answer.relay === relay.name && answer.schema === database.schema && answer.phase !== undefined;
     // One of an older version does not tell what it does not know.
-    return response.ok && isOurs ? ({ outOfReach: ALL_IN_REACH, ...answer } as LiveStatus) : undefined;
+    const outOfReach = { ...ALL_IN_REACH, ...answer.outOfReach };
+    return response.ok && isOurs ? ({ ...answer, outOfReach } as LiveStatus) : undefined;
   } catch {
     return undefined;
   }

@@ -1,5 +1,6 @@
 import type { OutOfReach } from '../outbox/doubtful.js';
 import type { LockHolder } from '../outbox/ports.js';
+import type { Refusal } from '../outbox/refusal.js';
 
 /** What is said of rows out of reach. `what` names processes and constraints, never a row, a user or an address. */
 export interface OutOfReachText {
@@ -12,7 +13,7 @@ export interface OutOfReachText {
 
 /** Most urgent first; empty when every row can be reached. Pure. */
 export function outOfReachTexts(outOfReach: OutOfReach): OutOfReachText[] {
-  return [...lockedText(outOfReach), ...refusedText(outOfReach)];
+  return [...stoppedText(outOfReach), ...lockedText(outOfReach), ...refusedText(outOfReach)];
 }
 
 function lockedText({ locked, lockedForMs, holders }: OutOfReach): OutOfReachText[] {
@@ -33,18 +34,43 @@ function lockedText({ locked, lockedForMs, holders }: OutOfReach): OutOfReachTex
   ];
 }
 
-function refusedText({ refused, refusal }: OutOfReach): OutOfReachText[] {
-  if (refused === 0 || !refusal) return [];
-  const { sqlState, constraint, column, messageId } = refusal;
-  const by = constraint ? `constraint ${constraint}` : column ? `column ${column}` : 'a constraint or trigger';
+function stoppedText({ stopped }: OutOfReach): OutOfReachText[] {
+  if (!stopped) return [];
   return [
     {
       id: 'refused-rows',
-      what: `${rows(refused)} cannot be removed or set aside: ${by} of your own refuses it (SQLSTATE ${sqlState})`,
-      more: `The first is message ${messageId}. Change or drop what refuses it; it is tried again every 30 s. Until then a restart sends again what was published of these; for the others PostgreSQL keeps its log.`,
+      what: `${stopped.doing}: ${whoRefuses(stopped, 'every such statement')}`,
+      more: 'Change or drop what refuses it; it is tried again every 30 s.',
       next: 'waybill doctor',
     },
   ];
+}
+
+function refusedText({ refused, waiting, refusal }: OutOfReach): OutOfReachText[] {
+  if (refused === 0 || !refusal) return [];
+  const isTakenUp = refused > waiting;
+  return [
+    {
+      id: 'refused-rows',
+      what: `${rows(refused)} cannot be ${isTakenUp ? 'removed or set aside' : 'let go'}: ${whoRefuses(refusal, 'it')}`,
+      more: `The first is message ${refusal.messageId}. Change or drop what refuses it; it is tried again every 30 s. Until then ${isTakenUp ? 'a restart sends again what was published of these; for the others PostgreSQL keeps its log' : 'it waits in the table, and the others go on'}.`,
+      next: 'waybill doctor',
+    },
+  ];
+}
+
+/** As "constraint c of your own refuses it (SQLSTATE 23514)". */
+function whoRefuses({ sqlState, constraint, column, trigger }: Refusal, what: string): string {
+  const unknown = sqlState === null ? 'a trigger' : 'a constraint or trigger';
+  const by = constraint
+    ? `constraint ${constraint}`
+    : trigger
+      ? `trigger ${trigger}`
+      : column
+        ? `column ${column}`
+        : unknown;
+  const how = sqlState === null ? `returns NULL for ${what}` : `refuses ${what} (SQLSTATE ${sqlState})`;
+  return `${by} of your own ${how}`;
 }
 
 function briefly({ pid, prepared }: LockHolder): string {

@@ -3,6 +3,7 @@ import type { LaneTraffic } from '../outbox/lane-traffic.js';
 import type { Pump } from '../outbox/pump.js';
 import type { Settler } from '../outbox/settler.js';
 import type { TableFeed } from '../outbox/table-feed.js';
+import type { WaitingRows } from '../outbox/waiting-rows.js';
 import { keptWalBytes } from '../postgres/shed.js';
 import type { TableReader } from '../postgres/table-reader.js';
 import { pause } from '../runtime/clock.js';
@@ -25,6 +26,7 @@ export interface Flow {
   /** Empty with `source: table`. */
   slotName: string;
   feed: TableFeed;
+  waiting: WaitingRows;
   settler: Settler;
   /** With `ordering: strict`. */
   lanes: LaneTraffic | undefined;
@@ -138,10 +140,11 @@ export class RelayChores {
     }
   }
 
-  async #due({ pump, feed }: Flow): Promise<void> {
+  async #due({ pump, feed, lanes, waiting, unblock }: Flow): Promise<void> {
+    if (!lanes && waiting.mayUnblock) await unblock();
     // A row that an earlier session has held may come again from the log; sent before that, it would be sent twice.
     if (pump?.isReplaying === true) return;
-    while ((await feed.due()) > 0) this.#check();
+    while (await feed.due()) this.#check();
   }
 
   /** Strict order: lets held rows go as soon as nothing before them holds them. */
@@ -152,7 +155,10 @@ export class RelayChores {
       this.#check();
       // As for due rows: what an earlier session has held may come again from the log. What this one has held may not.
       const fresh = pump?.isReplaying === true;
-      this.#askLater(lanes, await feed.release(fresh));
+      const { again, restMs } = await feed.release(fresh);
+      this.#askLater(lanes, again);
+      // What the table refuses whatever the key would be asked for one key after the other.
+      if (restMs > 0) await pause(this.#options.clock, restMs, this.#ending);
       if (fresh) await pause(this.#options.clock, PING_INTERVAL_MS, this.#ending);
     }
   }

@@ -10,8 +10,10 @@ import type { RelayCounters } from '../outbox/ports.js';
 import { LaneTraffic } from '../outbox/lane-traffic.js';
 import { Publishing, STALL_HINT, STRICT_MAX_NACKS } from '../outbox/publishing.js';
 import { Pump } from '../outbox/pump.js';
+import { RefusedRows } from '../outbox/refused-rows.js';
 import { Settler } from '../outbox/settler.js';
 import { TableFeed } from '../outbox/table-feed.js';
+import { WaitingRows } from '../outbox/waiting-rows.js';
 import { Works, type Work } from '../outbox/work.js';
 import { RelayStore } from '../postgres/relay-store.js';
 import { ReplicationStream } from '../postgres/stream.js';
@@ -96,6 +98,8 @@ class Pipeline {
   readonly #acquired: Acquired;
   readonly #store: RelayStore;
   readonly #table: TableReader;
+  readonly #refused: RefusedRows;
+  readonly #waiting: WaitingRows;
   readonly #window: Window;
   readonly #works = new Works();
   readonly #room = new Condition();
@@ -127,6 +131,8 @@ class Pipeline {
       ordering: config.relay.ordering,
     });
     this.#table = new TableReader(acquired.reader, schema, this.#store, clock);
+    this.#refused = new RefusedRows(clock, options.log);
+    this.#waiting = new WaitingRows(this.#table, this.#refused, options.log);
     this.#chores = new RelayChores(options, this.#table, acquired.publication, () => this.#check());
     this.#window = new Window(config.relay.maxInFlight, config.relay.maxInFlightBytes);
     if (options.narrow) this.#window.narrow();
@@ -178,6 +184,7 @@ class Pipeline {
       works: this.#works,
       publishing: this.#publishing,
       settler: this.#settler,
+      refused: this.#refused,
       chores: this.#chores,
       table: this.#table,
       exchanges: this.#exchanges,
@@ -210,6 +217,7 @@ class Pipeline {
         pump: this.#pump,
         slotName: this.#acquired.slot?.name ?? '',
         feed,
+        waiting: this.#waiting,
         settler: this.#settler,
         lanes: this.#lanes,
         unblock: () => this.#unblock(),
@@ -319,7 +327,7 @@ class Pipeline {
       await this.#unblock();
       return;
     }
-    const lastOrder = await failure.race(this.#store.reblock());
+    const lastOrder = await failure.race(this.#waiting.reblock());
     const lanes = new KeyLanes<Work>({ depth: laneDepth(this.#window.maxMessages), lastOrder });
     for (let after: string | null = null, isLast = false; !isLast;) {
       const keys: string[] = await failure.race(this.#store.heldKeys(after, HELD_KEYS_AT_ONCE));
@@ -340,7 +348,7 @@ class Pipeline {
 
   async #unblock(): Promise<void> {
     const { failure, log } = this.#options;
-    const rows = await failure.race(this.#store.unblock());
+    const rows = await failure.race(this.#waiting.unblock());
     if (rows > 0) log.info({ rows }, 'rows that strict order held are free, because the order is pipelined now');
   }
 
@@ -353,6 +361,7 @@ class Pipeline {
     const { counters, log } = this.#options;
     return new TableFeed({
       table: this.#table,
+      waiting: this.#waiting,
       works: this.#works,
       admission: this.#admission,
       counters,

@@ -5,6 +5,7 @@ import type { ExchangeChecks, UnusableExchange } from '../outbox/exchange-checks
 import type { RelayCounters } from '../outbox/ports.js';
 import type { Publishing } from '../outbox/publishing.js';
 import type { Pump } from '../outbox/pump.js';
+import type { RefusedRows } from '../outbox/refused-rows.js';
 import type { Settler } from '../outbox/settler.js';
 import type { Work, Works } from '../outbox/work.js';
 import { STATUS_INTERVAL_MS, type ReplicationStream } from '../postgres/stream.js';
@@ -18,6 +19,7 @@ export interface SessionParts {
   works: Works;
   publishing: Publishing<Work>;
   settler: Settler;
+  refused: RefusedRows;
   chores: RelayChores;
   table: TableReader;
   exchanges: ExchangeChecks;
@@ -47,7 +49,15 @@ export interface SessionLive {
 }
 
 /** Every row can be reached. */
-export const ALL_IN_REACH: OutOfReach = { locked: 0, lockedForMs: 0, holders: [], refused: 0, refusal: null };
+export const ALL_IN_REACH: OutOfReach = {
+  locked: 0,
+  lockedForMs: 0,
+  holders: [],
+  refused: 0,
+  waiting: 0,
+  refusal: null,
+  stopped: null,
+};
 
 /** Looks at a session from outside, at any moment of its life; costs nothing until it is asked. */
 export class SessionView {
@@ -76,7 +86,7 @@ export class SessionView {
       narrow: parts?.window.isNarrow ?? false,
       unsettled: parts?.works.size ?? 0,
       unusableExchanges: parts?.exchanges.unusable(MOST_EXCHANGES) ?? [],
-      outOfReach: parts?.settler.outOfReach ?? ALL_IN_REACH,
+      outOfReach: parts ? outOfReach(parts) : ALL_IN_REACH,
     };
   }
 
@@ -103,4 +113,16 @@ export class SessionView {
     }
     return steps;
   }
+}
+
+/** Rows that were taken up, and those that wait in the table. */
+function outOfReach({ settler, refused }: SessionParts): OutOfReach {
+  const taken = settler.outOfReach;
+  return {
+    ...taken,
+    refused: taken.refused + refused.size,
+    waiting: refused.size,
+    refusal: taken.refusal ?? refused.example,
+    stopped: taken.stopped ?? refused.stopped,
+  };
 }

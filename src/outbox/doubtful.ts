@@ -1,6 +1,7 @@
 import type { Clock } from '../runtime/clock.js';
 import type { LockHolder, RelayLog, Store } from './ports.js';
 import type { Refusal } from './refusal.js';
+import { REFUSED_RETRY_MS, type Stopped } from './refused-rows.js';
 import type { Work } from './work.js';
 
 const COMPLAIN_AFTER_MS = 5_000;
@@ -9,8 +10,6 @@ const COMPLAIN_EVERY_MS = 60_000;
 const ASK_HOLDERS_EVERY_MS = 10_000;
 /** Of so many rows; whoever has locked more has locked these. */
 const ASKED_ROWS = 100;
-/** When a row is tried again that the table has refused, milliseconds: a person must change something first. */
-const REFUSED_RETRY_MS = 30_000;
 
 interface Refused {
   refusal: Refusal;
@@ -26,8 +25,12 @@ export interface OutOfReach {
   holders: readonly LockHolder[];
   /** Rows that a constraint or trigger of the user's own keeps from being removed, changed or written back. */
   refused: number;
+  /** Those among them that wait in the table, and do not hold the position in the log back. */
+  waiting: number;
   /** The first of these. */
   refusal: (Refusal & { messageId: string; seq: string }) | null;
+  /** What the table refuses altogether, whatever the rows. */
+  stopped: Stopped | null;
 }
 
 /**
@@ -125,7 +128,9 @@ export class Doubtful<T extends { readonly work: Work }> {
       lockedForMs: Math.max(0, ...locked.slice(0, 1).map((work) => now - (this.#sinceMs.get(work) ?? now))),
       holders: locked.length > 0 ? this.#holders : [],
       refused: this.#refused.size,
+      waiting: 0,
       refusal: refused ? exampleOf(...refused) : null,
+      stopped: null,
     };
   }
 

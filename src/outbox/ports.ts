@@ -3,6 +3,7 @@ import type { LaneQuestion } from '../core/key-lanes.js';
 import type { Lsn } from '../core/lsn.js';
 import type { Message, OutboxRow } from '../core/message.js';
 import type { Return } from '../core/confirms.js';
+import type { Refusal } from './refusal.js';
 
 /** What the relay pipeline needs from the rooms below; the adapters satisfy these by their shape. */
 
@@ -92,13 +93,31 @@ export interface PlacedRow {
   isDue: boolean;
 }
 
+/** What is said of a row that waits in the table. */
+export interface WaitingRow {
+  seq: string;
+  id: string;
+  key: string | null;
+  type: string;
+}
+
+/** A row that is as it was, although nothing was said against the statement. */
+export interface Kept {
+  row: WaitingRow;
+  refusal: Refusal;
+}
+
 /** Rows whose time has come. */
 export interface Due {
   /** They are `ready` now, durably. */
   rows: SeqAndSize[];
   /** With `ordering: strict`, those that have a place in their key: they wait for their turn now, as `blocked`. */
   placed: { key: string; order: bigint }[];
+  kept: Kept[];
 }
+
+/** Which rows a statement takes: the first ones without some, or only these. */
+export type WhichRows = { limit: number; without: readonly string[] } | { only: readonly string[] };
 
 /** What the table answers about one key (`ordering: strict`). */
 export interface Released {
@@ -106,8 +125,10 @@ export interface Released {
   rows: SeqAndSize[];
   /** Whether rows of the key stay held behind these. */
   remains: boolean;
-  /** Somebody has locked the row behind these: without it, it would have gone. */
+  /** Somebody has locked the row behind these, or it is left out: without that, it would have gone. */
   isLocked: boolean;
+  /** The row behind these, if it is as it was; those behind it are left where they are. */
+  kept: Kept | null;
 }
 
 /** The relay's writes, each fenced by its epoch: WAYBILL_EPOCH_LOST when that is another's. */
@@ -147,15 +168,37 @@ export interface Table {
   readyRows(afterSeq: bigint, uptoSeq: bigint, limit: number): Promise<ReadyRow[]>;
   /** Rows in state `ready`, in seq order, each with its place in its key if it has one. */
   readRows(seqs: readonly string[]): Promise<PlacedRow[]>;
-  /** Lets rows go whose time has come, in a committed transaction. */
-  makeDue(limit: number): Promise<Due>;
+  /** Rows that were cancelled or discarded, without their bodies, after `afterSeq` in seq order. */
+  withdrawnRows(afterSeq: bigint, limit: number): Promise<{ row: OutboxRow; state: 'cancelled' | 'discarded' }[]>;
+}
+
+/** Changes rows that wait in the outbox, each time in a committed transaction; refused as a whole, or done. */
+export interface WaitingTable {
+  /** Lets rows go whose time has come, oldest first. */
+  makeDue(which: WhichRows): Promise<Due>;
+  /** The rows that are due, oldest first, without these. */
+  dueRows(limit: number, without: readonly string[]): Promise<WaitingRow[]>;
   /**
    * Lets held rows of these keys go, from the head of each key as far as nothing waits for a time or a person: they are
    * `ready`, durably. A key that somebody has locked is not in the answer. Only rows with a number up to `upto`; null: all.
+   * The rows `without` stay, and those behind them.
    */
-  release(keys: readonly LaneQuestion[], upto: bigint | null, rowsPerKey: number): Promise<Map<string, Released>>;
-  /** Rows that were cancelled or discarded, without their bodies, after `afterSeq` in seq order. */
-  withdrawnRows(afterSeq: bigint, limit: number): Promise<{ row: OutboxRow; state: 'cancelled' | 'discarded' }[]>;
+  release(
+    keys: readonly LaneQuestion[],
+    upto: bigint | null,
+    rowsPerKey: number,
+    without: readonly string[],
+  ): Promise<Map<string, Released>>;
+  /** The row that a release of this key would let go first. */
+  headOf(key: LaneQuestion, upto: bigint | null): Promise<WaitingRow | undefined>;
+  /** Puts rows that an earlier session had released back behind others of their key: all (default), or only these. */
+  reblock(only?: readonly string[]): Promise<void>;
+  /** The highest number that a held row has. */
+  lastHoldNo(): Promise<bigint>;
+  /** Lets rows go that strict order has held, when it is not in force any more. Gives how many, and those that stay. */
+  unblock(which: WhichRows): Promise<{ rows: number; kept: Kept[] }>;
+  /** Rows in these states that have a place, in the order of their places, without some. */
+  placedRows(states: readonly string[], limit: number | null, without: readonly string[]): Promise<WaitingRow[]>;
 }
 
 /** A channel in confirm mode. After `onClosed` nothing else is called. */

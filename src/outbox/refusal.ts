@@ -1,9 +1,12 @@
 /** Why PostgreSQL does not take a row, by what the user added to the table: names of its schema, nothing of the row. */
 export interface Refusal {
-  sqlState: string;
+  /** Null: no error, but the row is as it was. A trigger has returned NULL. */
+  sqlState: string | null;
   table?: string;
   constraint?: string;
   column?: string;
+  /** With the name of its table, as far as it is known; several where any of them may be it. */
+  trigger?: string;
 }
 
 /** Of these the server or the connection is to blame, also inside a trigger: the session ends, and all is tried again. */
@@ -16,7 +19,7 @@ const OF_THE_ROW = /^(22|23|P0)/;
  * an error that says nothing about the row.
  */
 export function refusalOf(error: unknown): Refusal | undefined {
-  for (const { code, table, constraint, column, where } of causes(error)) {
+  for (const { code, table, constraint, column, trigger, where } of causes(error)) {
     if (typeof code !== 'string' || !/^[0-9A-Z]{5}$/.test(code) || OF_THE_SERVER.test(code)) continue;
     if (!OF_THE_ROW.test(code) && (typeof where !== 'string' || where === '')) continue;
     return {
@@ -24,6 +27,8 @@ export function refusalOf(error: unknown): Refusal | undefined {
       ...(typeof table === 'string' ? { table } : {}),
       ...(typeof constraint === 'string' ? { constraint } : {}),
       ...(typeof column === 'string' ? { column } : {}),
+      // Found out by the store: PostgreSQL itself does not say it.
+      ...(typeof trigger === 'string' ? { trigger } : {}),
     };
   }
   return undefined;

@@ -5,6 +5,7 @@ import type { Admission } from './admission.js';
 import type { Settler } from './settler.js';
 import type { LaneTraffic } from './lane-traffic.js';
 import type { PlacedRow, ReadyRow, RelayCounters, RelayLog, SeqAndSize, Table } from './ports.js';
+import type { WaitingRows } from './waiting-rows.js';
 import { tableWork, type Origin, type Works } from './work.js';
 
 /** Rows looked at in one query. */
@@ -27,6 +28,7 @@ const MAX_REMEMBERED_IDS = 200_000;
  */
 export class TableFeed {
   readonly #table: Table;
+  readonly #waiting: WaitingRows;
   readonly #works: Works;
   readonly #admission: Admission;
   readonly #counters: RelayCounters;
@@ -44,6 +46,7 @@ export class TableFeed {
 
   constructor(options: {
     table: Table;
+    waiting: WaitingRows;
     works: Works;
     admission: Admission;
     counters: RelayCounters;
@@ -59,6 +62,7 @@ export class TableFeed {
     listRows: number;
   }) {
     this.#table = options.table;
+    this.#waiting = options.waiting;
     this.#works = options.works;
     this.#admission = options.admission;
     this.#counters = options.counters;
@@ -225,32 +229,32 @@ export class TableFeed {
     });
   }
 
-  /** Lets rows go whose time has come. Gives how many there were. */
-  async due(): Promise<number> {
-    const { rows, placed } = await this.#table.makeDue(LIST_ROWS);
-    const n = rows.length + placed.length;
-    if (n > 0) this.#admission.tryAgain();
+  /** Lets rows go whose time has come. Whether there may be more of them. */
+  async due(): Promise<boolean> {
+    const { rows, placed, more } = await this.#waiting.due(LIST_ROWS);
+    if (rows.length + placed.length > 0) this.#admission.tryAgain();
     // They go when their keys are asked: one before them may be on its way into the table.
     this.#lanes?.due(placed);
+    this.#lanes?.ask(this.#waiting.ripeKeys);
     await this.#publish(rows, 'due');
-    return n;
+    return more;
   }
 
   /**
    * `ordering: strict`: asks the table which held rows may go, and publishes them. Gives the keys that are to be asked
-   * again, because somebody has locked them or a row of theirs. `fresh`: only for keys that the table did not hold when the session began.
+   * again, after `restMs`, because somebody has locked them or a row of theirs. `fresh`: only for keys that the table did not hold when the session began.
    */
-  release(fresh = false): Promise<string[]> {
+  release(fresh = false): Promise<{ again: string[]; restMs: number }> {
     const lanes = this.#lanes;
-    if (!lanes) return Promise.resolve([]);
+    if (!lanes) return Promise.resolve({ again: [], restMs: 0 });
     return this.#turns.take(async () => {
       const questions = lanes.questions(KEYS_AT_ONCE, fresh);
-      if (questions.length === 0) return [];
-      const answers = await this.#table.release(questions, lanes.lastOrder, this.#rowsPerKey);
+      if (questions.length === 0) return { again: [], restMs: 0 };
+      const { answers, again, restMs } = await this.#waiting.release(questions, lanes.lastOrder, this.#rowsPerKey);
       const rows = [...answers.values()].flatMap((answer) => answer.rows).filter((each) => !this.#works.has(each.seq));
       await this.#publishBatch(rows, 'released');
       for (const [key, { remains }] of answers) lanes.answered(key, remains);
-      return questions.flatMap(({ key }) => (answers.get(key)?.isLocked === false ? [] : [key]));
+      return { again, restMs };
     });
   }
 

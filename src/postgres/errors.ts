@@ -1,5 +1,6 @@
 import { WaybillError, type WaybillErrorCode } from '../core/errors.js';
 import { untrustedServer } from '../core/untrusted.js';
+import { foreignFunctions } from './own-triggers.js';
 
 interface Meaning {
   code: WaybillErrorCode;
@@ -73,16 +74,23 @@ export function toDatabaseError(error: unknown, doing: string): WaybillError {
       cause: error,
     });
   }
-  const foreign = foreignFunction(error);
+  const [foreign] = foreignFunctions(error);
   if (foreign !== undefined && NOT_FOUND.has(state)) {
     return new WaybillError('WAYBILL_DATABASE_FAILED', `${doing}: ${text} (SQLSTATE ${state}, in ${foreign})`, {
       hint: `Waybill's connections look in pg_catalog alone: in ${foreign} name with its schema what it uses, or give it a path with: alter function ${foreign} set search_path = ...`,
       cause: error,
     });
   }
-  const meaning = MEANINGS.find(([prefix]) => state.startsWith(prefix))?.[1] ?? { code: 'WAYBILL_DATABASE_FAILED' };
-  return new WaybillError(meaning.code, `${doing}: ${text} (SQLSTATE ${state})`, {
-    ...(meaning.hint === undefined ? {} : { hint: meaning.hint }),
+  const meaning = MEANINGS.find(([prefix]) => state.startsWith(prefix))?.[1];
+  const trigger = triggerOf(error);
+  const hint = meaning
+    ? meaning.hint
+    : trigger === undefined
+      ? undefined
+      : `Change or drop this trigger of your own, so that it lets the relay do what it does with its rows.`;
+  const where = trigger === undefined ? '' : `, in trigger ${trigger}`;
+  return new WaybillError(meaning?.code ?? 'WAYBILL_DATABASE_FAILED', `${doing}: ${text} (SQLSTATE ${state}${where})`, {
+    ...(hint === undefined ? {} : { hint }),
     cause: error,
   });
 }
@@ -90,21 +98,17 @@ export function toDatabaseError(error: unknown, doing: string): WaybillError {
 /** No such table, function, operator or type, column, schema. */
 const NOT_FOUND = new Set(['42P01', '42883', '42704', '42703', '3F000']);
 
-/**
- * The function in which a statement failed, such as one of a trigger on our tables. Why not all that the server says of
- * the place: it quotes statements, and with them values. Ours stand there without a schema: it is on their own path.
- */
-function foreignFunction(error: unknown): string | undefined {
-  const where: unknown = typeof error === 'object' && error !== null && 'where' in error ? error.where : undefined;
-  if (typeof where !== 'string') return undefined;
-  return /^(?:PL\/\w+|SQL) function ([^\s(]+\.[^\s(]+\([^)]*\))/m.exec(where)?.[1];
-}
-
 /** A server that answers and takes no writes; `why` says what it is instead. */
 export function notWritable(why: string): WaybillError {
   return new WaybillError('WAYBILL_DATABASE_UNSUITABLE', why, {
     hint: 'Put the primary among the hosts of database.url.',
   });
+}
+
+/** The trigger of the user's own in which a statement failed, if the store has found it out. */
+function triggerOf(error: unknown): string | undefined {
+  const { trigger } = error as { trigger?: unknown };
+  return typeof trigger === 'string' ? trigger : undefined;
 }
 
 /** The five-character SQLSTATE of a server's error, or undefined for anything else. */

@@ -5,6 +5,7 @@ import { formatLsn, parseLsn, type Lsn } from '../core/lsn.js';
 import type { OutboxRow } from '../core/message.js';
 import { Turns } from '../runtime/turns.js';
 import { sqlState, toDatabaseError } from './errors.js';
+import { foreignFunctions, silencersSql, triggersOfSql } from './own-triggers.js';
 import {
   awaiting,
   heldKeysSql,
@@ -20,6 +21,7 @@ import {
   unblockSql,
   writeBackSql,
   writeBackValues,
+  type Choice,
   type HistoryMode,
 } from './settle-sql.js';
 
@@ -59,6 +61,29 @@ interface DueRow {
   bytes: number;
 }
 
+interface WaitingRow {
+  seq: string;
+  id: string;
+  key: string | null;
+  type: string;
+}
+
+/** A row that is as it was, although its statement went well. */
+interface Kept {
+  row: WaitingRow;
+  refusal: Silence;
+}
+
+/** What is known when a row is as it was: which triggers may have returned NULL. */
+interface Silence {
+  sqlState: null;
+  table: string;
+  trigger?: string;
+}
+
+/** The first rows without some, or only these. */
+type WhichRows = { limit: number; without: readonly string[] } | { only: readonly string[] };
+
 /** A transaction that has locked rows: of a session, or a prepared one. */
 interface LockHolder {
   pid: number | null;
@@ -66,9 +91,6 @@ interface LockHolder {
   application: string | null;
   prepared: string | null;
 }
-
-/** Rows freed in one statement. */
-const UNBLOCK_ROWS = 10_000;
 
 /**
  * The relay's writes, each fenced by the epoch: settle, hold, checkpoint, table pass marks. One connection, one piece of
@@ -307,22 +329,22 @@ export class RelayStore {
   }
 
   /** Lets scheduled rows go whose time has come, oldest first; see makeDueSql. */
-  async makeDue(limit: number): Promise<{ rows: DueRow[]; placed: { key: string; order: bigint }[] }> {
+  async makeDue(which: WhichRows): Promise<{ rows: DueRow[]; placed: { key: string; order: bigint }[]; kept: Kept[] }> {
+    const { choice, limit, list } = chosen(which);
     const result = await this.#run('making rows due', () =>
-      this.#client.query<DueRow & { key: string | null; order: string | null }>(makeDueSql(this.#schema), [
-        this.#relay,
-        this.#epoch,
-        limit,
-        this.#strict,
-      ]),
+      this.#client.query<WaitingRow & { bytes: number; order: string | null; kept: boolean }>(
+        makeDueSql(this.#schema, choice),
+        [this.#relay, this.#epoch, limit, this.#strict, ...list],
+      ),
     );
     const rows: DueRow[] = [];
     const placed: { key: string; order: bigint }[] = [];
-    for (const { seq, bytes, key, order } of result.rows) {
+    for (const { seq, bytes, key, order, kept } of result.rows) {
+      if (kept) continue;
       if (key !== null && order !== null) placed.push({ key, order: BigInt(order) });
       else rows.push({ seq, bytes });
     }
-    return { rows, placed };
+    return { rows, placed, kept: await this.#silenced(result.rows.filter(({ kept }) => kept)) };
   }
 
   /** Lets held rows go, from the head of each key; see releaseSql. */
@@ -330,13 +352,17 @@ export class RelayStore {
     keys: readonly { key: string; after: bigint }[],
     upto: bigint | null,
     rowsPerKey: number,
-  ): Promise<Map<string, { rows: DueRow[]; remains: boolean; isLocked: boolean }>> {
+    without: readonly string[],
+  ): Promise<Map<string, { rows: DueRow[]; remains: boolean; isLocked: boolean; kept: Kept | null }>> {
     const result = await this.#run('releasing held rows', () =>
       this.#client.query<{
         fenced: boolean;
         key: string | null;
         seq: string | null;
+        id: string;
+        type: string;
         bytes: number;
+        kept: boolean;
         remains: boolean;
         locked: boolean;
       }>(releaseSql(this.#schema), [
@@ -346,30 +372,39 @@ export class RelayStore {
         keys.map((each) => String(each.after)),
         rowsPerKey,
         upto === null ? null : String(upto),
+        without,
       ]),
     );
     this.#fenced(result.rows[0]);
-    const answers = new Map<string, { rows: DueRow[]; remains: boolean; isLocked: boolean }>();
-    for (const { key, seq, bytes, remains, locked } of result.rows) {
+    const answers = new Map<string, { rows: DueRow[]; remains: boolean; isLocked: boolean; kept: Kept | null }>();
+    for (const { key, seq, id, type, bytes, kept, remains, locked } of result.rows) {
       if (key === null) continue;
-      const answer = answers.get(key) ?? { rows: [], remains, isLocked: locked };
-      if (seq !== null) answer.rows.push({ seq, bytes });
+      const answer = answers.get(key) ?? { rows: [], remains, isLocked: locked, kept: null };
       answers.set(key, answer);
+      // What is behind one that is as it was stays where it is, whatever the statement has made of it.
+      if (seq === null || answer.kept) continue;
+      if (kept) {
+        const [row] = await this.#silenced([{ seq, id, key, type }]);
+        Object.assign(answer, { remains: true, isLocked: true, kept: row ?? null });
+      } else answer.rows.push({ seq, bytes });
     }
     return answers;
   }
 
   /**
    * At the start of a session with strict order: what an earlier session had let go is `blocked` again, because nothing
-   * is in flight yet. Gives the highest number that a held row has.
+   * is in flight yet. All such rows, or only these.
    */
-  async reblock(): Promise<bigint> {
-    if (await this.#placed('ready')) {
-      const back = await this.#run('putting released rows back', () =>
-        this.#client.query<{ fenced: boolean }>(reblockSql(this.#schema), [this.#relay, this.#epoch]),
-      );
-      this.#fenced(back.rows[0]);
-    }
+  async reblock(only: readonly string[] | null = null): Promise<void> {
+    if (only === null && !(await this.#placed('ready'))) return;
+    const back = await this.#run('putting released rows back', () =>
+      this.#client.query<{ fenced: boolean }>(reblockSql(this.#schema), [this.#relay, this.#epoch, only]),
+    );
+    this.#fenced(back.rows[0]);
+  }
+
+  /** The highest number that a held row has. */
+  async lastHoldNo(): Promise<bigint> {
     const result = await this.#run('reading the places of held rows', () =>
       this.#client.query<{ last: string }>(lastHoldNoSql(this.#schema)),
     );
@@ -384,21 +419,18 @@ export class RelayStore {
     return result.rows.map(({ key }) => key);
   }
 
-  /** Frees rows that strict order held, when it is not in force any more. Gives how many. */
-  async unblock(): Promise<number> {
-    for (let rows = 0; ;) {
-      if (!(await this.#placed('ready', 'blocked'))) return rows;
-      const result = await this.#run('freeing blocked rows', () =>
-        this.#client.query<{ fenced: boolean; rows: number }>(unblockSql(this.#schema), [
-          this.#relay,
-          this.#epoch,
-          UNBLOCK_ROWS,
-        ]),
-      );
-      const freed = this.#fenced(result.rows[0]).rows;
-      rows += freed;
-      if (freed < UNBLOCK_ROWS) return rows;
-    }
+  /** Frees rows that strict order held, when it is not in force any more. Gives how many, and those that stay. */
+  async unblock(which: WhichRows): Promise<{ rows: number; kept: Kept[] }> {
+    const { choice, limit, list } = chosen(which);
+    if (choice !== 'only' && !(await this.#placed('ready', 'blocked'))) return { rows: 0, kept: [] };
+    const result = await this.#run('freeing blocked rows', () =>
+      this.#client.query<{ fenced: boolean; rows: number; kept: WaitingRow[] | null }>(
+        unblockSql(this.#schema, choice),
+        [this.#relay, this.#epoch, limit, ...list],
+      ),
+    );
+    const { rows, kept } = this.#fenced(result.rows[0]);
+    return { rows, kept: await this.#silenced(kept ?? []) };
   }
 
   /**
@@ -460,12 +492,46 @@ export class RelayStore {
     });
   }
 
+  /** Rows that are as they were, although they were locked and the statement went well. */
+  async #silenced(rows: readonly WaitingRow[]): Promise<Kept[]> {
+    if (rows.length === 0) return [];
+    const refusal = await this.#silence('update');
+    return rows.map(({ seq, id, key, type }) => ({ row: { seq, id, key, type }, refusal }));
+  }
+
+  async #silence(event: 'update' | 'delete'): Promise<Silence> {
+    const trigger = await this.#triggers(silencersSql(this.#schema, event), []);
+    return { sqlState: null, table: 'outbox', ...(trigger === undefined ? {} : { trigger }) };
+  }
+
+  /** Names of triggers; undefined when there are none, or none can be seen. */
+  async #triggers(sql: string, values: unknown[]): Promise<string | undefined> {
+    try {
+      const result = await this.#turns.take(() => this.#client.query<{ names: string | null }>(sql, values));
+      return result.rows[0]?.names ?? undefined;
+    } catch {
+      // Why quietly: it would only have said more about another failure; one of the connection is told by the next.
+      return undefined;
+    }
+  }
+
   async #run<T>(doing: string, statement: () => Promise<T>): Promise<T> {
     // Why in turns: several parts of the relay write here, and the client takes one statement at a time.
     try {
       return await this.#turns.take(statement);
     } catch (error) {
+      const functions = foreignFunctions(error);
+      const trigger = functions.length > 0 ? await this.#triggers(triggersOfSql(this.#schema), [functions]) : undefined;
+      // On the server's own error, where whoever asks what refused a row finds it beside the constraint.
+      if (trigger !== undefined && typeof error === 'object') Object.assign(error as object, { trigger });
       throw toDatabaseError(error, doing);
     }
   }
+}
+
+/** How a statement that takes the first rows without some, or only these, is asked for; `list` are its last parameters. */
+function chosen(which: WhichRows): { choice: Choice; limit: number | null; list: (readonly string[])[] } {
+  if ('only' in which) return { choice: 'only', limit: null, list: [which.only] };
+  const { limit, without } = which;
+  return without.length === 0 ? { choice: 'any', limit, list: [] } : { choice: 'without', limit, list: [without] };
 }

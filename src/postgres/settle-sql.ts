@@ -109,25 +109,46 @@ function nextHoldNo(schema: string, state: string): string {
   return `case when ${state} in ('parked', 'blocked') then nextval('${schema.replaceAll("'", "''")}.outbox_hold_no') end`;
 }
 
+/** Which rows a statement takes: as they come, without those of a list of seqs, or only these. */
+export type Choice = 'any' | 'without' | 'only';
+
+/** Why not one condition for all: the common case is to be as quick as without any. */
+function chosen(choice: Choice, list: string): string {
+  if (choice === 'any') return '';
+  return choice === 'only' ? `and seq = any(${list}::bigint[])` : `and seq not in (select unnest(${list}::bigint[]))`;
+}
+
+/** Rows whose time has come. */
+const IS_DUE = `state = 'scheduled' and next_attempt_at <= statement_timestamp()`;
+
 /**
- * Due rows become ready under the fence. `$3` is the most rows at once. With `$4` (strict order) those that have a place
- * keep it and become `blocked`: the head of a key goes first, and what comes before them may not be in the table yet.
- * A row that is ready keeps its next_attempt_at, by which it is known: after a crash, when it may have gone out, it does
- * not become `scheduled` again, where a cancel would find it. Why statement_timestamp: an index can be searched for it,
- * which for clock_timestamp it cannot.
+ * Due rows become ready under the fence. `$3` is the most rows at once, `$5` the list of the choice. With `$4`
+ * (strict order) those that have a place keep it and become `blocked`: the head of a key goes first, and what comes
+ * before them may not be in the table yet. A row that is ready keeps its next_attempt_at, by which it is known: after a
+ * crash, when it may have gone out, it does not become `scheduled` again, where a cancel would find it. Why
+ * statement_timestamp: an index can be searched for it, which for clock_timestamp it cannot. `kept`: it was to be
+ * changed and is as it was.
  */
-export function makeDueSql(schema: string): string {
+export function makeDueSql(schema: string, choice: Choice): string {
   const waits = '$4 and o.hold_no is not null and o.key is not null';
-  return `with ${fence(schema, 'on')}, due as (
-    select ctid as place from only ${schema}.outbox
-    where state = 'scheduled' and next_attempt_at <= statement_timestamp() and exists (select from fence)
-    order by next_attempt_at limit $3 for update skip locked)
-  update only ${schema}.outbox o set hold_no = case when $4 then o.hold_no end,
-    state = case when ${waits} then 'blocked' else 'ready' end,
-    next_attempt_at = case when not (${waits}) then o.next_attempt_at end
-  where o.ctid = any(array(select place from due))
-  returning o.seq::text as seq, ${BODY_BYTES} as bytes, o.key,
-    case when o.state = 'blocked' then o.hold_no::text end as order`;
+  return `with ${fence(schema, 'on')}, due as materialized (
+    select ctid as place, seq, id, key, type from only ${schema}.outbox
+    where ${IS_DUE} and exists (select from fence) ${chosen(choice, '$5')}
+    order by next_attempt_at limit $3 for update skip locked),
+  gone as (
+    update only ${schema}.outbox o set hold_no = case when $4 then o.hold_no end,
+      state = case when ${waits} then 'blocked' else 'ready' end,
+      next_attempt_at = case when not (${waits}) then o.next_attempt_at end
+    where o.ctid = any(array(select place from due))
+    returning o.seq, ${BODY_BYTES} as bytes, case when o.state = 'blocked' then o.hold_no::text end as place)
+  select d.seq::text as seq, d.id::text as id, d.key, d.type, g.bytes, g.place as order, g.seq is null as kept
+  from due d left join gone g on g.seq = d.seq`;
+}
+
+/** The rows that are due, at most `$1`, without `$2`; `what` of them. */
+export function dueRowsSql(schema: string, what = 'seq::text as seq, id::text as id, key, type'): string {
+  return `select ${what} from only ${schema}.outbox
+    where ${IS_DUE} and seq not in (select unnest($2::bigint[])) order by next_attempt_at limit $1`;
 }
 
 /** Octets of the body of row `o`. */
@@ -135,41 +156,59 @@ const BODY_BYTES = 'coalesce(octet_length(o.payload::text), octet_length(o.paylo
 
 /**
  * Lets held rows of keys go (strict order). `$3` are the keys, `$4` for each the number up to which its rows are on their
- * way out already, `$5` the most rows of a key, `$6` the number up to which rows are looked at (null: all). From the head
- * of a key, in order, up to the first row that waits for a time or a person, or that somebody has locked (`locked`). A key
- * whose lock an operator's act holds is left out of the answer.
+ * way out already, `$5` the most rows of a key, `$6` the number up to which rows are looked at (null: all), `$7` rows
+ * that are left alone. From the head of a key, in order, up to the first row that waits for a time or a person, or that
+ * somebody has locked or is left alone (`locked`). A key whose lock an operator's act holds is left out of the answer.
+ * `kept`: it was to go and is as it was.
  */
 export function releaseSql(schema: string): string {
   return `with ${fence(schema, 'on')}, asked as materialized (
     select k.key, k.after from unnest($3::text[], $4::bigint[]) as k (key, after)
     where exists (select from fence) and pg_try_advisory_xact_lock(${schema}.outbox_key_lock(k.key))),
   head as materialized (
-    select a.key, o.seq, o.hold_no, o.state from asked a cross join lateral (
-      select seq, hold_no, state from only ${schema}.outbox
+    select a.key, o.seq, o.id, o.type, o.hold_no, o.state from asked a cross join lateral (
+      select seq, id, type, hold_no, state from only ${schema}.outbox
       where key = a.key and hold_no > a.after and hold_no <= coalesce($6::bigint, 9223372036854775807)
       order by key, hold_no limit $5 + 1) o),
   mine as materialized (
     select o.seq from only ${schema}.outbox o
     where o.seq = any(array(select seq from head where state in ('ready', 'blocked')))
-      and o.state in ('ready', 'blocked') for update of o skip locked),
+      and o.state in ('ready', 'blocked') and o.seq <> all($7::bigint[]) for update of o skip locked),
   run as materialized (
-    select h.key, h.seq, row_number() over ahead as place, bool_and(m.seq is not null) over ahead as free,
+    select h.key, h.seq, h.id, h.type, h.hold_no, row_number() over ahead as place, bool_and(m.seq is not null) over ahead as free,
       bool_and(m.seq is not null or h.state in ('ready', 'blocked')) over ahead and m.seq is null as locked
     from head h left join mine m using (seq) window ahead as (partition by h.key order by h.hold_no)),
   released as (
     update only ${schema}.outbox o set state = 'ready', next_attempt_at = null
     from run r where o.seq = r.seq and r.free and r.place <= $5
-    returning r.key, o.seq, o.hold_no, ${BODY_BYTES} as bytes)
-  select exists (select from fence) as fenced, a.key, r.seq::text as seq, r.bytes,
+    returning o.seq, ${BODY_BYTES} as bytes)
+  select exists (select from fence) as fenced, a.key, r.seq::text as seq, r.id::text as id, r.type, g.bytes,
+    r.seq is not null and g.seq is null as kept,
     exists (select from run x where x.key = a.key and not (x.free and x.place <= $5)) as remains,
     exists (select from run x where x.key = a.key and x.locked) as locked
-  from (select) as once left join asked a on true left join released r on r.key = a.key
+  from (select) as once left join asked a on true
+  left join run r on r.key = a.key and r.free and r.place <= $5 left join released g on g.seq = r.seq
   order by a.key, r.hold_no`;
+}
+
+/** The row of key `$1` that a release would let go first: behind number `$2`, up to `$3` (null: any). */
+export function headOfSql(schema: string): string {
+  return `select seq::text as seq, id::text as id, key, type from only ${schema}.outbox
+    where key = $1 and hold_no > $2::bigint and hold_no <= coalesce($3::bigint, 9223372036854775807)
+    order by key, hold_no limit 1`;
+}
+
+/** Rows in states `$1` that have a place, at most `$2` (null: all), without `$3`. */
+export function placedRowsSql(schema: string): string {
+  return `select seq::text as seq, id::text as id, key, type from only ${schema}.outbox
+    where hold_no is not null and state = any($1) and seq not in (select unnest($3::bigint[]))
+    order by hold_no limit $2::bigint`;
 }
 
 /**
  * At the start of a session with strict order nothing is in flight: rows that an earlier one had let go wait again in
  * their places, where a discard of the row before them finds them. Those that somebody has locked stay as they are.
+ * `$3`: only these; null: all.
  */
 export function reblockSql(schema: string): string {
   return `with ${fence(schema, 'on')}, back as (
@@ -177,6 +216,7 @@ export function reblockSql(schema: string): string {
     where ctid = any(array(
       select ctid from only ${schema}.outbox
       where state = 'ready' and hold_no is not null and key is not null and exists (select from fence)
+        and ($3::bigint[] is null or seq = any($3::bigint[]))
       for update skip locked)))
   select exists (select from fence) as fenced`;
 }
@@ -195,12 +235,14 @@ export function heldKeysSql(schema: string): string {
 
 /**
  * Without strict order nothing holds a key: rows that an earlier setting left behind go on, in their order. Those that
- * somebody has locked stay, for another time.
+ * somebody has locked stay, for another time. `$3` is the most rows at once, `$4` the list of the
+ * choice.
  */
-export function unblockSql(schema: string): string {
+export function unblockSql(schema: string, choice: Choice): string {
   return `with ${fence(schema, 'on')}, free as materialized (
-    select seq, hold_no from only ${schema}.outbox
+    select seq, id, key, type, hold_no from only ${schema}.outbox
     where hold_no is not null and state in ('blocked', 'ready') and exists (select from fence)
+      ${chosen(choice, '$4')}
     order by hold_no limit $3 for update skip locked),
   chosen as (
     select seq, row_number() over (order by hold_no) as n from free),
@@ -208,7 +250,9 @@ export function unblockSql(schema: string): string {
     update only ${schema}.outbox o
     set state = 'scheduled', hold_no = null, next_attempt_at = statement_timestamp() + s.n * interval '1 microsecond'
     from chosen s where o.seq = s.seq and o.state in ('blocked', 'ready') returning o.seq)
-  select exists (select from fence) as fenced, (select count(*) from changed)::int as rows`;
+  select exists (select from fence) as fenced, (select count(*) from changed)::int as rows,
+    (select json_agg(json_build_object('seq', f.seq::text, 'id', f.id, 'key', f.key, 'type', f.type)) from free f
+     where not exists (select from changed c where c.seq = f.seq)) as kept`;
 }
 
 /**

@@ -7,6 +7,7 @@ import { Turns } from '../runtime/turns.js';
 import { toDatabaseError } from './errors.js';
 import { OUTBOX_COLUMNS, rowFromColumns, type OutboxColumn } from './outbox-row.js';
 import type { RelayStore } from './relay-store.js';
+import { dueRowsSql, headOfSql, placedRowsSql } from './settle-sql.js';
 
 /** A row's place and the octets of its body. */
 interface SeqAndSize {
@@ -22,6 +23,13 @@ interface PlacedRow {
   row: OutboxRow;
   holdNo: string | null;
   isDue: boolean;
+}
+
+interface WaitingRow {
+  seq: string;
+  id: string;
+  key: string | null;
+  type: string;
 }
 
 const FENCE_POLL_MS = 10;
@@ -142,14 +150,28 @@ export class TableReader {
   }
 
   /** Lets scheduled rows go whose time has come, durably, so that a cancel comes first or is told "too late". */
-  async makeDue(limit: number): ReturnType<RelayStore['makeDue']> {
-    const due = await this.#query(
-      'looking for due rows',
-      `select 1 from only ${this.#table} where state = 'scheduled' and next_attempt_at <= statement_timestamp() limit 1`,
-      [],
-    );
-    if (due.length === 0) return { rows: [], placed: [] };
-    return this.#store.makeDue(limit);
+  async makeDue(which: Parameters<RelayStore['makeDue']>[0]): ReturnType<RelayStore['makeDue']> {
+    if (!('only' in which)) {
+      const due = await this.#query('looking for due rows', dueRowsSql(this.#schema, '1'), [1, which.without]);
+      if (due.length === 0) return { rows: [], placed: [], kept: [] };
+    }
+    return this.#store.makeDue(which);
+  }
+
+  /** The rows that are due, oldest first, without these. */
+  dueRows(limit: number, without: readonly string[]): Promise<WaitingRow[]> {
+    return this.#query('looking for due rows', dueRowsSql(this.#schema), [limit, without]);
+  }
+
+  /** Rows in these states that have a place in their key, in the order of their places, without some. */
+  placedRows(states: readonly string[], limit: number | null, without: readonly string[]): Promise<WaitingRow[]> {
+    return this.#query('looking for rows with a place', placedRowsSql(this.#schema), [states, limit, without]);
+  }
+
+  /** The row of this key that a release would let go first. */
+  async headOf({ key, after }: { key: string; after: bigint }, upto: bigint | null): Promise<WaitingRow | undefined> {
+    const values = [key, String(after), upto === null ? null : String(upto)];
+    return (await this.#query<WaitingRow>('looking for the head of a key', headOfSql(this.#schema), values))[0];
   }
 
   /** Whether an answer is awaited. */
@@ -165,6 +187,20 @@ export class TableReader {
   /** Lets held rows of keys go, durably, from the head of each key (strict order). */
   release(...question: Parameters<RelayStore['release']>): ReturnType<RelayStore['release']> {
     return this.#store.release(...question);
+  }
+
+  /** Puts rows that an earlier session had released back behind others of their key. */
+  reblock(only?: readonly string[]): Promise<void> {
+    return this.#store.reblock(only);
+  }
+
+  lastHoldNo(): Promise<bigint> {
+    return this.#store.lastHoldNo();
+  }
+
+  /** Frees rows that strict order held, when it is not in force any more. */
+  unblock(...which: Parameters<RelayStore['unblock']>): ReturnType<RelayStore['unblock']> {
+    return this.#store.unblock(...which);
   }
 
   /** Lends the connection for one piece of work, between the reads. */

@@ -86,7 +86,7 @@ export const METRICS = {
   ),
   waybill_outbox_refused: relay(
     'gauge',
-    'Rows that a constraint or trigger of your own keeps the relay from removing or setting aside.',
+    'Rows that a constraint or trigger of your own keeps the relay from removing, setting aside or letting go.',
   ),
   waybill_outbox_pending: relay('gauge', 'Rows ready to be published, by the database.'),
   waybill_outbox_pending_is_estimate: relay(

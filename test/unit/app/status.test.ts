@@ -1,4 +1,5 @@
 import { describe, expect, it } from 'vitest';
+import { ALL_IN_REACH } from '../../../src/app/session-view.js';
 import { findProblems } from '../../../src/app/status-problems.js';
 import type { StatusFacts } from '../../../src/app/status.js';
 import { formatStatus } from '../../../src/cli/status.js';
@@ -47,7 +48,7 @@ const OLD = { state: 'ready', count: 5, accuracy: 'exact' as const, oldestAgeMs:
 const PARKED = { state: 'parked', count: 2, accuracy: 'exact' as const, oldestAgeMs: 7_200_000 };
 const refused = { code: 'WAYBILL_DATABASE_UNAVAILABLE', message: 'connection refused', hint: 'Is it running?' };
 
-const IN_REACH: LiveStatus['outOfReach'] = { locked: 0, lockedForMs: 0, holders: [], refused: 0, refusal: null };
+const IN_REACH = ALL_IN_REACH;
 const holder = (pid: number | null, prepared: string | null = null) => ({
   pid,
   user: 'reports',

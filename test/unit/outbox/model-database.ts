@@ -18,6 +18,7 @@ import type {
   Table,
   TableFence,
   Whereabouts,
+  WaitingTable,
 } from '../../../src/outbox/ports.js';
 import { pause } from '../../../src/runtime/clock.js';
 import type { ManualClock } from '../../support/manual-clock.js';
@@ -298,7 +299,10 @@ export class ModelDatabase {
     };
   }
 
-  connect(calls: Calls, epoch: number): Store & Table & { noteTimeline(timeline: number): Promise<void> } {
+  connect(
+    calls: Calls,
+    epoch: number,
+  ): Store & Table & WaitingTable & { noteTimeline(timeline: number): Promise<void> } {
     const fenced = <T>(work: () => T): Promise<T> =>
       calls.make(() => {
         if (epoch !== this.epoch) throw new WaybillError('WAYBILL_EPOCH_LOST', 'another epoch');
@@ -329,6 +333,12 @@ export class ModelDatabase {
       lockHolders: () => read(() => []),
       states: (rows) => read(() => this.#states(rows)),
       makeDue: () => fenced(() => this.#makeDue()),
+      dueRows: () => Promise.reject(new Error('nothing is refused here')),
+      headOf: () => Promise.reject(new Error('nothing is refused here')),
+      placedRows: () => Promise.reject(new Error('nothing is refused here')),
+      reblock: () => Promise.reject(new Error('done by the relay of the model')),
+      unblock: () => Promise.reject(new Error('done by the relay of the model')),
+      lastHoldNo: () => Promise.reject(new Error('done by the relay of the model')),
       release: (keys, upto, rowsPerKey) => fenced(() => this.#release(keys, upto, rowsPerKey)),
       highestSeq: () => read(() => BigInt(this.#nextSeq - 1)),
       seqs: () => read(() => ({ drawn: BigInt(this.#nextSeq - 1), highest: BigInt(this.#nextSeq - 1) })),
@@ -521,7 +531,7 @@ export class ModelDatabase {
       else rows.push(this.#sizeOf(each));
     }
     this.#flush();
-    return { rows, placed };
+    return { rows, placed, kept: [] };
   }
 
   #sizeOf({ row }: TableRow): ReadyRow {
@@ -548,6 +558,7 @@ export class ModelDatabase {
         rows: run.map((each) => this.#sizeOf(each)),
         remains: run.length < held.length,
         isLocked: next === 'ready' || next === 'blocked',
+        kept: null,
       });
     }
     this.#flush();

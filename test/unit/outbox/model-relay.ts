@@ -14,8 +14,10 @@ import type { RelayCounters } from '../../../src/outbox/ports.js';
 import { LaneTraffic } from '../../../src/outbox/lane-traffic.js';
 import { Publishing } from '../../../src/outbox/publishing.js';
 import { Pump } from '../../../src/outbox/pump.js';
+import { RefusedRows } from '../../../src/outbox/refused-rows.js';
 import { Settler } from '../../../src/outbox/settler.js';
 import { TableFeed } from '../../../src/outbox/table-feed.js';
+import { WaitingRows } from '../../../src/outbox/waiting-rows.js';
 import { Works, type Work } from '../../../src/outbox/work.js';
 import type { RelayStore } from '../../../src/postgres/relay-store.js';
 import type { Slot, SlotState } from '../../../src/postgres/slot.js';
@@ -171,6 +173,7 @@ export class ModelRelay {
     }));
     this.feed = new TableFeed({
       table: ports,
+      waiting: new WaitingRows(ports, new RefusedRows(clock, silent), silent),
       works: this.works,
       admission,
       counters,
@@ -310,7 +313,7 @@ export class ModelRelay {
     else {
       const isReplaying = this.pump?.isReplaying === true;
       if (!isReplaying) this.#feed('due', () => this.feed.due());
-      this.#feed('release', async () => this.lanes?.ask(await this.feed.release(isReplaying)));
+      this.#feed('release', async () => this.lanes?.ask((await this.feed.release(isReplaying)).again));
     }
   }
 

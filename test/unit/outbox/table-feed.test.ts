@@ -5,6 +5,7 @@ import type { Table } from '../../../src/outbox/ports.js';
 import type { Settler } from '../../../src/outbox/settler.js';
 import { TableFeed } from '../../../src/outbox/table-feed.js';
 import { tableWork, Works, type Work } from '../../../src/outbox/work.js';
+import type { WaitingRows } from '../../../src/outbox/waiting-rows.js';
 import { Turns } from '../../../src/runtime/turns.js';
 import { outboxRow } from '../../support/outbox-rows.js';
 import { noCounts } from './model-relay.js';
@@ -44,6 +45,7 @@ test('3.4: a row that the stream brings and settles while the answer to the swee
   } as unknown as Admission;
   const feed = new TableFeed({
     table,
+    waiting: {} as unknown as WaitingRows,
     works,
     admission,
     counters: noCounts(),
@@ -68,6 +70,7 @@ test('3.5: the key of a row that was discarded is asked, also while the row itse
   const lanes = { ask: (keys: readonly string[]) => void asked.push(...keys) } as unknown as LaneTraffic;
   const feed = new TableFeed({
     table,
+    waiting: {} as unknown as WaitingRows,
     works: new Works(),
     admission: {} as unknown as Admission,
     counters: noCounts(),
@@ -92,6 +95,7 @@ test('3.3: withdrawn rows before all that the log may bring again are removed, t
   } as unknown as Table;
   const feed = new TableFeed({
     table,
+    waiting: {} as unknown as WaitingRows,
     works: new Works(),
     admission: {} as unknown as Admission,
     counters: noCounts(),
@@ -154,6 +158,7 @@ describe('source: table, whose polls start where nothing more can come', () => {
     } as unknown as Admission;
     const feed = new TableFeed({
       table,
+      waiting: {} as unknown as WaitingRows,
       works,
       admission,
       counters: noCounts(),
