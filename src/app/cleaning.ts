@@ -19,6 +19,8 @@ const BREATH_MS = 100;
 /** Batches of the walk over what `newer` was told, which has no end of its own; the next round goes on. */
 const WALKED_BATCHES = 4;
 const STATEMENT_TIMEOUT_MS = 30_000;
+/** Between two rounds; over a shorter one the connection is kept. */
+const LONG_PAUSE_MS = 1_000;
 
 /**
  * Removes what its retention is over for (design 4.8), in small batches on a connection of its own: messages of every
@@ -89,6 +91,8 @@ class Rounds {
       await this.#try('what first_time was told', () => this.#cleanIdempotency());
       await this.#try('what newer was told', () => this.#walkFreshness(), WALKED_BATCHES);
       await this.#try("operators' acts", () => this.#cleanActions());
+      // Nobody has a connection for nothing, and a server that shuts down does not wait for this one.
+      if (this.#retention.intervalMs >= LONG_PAUSE_MS) await this.#database.rest();
     }
   }
 

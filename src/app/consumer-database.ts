@@ -90,6 +90,14 @@ export class ConsumerDatabase {
     this.#client = undefined;
   }
 
+  /** Ends the connection until it is needed again, once nobody is at it. */
+  async rest(): Promise<void> {
+    await this.#turns.take(() => {
+      this.#drop();
+      return Promise.resolve();
+    });
+  }
+
   /** Ends the connection, and with it what runs on it. */
   close(): void {
     this.#isClosed = true;

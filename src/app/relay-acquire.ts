@@ -61,6 +61,8 @@ export interface Acquired {
   publication: string;
   record: RelayRecord;
   identity: SystemIdentity;
+  /** See RelayConnections. */
+  assertOpen: () => Promise<void>;
 }
 
 /** Opens connections as they are needed and knows how to let go of them. */
@@ -135,7 +137,16 @@ export async function acquire(context: SessionContext, holdings: Holdings): Prom
     });
   }
   const publication = publicationName(config.database.schema);
-  const fixed = { broker, writer, replication: connections.replication(), server, publication, record, identity };
+  const fixed = {
+    broker,
+    writer,
+    replication: connections.replication(),
+    server,
+    publication,
+    record,
+    identity,
+    assertOpen: () => connections.assertOpen(),
+  };
   const facts: SlotFacts = {
     database: server.database,
     walSenderTimeoutMs: server.walSenderTimeoutMs,

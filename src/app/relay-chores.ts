@@ -14,6 +14,7 @@ import type { SessionOptions } from './relay-session.js';
 const DUE_INTERVAL_MS = 1_000;
 const PING_INTERVAL_MS = 100;
 const CHECK_INTERVAL_MS = 30_000;
+const OPEN_INTERVAL_MS = 15_000;
 const WITHDRAWN_INTERVAL_MS = 10_000;
 const HISTORY_INTERVAL_MS = 3_600_000;
 const MIN_POLL_MS = 10;
@@ -64,11 +65,20 @@ export class RelayChores {
   }
 
   /** What goes on from the start, also during a table pass, which may take hours. */
-  always(): Promise<never>[] {
+  always(assertOpen: () => Promise<void>): Promise<never>[] {
     return [
+      this.#stayingWelcome(assertOpen),
       this.every(CHECK_INTERVAL_MS, () => this.readClock()),
       this.every(HISTORY_INTERVAL_MS, () => this.#keepHistory()),
     ];
+  }
+
+  /** F21: asks now and then whether the server lets anybody in; it had let us in a moment ago. */
+  async #stayingWelcome(assertOpen: () => Promise<void>): Promise<never> {
+    const aWhile = (): Promise<void> => pause(this.#options.clock, OPEN_INTERVAL_MS, this.#ending);
+    await aWhile();
+    // Why the race: a server that does not answer must hold up no stop.
+    return this.every(OPEN_INTERVAL_MS, () => Promise.race([assertOpen(), aWhile()]));
   }
 
   /** What goes on while rows flow. */

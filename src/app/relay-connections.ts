@@ -1,7 +1,7 @@
 import type { Config } from '../config/load.js';
 import type { Unusable } from '../core/usable-host.js';
-import { closeQuietly, type DatabaseEndpoint } from '../postgres/connect.js';
-import { toDatabaseError } from '../postgres/errors.js';
+import { closeQuietly, connectSql, type DatabaseEndpoint } from '../postgres/connect.js';
+import { sqlState, toDatabaseError } from '../postgres/errors.js';
 import type { ReplicationIdentity } from '../postgres/identify.js';
 import { connectToPrimary, identifyPrimary, sameServer } from '../postgres/primary.js';
 import { BrokerConnection } from '../rabbitmq/connection.js';
@@ -10,6 +10,8 @@ import type { Failure } from '../runtime/signal.js';
 import type { Logger } from '../telemetry/log.js';
 import { brokerEndpoints, databaseEndpoints, replicationEndpoints } from './endpoints.js';
 import type { SqlClient } from './session.js';
+
+const CANNOT_CONNECT_NOW = '57P03';
 
 /** What a session lets go of when it ends. */
 interface Held {
@@ -78,6 +80,22 @@ export class RelayConnections {
   replication(): DatabaseEndpoint {
     const servers = replicationEndpoints(this.#around.connectionSettings().database, this.#primary);
     return this.#replication ? (sameServer(servers, this.#replication) ?? this.#replication) : servers[0];
+  }
+
+  /**
+   * F21: rejects when the server lets nobody in any more, because it shuts down and waits for its clients to go (a smart
+   * shutdown): it tells nobody who is in. Anything else that goes wrong is left to those who notice it at their work. Not
+   * asked where each connection costs a run of passwordCommand.
+   */
+  async assertOpen(): Promise<void> {
+    const found = this.#primary;
+    if (!found || found.password) return;
+    const server = sameServer(databaseEndpoints(this.#around.connectionSettings().database), found) ?? found;
+    try {
+      closeQuietly(await connectSql(server, `${this.#name} look`, () => undefined));
+    } catch (error) {
+      if (sqlState(error) === CANNOT_CONNECT_NOW) throw error;
+    }
   }
 
   async broker(): Promise<BrokerConnection> {

@@ -208,7 +208,7 @@ class Pipeline {
     try {
       // The watch before the intake, because a table pass may stall, too.
       start(this.#chores.every(WATCH_INTERVAL_MS, () => this.#watch()));
-      for (const chore of this.#chores.always()) start(chore);
+      for (const chore of this.#chores.always(this.#acquired.assertOpen)) start(chore);
       const intake = await this.#startIntake();
       this.#options.onPhase('streaming');
       const feed = this.#feed();

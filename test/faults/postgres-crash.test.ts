@@ -4,7 +4,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from
 import { startFaultProxy } from '../support/fault-proxy.js';
 import { killRelays, type LogLine } from '../support/relay.js';
 import { relayScene, type RelayScene } from '../support/relay-scene.js';
-import type { PostgresServer } from '../support/servers/postgres-server.js';
+import { withClient, type PostgresServer } from '../support/servers/postgres-server.js';
 import { startPostgres } from '../support/servers/postgres.js';
 import { until } from '../support/waiting.js';
 
@@ -30,6 +30,16 @@ describe.each(['installed', 'embedded'] as const)('PostgreSQL (%s) crashes, stop
     const relay = scene.start(options);
     await relay.waitForPhase('streaming', 60_000);
     return relay;
+  }
+
+  /** Ends the sessions of this test: a smart shutdown waits for all that there are. */
+  async function othersGone(): Promise<void> {
+    await withClient(server.url(), (client) =>
+      client.query(
+        `select pg_terminate_backend(pid, 10000) from pg_stat_activity
+         where backend_type = 'client backend' and pid <> pg_backend_pid() and application_name not like 'waybill%'`,
+      ),
+    );
   }
 
   /** Commits in a loop and survives the loss of the server; what it was not told about may have committed or not. */
@@ -170,6 +180,39 @@ describe.each(['installed', 'embedded'] as const)('PostgreSQL (%s) crashes, stop
     ids.push(...(await scene.publish(5_000)));
     await stall;
     expect(await server.stop('fast')).toBeLessThan(15_000);
+    await server.start();
+    proxy.resume();
+    await scene.probe.waitForDistinct(ids.length, 60_000);
+    await scene.settled(30_000);
+    scene.expectIds(ids, { copies: 5_000 });
+    expect(relay.log.filter((line) => line.level === 'error')).toEqual([]);
+    await killRelays();
+    await proxy.close();
+  });
+
+  it('stopped smart: relays go, one that is idle, one that stands by and one that waits for the broker, and come back (F21)', async () => {
+    const proxy = await startFaultProxy({ targetPort: Number(new URL(scene.vhost.url).port) });
+    const relay = await streaming({ brokerUrl: proxy.url(scene.vhost.url) });
+    const standby = scene.start();
+    await standby.waitForPhase('standby');
+    const ids = await scene.publish(3);
+    await scene.probe.waitForDistinct(3);
+    await scene.settled();
+    await othersGone();
+    // It would wait for ever for anybody who stays.
+    expect(await server.stop('smart')).toBeLessThan(60_000);
+    await server.start();
+    await until(() => [relay, standby].some((each) => each.phase() === 'streaming'), {
+      what: 'one of them to stream',
+      withinMs: 60_000,
+    });
+    await standby.kill9();
+    await relay.waitForPhase('streaming', 60_000);
+    const stall = proxy.at('amqp.server.basic.ack', 1, 'stall-before', { scope: 'all' });
+    ids.push(...(await scene.publish(5_000)));
+    await stall;
+    await othersGone();
+    expect(await server.stop('smart')).toBeLessThan(45_000);
     await server.start();
     proxy.resume();
     await scene.probe.waitForDistinct(ids.length, 60_000);

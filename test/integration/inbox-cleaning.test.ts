@@ -234,3 +234,16 @@ test('what first_time and newer were told, and the log, without any consumer', a
     { withinMs: 20_000, what: 'one young row of each to be left' },
   );
 });
+
+test('F21: has no connection between rounds that are seconds apart', async () => {
+  const started = scene.start(CONSUMERS, { env: { WAYBILL_RETENTION_INTERVAL: '1s' } });
+  await started.waitForLog(({ msg }) => msg === 'consuming', 'the daemon to consume');
+  const sweptBy = async (id: string): Promise<number | undefined> => {
+    await aged('done', 15, id);
+    await until(async () => (await left()).length === 0, { what: `${id} to be gone` });
+    return (await query<{ pid: number }>('select pid from swept order by ctid desc limit 1'))[0]?.pid;
+  };
+  const first = await sweptBy('one');
+  await until(async () => (await cleaners()).length === 0, { what: 'the connection to end' });
+  expect(await sweptBy('two')).not.toBe(first);
+});

@@ -1,9 +1,13 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import pg from 'pg';
+import { startRelayService } from '../../src/app/relay-service.js';
+import { loadConfig } from '../../src/config/load.js';
 import { slotName } from '../../src/core/identity.js';
 import { ReplicationStream } from '../../src/postgres/stream.js';
 import { systemClock } from '../../src/runtime/clock.js';
+import { createLogger } from '../../src/telemetry/log.js';
 import type { FreshDatabase } from '../support/database.js';
+import { ManualClock } from '../support/manual-clock.js';
 import { killRelays, type LogLine } from '../support/relay.js';
 import { relayScene, type RelayScene } from '../support/relay-scene.js';
 import { until } from '../support/waiting.js';
@@ -144,6 +148,49 @@ describe('the slot and the publication, lost, moved or in use', () => {
     expect(relay.log.filter((line) => line.level === 'error' || line.level === 'warn')).toEqual([]);
     expect(await relay.stop()).toBe(0);
   });
+
+  it.each([
+    [0, 60_000],
+    [0.8, 72_000],
+  ])(
+    '3.7: in use for longer than wal_sender_timeout: the lock is given back, by chance %d after %d ms, to a relay that waits for it',
+    async (chance, afterMs) => {
+      expect(await (await streaming()).stop()).toBe(0);
+      await scene.slotReleased();
+      const other = await holdSlot(scene.database, (await scene.slot())?.name);
+      const clock = new ManualClock(chance);
+      const environment = { WAYBILL_DATABASE_URL: scene.database.url, WAYBILL_BROKER_URL: scene.vhost.url };
+      const lines: string[] = [];
+      const log = createLogger({
+        level: 'debug',
+        format: 'json',
+        write: (line) => lines.push(line),
+        isTerminal: false,
+      });
+      const said = (text: string): boolean => lines.some((line) => line.includes(text));
+      const relay = startRelayService(loadConfig({ environment, readFile: () => '' }), log, { clock });
+      try {
+        await until(() => said('the slot is in use'), { what: 'the relay to wait for the slot' });
+        const second = scene.start();
+        await second.waitForPhase('standby');
+        // A look at the slot has been when the next one is to come.
+        const looked = () => until(() => clock.pending > 0, { what: 'a look at the slot' });
+        await looked();
+        clock.advance(afterMs);
+        await looked();
+        expect(said('WAYBILL_SLOT_BUSY')).toBe(false);
+        expect(second.log.filter((line) => line.msg.startsWith('the slot is in use'))).toEqual([]);
+        clock.advance(500);
+        await until(() => said('WAYBILL_SLOT_BUSY'), { what: 'the relay to give up' });
+        // Whoever waits for the slot has the lock.
+        await second.waitForLog((line) => line.msg.startsWith('the slot is in use'), 'the other one to have the lock');
+        expect(await second.stop()).toBe(0);
+      } finally {
+        await relay.stop();
+        await other.abort();
+      }
+    },
+  );
 
   it('of another database under the name we want: an error that says so, and hands off (F131, fact 51)', async () => {
     const { database } = scene;

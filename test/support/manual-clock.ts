@@ -1,7 +1,9 @@
 import type { Clock } from '../../src/runtime/clock.js';
 
-/** A clock whose hands the test turns. Chance is always one half. */
+/** A clock whose hands the test turns. Chance is always the same, one half unless told. */
 export class ManualClock implements Clock {
+  constructor(private readonly chance = 0.5) {}
+
   #nowMs = 0;
   #timers: { atMs: number; call: () => void }[] = [];
 
@@ -18,7 +20,7 @@ export class ManualClock implements Clock {
   }
 
   random(): number {
-    return 0.5;
+    return this.chance;
   }
 
   /** Lets time pass; what is due is called in the order of its time. */
