@@ -1,4 +1,4 @@
-import { createServer, type AddressInfo, type Server } from 'node:net';
+import { connect, createServer, type AddressInfo, type Server } from 'node:net';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -90,6 +90,25 @@ describe('admin HTTP', () => {
     expect(headers).toMatchObject({ 'cache-control': 'no-store', 'x-content-type-options': 'nosniff' });
     expect(headers['content-security-policy']).toContain("default-src 'none'");
     expect(Object.keys(headers).filter((name) => name.startsWith('access-control'))).toEqual([]);
+  });
+
+  it('security: a client that sends its request bit by bit, or nothing, is not waited for', async () => {
+    const relay = scene.start({ env: ADMIN_ON });
+    const admin = await adminOf(relay);
+    const slow = ['GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Slow: ', ''].map(async (beginning) => {
+      const socket = connect(admin.port, '127.0.0.1');
+      await once(socket, 'connect');
+      socket.on('error', () => undefined);
+      const began = performance.now();
+      const drip = setInterval(() => beginning !== '' && socket.writable && socket.write('x'), 200);
+      socket.write(beginning);
+      socket.resume();
+      await once(socket, 'close');
+      clearInterval(drip);
+      return performance.now() - began;
+    });
+    for (const tookMs of await Promise.all(slow)) expect(tookMs).toBeLessThan(15_000);
+    expect((await admin.get('/livez')).status).toBe(200);
   });
 
   it('security: the status needs the token, which may change; probes and scrapers need none', async () => {
