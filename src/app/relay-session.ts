@@ -101,7 +101,7 @@ class Pipeline {
   readonly #refused: RefusedRows;
   readonly #waiting: WaitingRows;
   readonly #window: Window;
-  readonly #works = new Works();
+  readonly #works: Works;
   readonly #room = new Condition();
   readonly #exchanges: ExchangeChecks;
   readonly #publishing: Publishing<Work>;
@@ -121,6 +121,7 @@ class Pipeline {
   constructor(options: SessionOptions, acquired: Acquired) {
     this.#options = options;
     this.#acquired = acquired;
+    this.#works = new Works(acquired.slot !== undefined);
     const { config, clock, counters, failure } = options;
     const { schema } = config.database;
     this.#store = new RelayStore(acquired.writer, {
@@ -416,6 +417,8 @@ class Pipeline {
       counters,
       startLsn,
       replayEnd: await this.#table.position(),
+      historyRetentionMs: config.relay.historyRetentionMs,
+      databaseNow: () => this.#chores.databaseNow(),
       passIds: ids,
       passFence: fence,
       check: this.#check,

@@ -139,8 +139,8 @@ export interface Store {
   hold(holds: readonly Hold[]): Promise<Set<string>>;
   /** Gives rows that the table holds new places, committed to disk; gives the seqs that it did not find. */
   place(rows: readonly Placing[]): Promise<Set<string>>;
-  /** Writes back held rows whose table row is gone. */
-  writeBack(holds: readonly Hold[]): Promise<void>;
+  /** Writes back a held row whose table row is gone. False: its id is in the table already. */
+  writeBack(hold: Hold): Promise<boolean>;
   whereabouts(rows: readonly { seq: string; id: string; xid: number | null }[]): Promise<Map<string, Whereabouts>>;
   /** Who has locked these rows, as far as it can be seen; never fails for want of a right. */
   lockHolders(rows: readonly { seq: string }[]): Promise<LockHolder[]>;
@@ -148,8 +148,11 @@ export interface Store {
   noteInsertThenDelete(): Promise<void>;
   /** By the seq asked for, the rows that are there under the same id, whatever seq they have now. */
   states(rows: readonly { seq: string; id: string }[]): Promise<Map<string, RowState>>;
-  /** The seqs of those that the history has under the same seq and id: an earlier session has settled them. */
-  settledBefore(rows: readonly { seq: string; id: string }[]): Promise<Set<string>>;
+  /**
+   * The seqs of those that the history has under the same seq and id: an earlier session has settled them. Undefined when
+   * there is no history, or it may not be looked at.
+   */
+  settledBefore(rows: readonly { seq: string; id: string }[]): Promise<Set<string> | undefined>;
   beginPass(afterSeq: bigint): Promise<void>;
   limitPass(uptoSeq: bigint): Promise<void>;
   endPass(checkpointLsn: Lsn): Promise<void>;

@@ -49,6 +49,8 @@ export class Pump {
   readonly #store: Store;
   readonly #counters: RelayCounters;
   readonly #replayEnd: Lsn;
+  readonly #historyRetentionMs: number;
+  readonly #databaseNow: () => number;
   readonly #check: () => void;
   readonly #queue: WalEvent[] = [];
   #head = 0;
@@ -67,6 +69,8 @@ export class Pump {
   #replayed = false;
   /** What the table says about rows of the replay zone that were looked up ahead. */
   #looked = new Map<string, RowState | 'settled' | undefined>();
+  /** There is a history, and it was looked at. */
+  #historyTells = false;
   /** Ids that the table pass has published and the stream may still bring, until `#passFence` is passed. */
   #passIds: Set<string>;
   readonly #passFence: Lsn;
@@ -81,6 +85,10 @@ export class Pump {
     startLsn: Lsn;
     /** Transactions that committed before this position may have been published by an earlier session. */
     replayEnd: Lsn;
+    /** How long the history is kept, milliseconds. */
+    historyRetentionMs: number;
+    /** The database's clock in milliseconds since 1970. */
+    databaseNow: () => number;
     passIds: Set<string>;
     passFence: Lsn;
     check: () => void;
@@ -93,6 +101,8 @@ export class Pump {
     this.#counters = options.counters;
     this.#handledLsn = options.startLsn;
     this.#replayEnd = options.replayEnd;
+    this.#historyRetentionMs = options.historyRetentionMs;
+    this.#databaseNow = options.databaseNow;
     this.#passIds = options.passIds;
     this.#passFence = options.passFence;
     this.#check = options.check;
@@ -234,7 +244,7 @@ export class Pump {
     return this.#ledger.row(BigInt(seq));
   }
 
-  #row(row: OutboxRow, isDue = false): Promise<void> | undefined {
+  #row(row: OutboxRow, isDue = false, replayed = this.#replayed): Promise<void> | undefined {
     const entry = this.#entry(row);
     const known = this.#works.find(row);
     if (known) {
@@ -249,19 +259,19 @@ export class Pump {
       this.#counters.duplicatesSkipped += 1;
       return undefined;
     }
-    const work = this.#work(row, entry, isDue);
+    const work = this.#work(row, entry, isDue, replayed);
     this.#works.add(work);
     return this.#admission.admit(work);
   }
 
-  #work(row: OutboxRow, entry: LedgerEntry, isDue: boolean): Work {
+  #work(row: OutboxRow, entry: LedgerEntry, isDue: boolean, replayed: boolean): Work {
     return {
       row,
       origin: 'stream',
       isDue,
       xid: this.#xid,
       committedAtMs: this.#committedAtMs,
-      replayed: this.#replayed,
+      replayed,
       entries: [entry],
       phase: 'admitted',
       message: undefined,
@@ -280,12 +290,17 @@ export class Pump {
     if (!this.#looked.has(row.seq)) await this.#lookAhead(row);
     const found = this.#looked.get(row.seq);
     this.#looked.delete(row.seq);
-    if (found === undefined) return this.#row(row);
+    if (found === undefined) return this.#row(row, false, !this.#isUnsettled());
     const isPlaced = found !== 'settled' && found.isPlaced;
     if (found !== 'settled' && found.state === 'ready' && !isPlaced) return this.#row(row, found.isDue);
     this.#counters.duplicatesSkipped += 1;
     if (isPlaced && this.#admission.placesAgain(row)) return this.#again({ ...row, seq: found.seq });
     this.#ledger.settle(this.#entry(row));
+  }
+
+  /** Whether a row of the open transaction that neither table nor history has was never settled: the history goes back. */
+  #isUnsettled(): boolean {
+    return this.#historyTells && this.#committedAtMs > this.#databaseNow() - this.#historyRetentionMs;
   }
 
   /** What came before it may have a new number; its own must be higher again. Its body is not needed. */
@@ -296,7 +311,7 @@ export class Pump {
       known.entries.push(entry);
       return undefined;
     }
-    const work = this.#work({ ...row, body: EMPTY }, entry, false);
+    const work = this.#work({ ...row, body: EMPTY }, entry, false, this.#replayed);
     this.#works.add(work);
     return this.#admission.admitAgain(work);
   }
@@ -310,7 +325,8 @@ export class Pump {
     const states = await this.#store.states(rows);
     // Many are missing when a row that somebody had locked for long kept the position back.
     const settled = await this.#store.settledBefore(rows.filter((row) => !states.has(row.seq)));
-    this.#looked = new Map(rows.map(({ seq }) => [seq, settled.has(seq) ? 'settled' : states.get(seq)]));
+    this.#historyTells = settled !== undefined;
+    this.#looked = new Map(rows.map(({ seq }) => [seq, settled?.has(seq) ? 'settled' : states.get(seq)]));
   }
 
   #keepalive(walEnd: Lsn): void {

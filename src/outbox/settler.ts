@@ -502,8 +502,14 @@ export class Settler {
     if (!(await this.#attempt(() => this.#noteDeleted(written)))) this.#doubtful.add(...written);
     else
       await this.#oneByOne(written, async (hold) => {
+        // Before: the log may bring it before the answer comes.
         this.#works.writesBack(hold.row.id);
-        await this.#store.writeBack([hold]);
+        let isWritten = false;
+        try {
+          isWritten = await this.#store.writeBack(hold);
+        } finally {
+          if (!isWritten) this.#works.takeWrittenBack(hold.row.id);
+        }
         return true;
       });
     const others = ripe.filter((each): each is Settling | Replacing => !('hold' in each));

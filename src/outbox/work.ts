@@ -19,7 +19,7 @@ export interface Work {
   readonly committedAtMs: number | null;
   /** The table has let it go: what its writer put off is looked at there first, under a lock. */
   readonly isDue: boolean;
-  /** In the replay zone: may have been published and settled by an earlier session. */
+  /** In the replay zone: may have been published and settled by an earlier session, as far as the history tells. */
   readonly replayed: boolean;
   /** Receipts of the ledger; more than one when the log brings a row that the table brought before. */
   readonly entries: LedgerEntry[];
@@ -55,7 +55,18 @@ export class Works {
   readonly #bySeq = new Map<string, Work>();
   /** Ids of rows that went back into the table, until the log brings them from there. */
   readonly #writtenBack = new Set<string>();
+  readonly #isStreamed: boolean;
   readonly #watched = new Set<{ seqs: ReadonlySet<string>; removed: Set<string> }>();
+
+  /** `isStreamed`: false with `source: table`, where no log brings what was written. */
+  constructor(isStreamed = true) {
+    this.#isStreamed = isStreamed;
+  }
+
+  /** Ids of rows that were written back and that the log has not brought yet. */
+  get writtenBack(): number {
+    return this.#writtenBack.size;
+  }
 
   /** The unsettled work for this very row, if any. */
   find(row: { seq: string; id: string }): Work | undefined {
@@ -88,7 +99,7 @@ export class Works {
 
   /** The row is about to be written into the table again. */
   writesBack(id: string): void {
-    this.#writtenBack.add(id);
+    if (this.#isStreamed) this.#writtenBack.add(id);
   }
 
   /** Whether it was this session that wrote the row, which the log brings now. */

@@ -181,17 +181,16 @@ export class RelayStore {
     return new Set(this.#fenced(result.rows[0]).missing ?? []);
   }
 
-  async writeBack(holds: readonly HoldRow[]): Promise<void> {
-    for (const each of holds) {
-      const result = await this.#run('writing a row back', () =>
-        this.#client.query<{ fenced: boolean }>(writeBackSql(this.#schema), [
-          this.#relay,
-          this.#epoch,
-          ...writeBackValues(each),
-        ]),
-      );
-      this.#fenced(result.rows[0]);
-    }
+  /** False: its id is in the table already. */
+  async writeBack(hold: HoldRow): Promise<boolean> {
+    const result = await this.#run('writing a row back', () =>
+      this.#client.query<{ fenced: boolean; written: boolean }>(writeBackSql(this.#schema), [
+        this.#relay,
+        this.#epoch,
+        ...writeBackValues(hold),
+      ]),
+    );
+    return this.#fenced(result.rows[0]).written;
   }
 
   async whereabouts(
@@ -238,11 +237,12 @@ export class RelayStore {
   }
 
   /**
-   * The seqs of rows that the history has under the same seq and id: an earlier session has settled them. Empty without
+   * The seqs of rows that the history has under the same seq and id: an earlier session has settled them. Undefined without
    * a history, and where the role may not look (sql/roles.sql was not applied again after an upgrade).
    */
-  async settledBefore(rows: readonly RowId[]): Promise<Set<string>> {
-    if (this.#history === 'off' || rows.length === 0 || this.#mayNotLookBack) return new Set();
+  async settledBefore(rows: readonly RowId[]): Promise<Set<string> | undefined> {
+    if (this.#history === 'off' || this.#mayNotLookBack) return undefined;
+    if (rows.length === 0) return new Set();
     try {
       const result = await this.#turns.take(() =>
         this.#client.query<{ seq: string }>(
@@ -256,7 +256,7 @@ export class RelayStore {
     } catch (error) {
       if (sqlState(error) !== '42501') throw toDatabaseError(error, 'looking up the history');
       this.#mayNotLookBack = true;
-      return new Set();
+      return undefined;
     }
   }
 

@@ -316,8 +316,9 @@ export function writeBackSql(schema: string): string {
         then coalesce(clock_timestamp() + ${delay} * interval '1 millisecond', ${deliverAt}, clock_timestamp()) end,
       coalesce(${holdNo}, ${nextHoldNo(schema, state)})
     where exists (select from fence)
-    on conflict (id) do nothing)
-  select exists (select from fence) as fenced`;
+    on conflict (id) do nothing
+    returning 1)
+  select exists (select from fence) as fenced, exists (select from written) as written`;
 }
 
 function writeBackType(column: string): string {

@@ -130,6 +130,46 @@ describe('source: table, and switching', () => {
     await database.query('update waybill.relay set insert_then_delete_seen = false');
   });
 
+  it('fact 16: refuses it also when the rows were deleted while no relay was running, and one has read them since', async () => {
+    probe.clear();
+    const deleted = (n: number): Promise<unknown[]> =>
+      database.query(`do $$ begin insert into waybill.outbox (type) select 'deleted' from generate_series(1, ${n});
+        delete from waybill.outbox where type = 'deleted'; end $$`);
+    const first = await start('wal');
+    await publish(5);
+    await probe.waitForDistinct(5);
+    await emptied();
+    await first.kill9();
+    // Rows that a relay has settled say nothing, although they are gone when the log brings them again.
+    const second = await start('wal');
+    await publish(1);
+    await probe.waitForDistinct(6);
+    await emptied();
+    expect(await database.query('select from waybill.relay where insert_then_delete_seen')).toEqual([]);
+    expect(await second.stop()).toBe(0);
+    await deleted(10);
+    const third = await start('wal');
+    await probe.waitForDistinct(16);
+    await until(
+      async () => (await database.query('select from waybill.relay where insert_then_delete_seen')).length === 1,
+      { what: 'the relay to note the deleted rows' },
+    );
+    expect(await third.stop()).toBe(0);
+    await deleted(10);
+    const polling = startRelay({
+      databaseUrl: database.url,
+      brokerUrl: vhost.url,
+      env: { WAYBILL_RELAY_SOURCE: 'table' },
+    });
+    const line = await polling.waitForLog((each) => each.level === 'error', 'a refusal');
+    expect(JSON.stringify(line)).toContain('WAYBILL_ROWS_ONLY_IN_LOG');
+    await polling.kill9();
+    const again = await start('wal');
+    await probe.waitForDistinct(26);
+    expect(await again.stop()).toBe(0);
+    await database.query('update waybill.relay set insert_then_delete_seen = false');
+  });
+
   it('fact 16: refuses it also when all of the rows that were deleted had to be held, and then loses none', async () => {
     probe.clear();
     const relay = await start('wal');

@@ -102,6 +102,8 @@ export class ModelDatabase {
   /** Whether the id has arrived; asked when a row is cancelled. */
   isDelivered: (id: string) => boolean = () => false;
   readonly violations: string[] = [];
+  /** Some application has deleted a row itself. */
+  hasDeleted = false;
   /** Whether the order is strict. */
   strict = false;
   /** An operator has locked every key: the next release answers nothing. */
@@ -133,7 +135,10 @@ export class ModelDatabase {
     if (gap === 2) this.#drawnEarly.push(this.#nextSeq++);
     this.wal.push({ xid, commitLsn, endLsn: this.insertLsn, rows: own });
     for (const [n, { row, state, holdNo }] of own.entries()) {
-      if (rows[n]?.deleted) continue;
+      if (rows[n]?.deleted) {
+        this.hasDeleted = true;
+        continue;
+      }
       const dueAtMs = row.deliverAt === null ? this.#clock.now() + 500 : timestampMs(row.deliverAt);
       const kept = { attempts: 0, dueAtMs, isDue: false, xid };
       this.#table.set(row.seq, { ...kept, row, state, holdNo: holdNo === null ? null : BigInt(holdNo) });
@@ -328,7 +333,7 @@ export class ModelDatabase {
       settle: (rows, candidate, durable) => fenced(() => this.#settle(rows, candidate, durable)),
       hold: (holds) => fenced(() => this.#hold(holds)),
       place: (rows) => fenced(() => this.#place(rows)),
-      writeBack: (holds) => fenced(() => this.#writeBack(holds)),
+      writeBack: (hold) => fenced(() => this.#writeBack(hold)),
       whereabouts: (rows) => read(() => this.#whereabouts(rows)),
       lockHolders: () => read(() => []),
       states: (rows) => read(() => this.#states(rows)),
@@ -351,7 +356,10 @@ export class ModelDatabase {
       recordGone: (rows) => fenced(() => rows.forEach(({ row }) => this.#history.add(`${row.seq} ${row.id}`))),
       settledBefore: (rows) =>
         read(() => new Set(rows.filter(({ seq, id }) => this.#history.has(`${seq} ${id}`)).map(({ seq }) => seq))),
-      noteInsertThenDelete: nothing,
+      noteInsertThenDelete: () =>
+        fenced(() => {
+          if (!this.hasDeleted) this.violations.push('fact 16: deleted rows are noted, and there were none');
+        }),
       noteTimeline: nothing,
       beginPass: (after) => noted(() => ((this.checkpointLsn = null), (this.pass = { after, upto: null }))),
       limitPass: (upto) => noted(() => (this.pass = { ...this.pass, upto })),
@@ -461,24 +469,23 @@ export class ModelDatabase {
     this.held.add(row.id);
   }
 
-  #writeBack(holds: readonly Hold[]): void {
-    this.#assertTaken(holds.filter(({ row }) => !this.find(row.id)));
-    for (const hold of holds) {
-      if (this.find(hold.row.id)) continue;
-      const seq = String(this.#nextSeq++);
-      const row = { ...copyOf(hold.row), seq };
-      const kept: TableRow = { row, state: 'ready', attempts: 0, dueAtMs: 0, isDue: false, xid: 0, holdNo: null };
-      this.#table.set(seq, kept);
-      this.#keep(kept, hold);
-      // It is in the log like any other.
-      const holdNo = hold.holdNo ?? (hold.state === 'scheduled' ? null : (this.#holdNo += 1_000_000n));
-      kept.holdNo = holdNo;
-      const commitLsn = this.insertLsn;
-      this.insertLsn += 8n;
-      const written: WalRow = { kind: 'row', row, state: hold.state, holdNo: holdNo === null ? null : String(holdNo) };
-      this.wal.push({ xid: 0, commitLsn, endLsn: this.insertLsn, rows: [written] });
-    }
+  #writeBack(hold: Hold): boolean {
+    if (this.find(hold.row.id)) return false;
+    this.#assertTaken([hold]);
+    const seq = String(this.#nextSeq++);
+    const row = { ...copyOf(hold.row), seq };
+    const kept: TableRow = { row, state: 'ready', attempts: 0, dueAtMs: 0, isDue: false, xid: 0, holdNo: null };
+    this.#table.set(seq, kept);
+    this.#keep(kept, hold);
+    // It is in the log like any other.
+    const holdNo = hold.holdNo ?? (hold.state === 'scheduled' ? null : (this.#holdNo += 1_000_000n));
+    kept.holdNo = holdNo;
+    const commitLsn = this.insertLsn;
+    this.insertLsn += 8n;
+    const written: WalRow = { kind: 'row', row, state: hold.state, holdNo: holdNo === null ? null : String(holdNo) };
+    this.wal.push({ xid: 0, commitLsn, endLsn: this.insertLsn, rows: [written] });
     this.#flush();
+    return true;
   }
 
   #assertCancelled(id: string): void {

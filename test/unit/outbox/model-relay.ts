@@ -251,6 +251,8 @@ export class ModelRelay {
       counters: this.#counters,
       startLsn,
       replayEnd,
+      historyRetentionMs: Infinity,
+      databaseNow: () => this.#clock.now(),
       passIds: ids,
       passFence: fence,
       check: () => this.failure.check(),

@@ -28,6 +28,8 @@ export class SettlerBench {
   /** Seqs that settle and hold do not find. */
   missing = new Set<string>();
   whereabouts: Whereabouts = 'present';
+  /** What is to be written back is in the table already. */
+  alreadyThere = false;
   /** Seqs that the table does not take (back), each with the error. */
   readonly refused = new Map<string, Error>();
   /** Whoever has locked rows. */
@@ -45,7 +47,7 @@ export class SettlerBench {
       settle: (rows, candidate, durable) => this.calls.make(() => this.#settle(rows, candidate, durable)),
       hold: (holds) => this.calls.make(() => this.#hold(holds)),
       place: (rows) => this.calls.make(() => (this.#refuse(rows), this.#find('place', rows))),
-      writeBack: (holds) => this.calls.make(() => this.#writeBack(holds)),
+      writeBack: (hold) => this.calls.make(() => this.#writeBack(hold)),
       recordGone: (rows) => this.calls.make(() => (this.#refuse(rows), this.#find('gone', rows), undefined)),
       whereabouts: (rows) => this.calls.make(() => new Map(rows.map(({ seq }) => [seq, this.whereabouts]))),
       lockHolders: (rows) =>
@@ -142,9 +144,10 @@ export class SettlerBench {
     return work;
   }
 
-  #writeBack(holds: readonly { row: { seq: string } }[]): void {
-    this.asked.push({ what: 'write back', seqs: seqsOf(holds) });
-    this.#refuse(holds);
+  #writeBack(hold: { row: { seq: string } }): boolean {
+    this.asked.push({ what: 'write back', seqs: seqsOf([hold]) });
+    this.#refuse([hold]);
+    return !this.alreadyThere;
   }
 
   #hold(holds: readonly { row: { seq: string } }[]): Set<string> {

@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest';
 import { WaybillError } from '../../../src/core/errors.js';
 import { Ledger } from '../../../src/core/ledger.js';
-import type { Work } from '../../../src/outbox/work.js';
+import { Works, type Work } from '../../../src/outbox/work.js';
 import { turn } from '../../support/manual-clock.js';
 import { INTERVAL_MS, SettlerBench } from './settler-bench.js';
 
@@ -430,6 +430,26 @@ test('3.5 strict: behind a row that the table does not take back, its lane waits
   bench.clock.advance(30_000);
   for (let n = 0; n < 3; n += 1) await bench.cycle();
   expect([back(), bench.works.size]).toEqual([['1', '3', '1', '2'], 0]);
+});
+
+test('O4: ids of rows that were written back wait for the log: not those that were there already, nor where none streams', async () => {
+  const bench = new SettlerBench();
+  const works = bench.transaction(110n, 3);
+  bench.missing = new Set(['1', '2', '3']);
+  bench.whereabouts = 'gone';
+  bench.refused.set('3', refusal('23514', {}));
+  for (const work of works) bench.settler.hold(work, parked);
+  for (let n = 0; n < 5; n += 1) await bench.cycle();
+  expect([bench.works.size, bench.works.writtenBack]).toEqual([1, 2]);
+  expect([bench.works.takeWrittenBack('id-1'), bench.works.takeWrittenBack('id-1')]).toEqual([true, false]);
+  bench.refused.clear();
+  bench.alreadyThere = true;
+  bench.clock.advance(30_000);
+  for (let n = 0; n < 3; n += 1) await bench.cycle();
+  expect([bench.works.size, bench.works.writtenBack]).toEqual([0, 1]);
+  const polled = new Works(false);
+  polled.writesBack('id-1');
+  expect(polled.writtenBack).toBe(0);
 });
 
 test('an error of the table itself while a row is written back ends the session', async () => {
