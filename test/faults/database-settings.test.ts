@@ -2,6 +2,8 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { outboxStage, tally, type OutboxStage } from '../support/outbox-stage.js';
 import { receiverScene, type ReceiverScene } from '../support/receiver-scene.js';
 import { killRelays, startRelay, type RelayProcess } from '../support/relay.js';
+import { migrateUp } from '../../src/postgres/migrations.js';
+import { withClient } from '../support/servers/postgres-server.js';
 import { startPostgres } from '../support/servers/postgres.js';
 import { plantStrangers, strangersRan, STRANGERS_PATH } from '../support/strangers.js';
 import { until } from '../support/waiting.js';
@@ -145,6 +147,51 @@ describe('settings of a database under the relay', () => {
       await server.close();
     }
   });
+
+  it.each([
+    ['SQL_ASCII', 'é', '22021'],
+    ['WIN1252', 'é', '22P05'],
+  ])(
+    'F60: a database in %s: bytes that are no text are refused when they are written, all else arrives',
+    async (encoding, text, code) => {
+      stage = await outboxStage();
+      const { server } = stage.database;
+      const name = `${stage.database.name}_${encoding.toLowerCase()}`;
+      await stage.database.query(
+        `create database ${name} template template0 encoding '${encoding}' lc_collate 'C' lc_ctype 'C'`,
+      );
+      try {
+        await withClient(server.url(name), async (client) => {
+          await migrateUp(client);
+          const relay = startRelay({ databaseUrl: server.url(name), brokerUrl: stage?.vhost.url ?? '' });
+          await relay.waitForPhase('streaming');
+          const write = (type: string, payload: string): Promise<unknown> =>
+            client.query('insert into waybill.outbox (type, payload, key) values ($1, $2, null)', [type, payload]);
+          await write(text, `"${text}"`);
+          await client.query(`set client_encoding = '${encoding}'`);
+          const bad = `insert into waybill.outbox (type, payload, key)`;
+          // \\x81 is no character of WIN1252, and none of UTF-8.
+          for (const values of [`('t', E'"\\x81"'::json, null)`, `(E't\\x81', '1', null)`, `('t', '1', E'\\x81')`]) {
+            await expect(client.query(`${bad} values ${values}`)).rejects.toMatchObject({ code });
+          }
+          await client.query("set client_encoding = 'UTF8'");
+          await write('last', '2');
+          await until(async () => (await client.query('select from waybill.outbox')).rowCount === 0, {
+            what: 'the outbox to be empty',
+          });
+          expect(await relay.stop()).toBe(0);
+          const messages = (await stage?.taken()) ?? [];
+          expect(messages.map(({ type, body }) => [type, body.toString()])).toEqual([
+            [text, `"${text}"`],
+            ['last', '2'],
+          ]);
+        });
+      } finally {
+        await killRelays();
+        await server.dropDatabase(name);
+      }
+    },
+  );
 
   it('array_nulls and what else changes how values are read: rows are held as they should, and nothing is refused', async () => {
     const { made, relay } = await under([
