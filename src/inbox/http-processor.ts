@@ -11,6 +11,10 @@ import { spanEnd, type MessageSpans, type SpanEnd } from './spans.js';
 import type { Processor } from './worker.js';
 
 const MARGIN_MS = 60_000;
+/** Most bytes of bodies under way, as far as the sizes of those before tell; one message may be larger. */
+const MOST_BYTES = 64 * 2 ** 20;
+/** What is expected of a message before the first was seen: eight of them are claimed then. */
+const EXPECTED_BYTES = MOST_BYTES / 8;
 const SETTLE_BACKOFF: Backoff = { firstMs: 100, factor: 2, maxMs: 5_000, jitter: 0.3 };
 
 export interface HttpProcessorOptions {
@@ -37,6 +41,10 @@ export class HttpProcessor implements Processor {
   /** One for each message under way: a signal takes a few listeners only. */
   readonly #cuts = new Set<AbortController>();
   readonly gatherMs = 0;
+  /** Of the bodies under way. */
+  #bytes = 0;
+  /** Of one body, from the latest claims; large ones are remembered for some claims. */
+  #expectedBytes = EXPECTED_BYTES;
   /** Answers that cannot be written down because the database is away. */
   #unwritten = 0;
 
@@ -46,10 +54,12 @@ export class HttpProcessor implements Processor {
     options.giveUp.addEventListener('abort', cut, { once: true });
   }
 
-  /** None while answers cannot be written down: a claim would count rows as abandoned whose answer is here (I4). */
+  /** As many as fit into memory (F110). None while answers cannot be written down: a claim would count rows as abandoned whose answer is here (I4). */
   room(): number {
     if (this.#unwritten > 0) return 0;
-    return Math.max(0, this.#options.handler.concurrency - this.#running.size);
+    const fitting = Math.floor((MOST_BYTES - this.#bytes) / this.#expectedBytes);
+    const free = Math.min(this.#options.handler.concurrency - this.#running.size, fitting);
+    return Math.max(this.#running.size === 0 ? 1 : 0, free);
   }
 
   leaseMs(): number {
@@ -62,11 +72,15 @@ export class HttpProcessor implements Processor {
 
   process(claim: Claim, tickets: Ticket[]): Promise<void> {
     const spare = [...tickets];
+    const claimedBytes = claim.messages.reduce((sum, { body }) => sum + body.length, 0);
+    this.#expectedBytes = Math.max(1, claimedBytes / claim.messages.length, this.#expectedBytes / 2);
+    this.#bytes += claimedBytes;
     for (const message of claim.messages) {
       const handling = this.#handle(message, claim.token, spare.shift())
         .catch((error: unknown) => this.#options.log.error({ err: error }, 'a message could not be handled'))
         .finally(() => {
           this.#running.delete(handling);
+          this.#bytes -= message.body.length;
           this.#options.onRoom();
         });
       this.#running.add(handling);

@@ -200,7 +200,7 @@ describe('answers over HTTP', () => {
       onRoom: nothing,
     });
     const handle = async (seq: bigint): Promise<void> => {
-      await processor.process({ token: 't', messages: [{ seq } as InboxMessage] }, []);
+      await processor.process({ token: 't', messages: [{ seq, body: Buffer.alloc(0) } as InboxMessage] }, []);
       for (let n = 0; n < 5; n += 1) await turn();
     };
     const pass = async (): Promise<void> => {
@@ -221,6 +221,60 @@ describe('answers over HTTP', () => {
     expect(written.sort()).toEqual([1n, 2n]);
     expect(processor.room()).toBe(4);
   });
+});
+
+it('F110 no more bodies are claimed at once than fit, as far as those before tell; one is, whatever its size', async () => {
+  const clock = new ManualClock();
+  const answers: (() => void)[] = [];
+  const processor = new HttpProcessor({
+    store: { settle: () => Promise.resolve<Outcome[]>([]) },
+    handler: {
+      concurrency: 100,
+      longestMs: 1_000,
+      handle: () => new Promise((resolve) => answers.push(() => resolve({ kind: 'done' }))),
+    },
+    delaysMs: [1_000],
+    gate: gateOf(clock),
+    outcomes: new Outcomes({
+      counters: {} as ConsumerCounters,
+      log,
+      logsAll: false,
+      followers: { onWaiting: nothing, onBlocked: nothing, onDead: nothing, onReleased: nothing },
+      isGivenBack: () => false,
+    }),
+    clock,
+    log,
+    giveUp: new AbortController().signal,
+    onRoom: nothing,
+  });
+  const claimed = (count: number, mebibytes: number): Promise<void> => {
+    const body = Buffer.alloc(mebibytes * 2 ** 20);
+    const messages = Array.from({ length: count }, (_, n) => ({ seq: BigInt(n), body }) as InboxMessage);
+    return processor.process({ token: 't', messages }, []);
+  };
+  const answered = async (): Promise<void> => {
+    await turn();
+    for (const answer of answers.splice(0)) answer();
+    await processor.idle();
+  };
+  expect(processor.room()).toBe(8);
+  await claimed(2, 16);
+  expect(processor.room()).toBe(2);
+  await claimed(2, 16);
+  expect(processor.room()).toBe(0);
+  await answered();
+  await claimed(1, 80);
+  expect(processor.room()).toBe(0);
+  await answered();
+  expect(processor.room()).toBe(1);
+  // Small ones again: more with each claim.
+  let most = 0;
+  for (let n = 0; n < 30; n += 1) {
+    await claimed(1, 0);
+    await answered();
+    most = processor.room();
+  }
+  expect(most).toBe(100);
 });
 
 it('Retry-After makes a delay longer than the schedule says, never shorter', async () => {
@@ -261,7 +315,10 @@ it('Retry-After makes a delay longer than the schedule says, never shorter', asy
   });
   const asked = async (given: number | undefined, attempt: number, type: string | null = null): Promise<void> => {
     retryInMs = given;
-    await processor.process({ token: 't', messages: [{ seq: 1n, attempt, type } as InboxMessage] }, []);
+    await processor.process(
+      { token: 't', messages: [{ seq: 1n, attempt, type, body: Buffer.alloc(0) } as InboxMessage] },
+      [],
+    );
     await processor.idle();
   };
   await asked(90_000_000, 1);
@@ -312,7 +369,7 @@ it('F112: messages under way hang on one listener to the end of all waiting, how
     giveUp: giveUp.signal,
     onRoom: nothing,
   });
-  const messages = Array.from({ length: 32 }, (_, n) => ({ seq: BigInt(n) }) as InboxMessage);
+  const messages = Array.from({ length: 32 }, (_, n) => ({ seq: BigInt(n), body: Buffer.alloc(0) }) as InboxMessage);
   await processor.process({ token: 't', messages }, []);
   await turn();
   expect(getEventListeners(giveUp.signal, 'abort').length).toBe(1);
