@@ -2518,7 +2518,7 @@ create sequence waybill.outbox_hold_no;
 create table waybill.action_log (
   seq bigint generated always as identity not null,
   at timestamp with time zone default clock_timestamp() not null,
-  actor text default SESSION_USER not null,
+  actor text default ((SESSION_USER)::text || COALESCE(((' ('::text || "left"(NULLIF(current_setting('waybill_cli.operator'::text, true), ''::text), 200)) || ')'::text), ''::text)) not null,
   action text not null,
   target text not null,
   reason text,
@@ -3542,6 +3542,8 @@ CREATE INDEX inbox_bodies ON waybill.inbox USING btree (consumer, processed_at) 
 
 CREATE INDEX inbox_dead ON waybill.inbox USING btree (consumer, processed_at, seq) WHERE (status = 'dead'::text);
 
+CREATE INDEX inbox_held_since ON waybill.inbox USING btree (consumer, status, received_at) WHERE (status = ANY (ARRAY['waiting'::text, 'blocked'::text]));
+
 CREATE INDEX inbox_holding ON waybill.inbox USING btree (consumer, key, seq) WHERE ((key IS NOT NULL) AND (status = ANY (ARRAY['pending'::text, 'running'::text, 'waiting'::text, 'dead'::text])));
 
 CREATE INDEX inbox_original_id ON waybill.inbox USING btree (original_id) WHERE (original_id IS NOT NULL);
@@ -3637,7 +3639,7 @@ comment on column waybill.action_log.seq is 'Position in the log.';
 
 comment on column waybill.action_log.at is 'When it was done.';
 
-comment on column waybill.action_log.actor is 'The role that had logged in (session_user).';
+comment on column waybill.action_log.actor is 'The role that had logged in (session_user), and in brackets who that was by the word of the program: the user of the operating system and the host, or WAYBILL_OPERATOR.';
 
 comment on column waybill.action_log.action is 'outbox.retry, outbox.discard, outbox.replay; inbox.retry and the like; consumer.pause and the like; redact; relay.adopt or relay.drop.';
 
@@ -3860,6 +3862,8 @@ comment on index waybill.inbox_blocked is 'Followers of a key, in order.';
 comment on index waybill.inbox_bodies is 'Bodies whose retention runs.';
 
 comment on index waybill.inbox_dead is 'Dead rows by the time of death.';
+
+comment on index waybill.inbox_held_since is 'The oldest message of a consumer that waits for its next attempt, or behind another one.';
 
 comment on index waybill.inbox_holding is 'Rows that may hold their key.';
 

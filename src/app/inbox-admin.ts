@@ -24,6 +24,7 @@ import {
   renameRows,
   takeInboxSnapshot,
   type ConsumerEntry,
+  GROUPED_ROWS,
   type DeadGroup,
   type InboxAct,
   type InboxContent,
@@ -38,6 +39,7 @@ import { pause, systemClock } from '../runtime/clock.js';
 import { MOST_BULK_ROWS } from './outbox-admin.js';
 import { operatorWork, type SqlClient } from './session.js';
 
+export { GROUPED_ROWS };
 export type { ConsumerEntry, DeadGroup, InboxAct, InboxRow, RedactedPlace };
 
 type Database = Config['database'];

@@ -7,6 +7,7 @@ import { checkSchema } from '../postgres/migrations.js';
 import { connectToPrimary } from '../postgres/primary.js';
 import { systemClock, within } from '../runtime/clock.js';
 import { databaseEndpoints } from './endpoints.js';
+import { operatorName } from './operator-name.js';
 
 /** A connection as the adapter gives it. */
 export type SqlClient = Awaited<ReturnType<typeof connectSql>>;
@@ -29,7 +30,7 @@ export async function withDatabase<T>(
     applicationName: 'waybill',
     // A connection that dies fails the statement that waits for it; there is nobody else to tell.
     onError: () => undefined,
-    limits,
+    limits: { ...limits, operator: operatorName() },
     onUnusable,
   });
   const tooLate = Symbol('too late');

@@ -32,7 +32,7 @@ export function verdictOf(evidence: TraceEvidence): Verdict {
   if (outbox && outbox.state !== 'ready') return heldVerdict(outbox);
   const failing = (inbox ?? []).filter(isFailing);
   const [first] = failing;
-  if (first) return failureVerdict(id, first, failing, inbox ?? []);
+  if (first) return withPause(failureVerdict(id, first, failing, inbox ?? []), first);
   if (outbox) {
     const reason = 'it is in the outbox and goes out next; if it stays there, see what the relay does';
     return { verdict: 'on its way', reason, next: 'waybill status' };
@@ -141,6 +141,14 @@ function failureVerdict(
   }
   const reason = `no other message of this type is there to compare it with; message ${id} fails at ${row.consumer}`;
   return { verdict: 'not clear', reason, next };
+}
+
+/** What failed is not tried again either while its consumer is paused. */
+function withPause(verdict: Verdict, { consumer, hindrance }: InboxEvidence): Verdict {
+  const pause = hindrance?.pause;
+  if (!pause) return verdict;
+  const on = pause.by === 'operator' ? ` (\`${pauseMend(consumer, pause)}\`)` : '';
+  return { ...verdict, reason: `${verdict.reason}; and it waits: ${pauseText(pause)}${on}` };
 }
 
 function openVerdict({ consumer, status, nextAttemptAt, lockedBy, hindrance }: InboxEvidence): Verdict {

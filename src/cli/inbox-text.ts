@@ -1,4 +1,10 @@
-import type { ConsumerEntry, DeadGroup, InboxMessageRecord, InboxRow } from '../app/inbox-admin.js';
+import {
+  GROUPED_ROWS,
+  type ConsumerEntry,
+  type DeadGroup,
+  type InboxMessageRecord,
+  type InboxRow,
+} from '../app/inbox-admin.js';
 import { spoken } from '../core/spoken.js';
 import { cell } from './outbox-text.js';
 import { aligned, columns, printable, spokenBytes, spokenCount, wrapped } from './text.js';
@@ -112,14 +118,14 @@ function messageText({ content, attempts, body, ...row }: InboxMessageRecord): s
 /** The dead by what they have in common, each group with the command that would try it again. */
 export function formatGroups(groups: readonly DeadGroup[], by: 'error' | 'type' | 'id', now: Date): string {
   if (groups.length === 0) return 'Nothing is dead.';
-  return groups
-    .map(({ consumer, reason, common, count, firstAt, lastAt, exampleId }) => {
-      const ages = `oldest ${spoken(now.getTime() - firstAt.getTime())}, newest ${spoken(now.getTime() - lastAt.getTime())} ago`;
-      const head = `${spokenCount(count)} at ${cell(consumer, 30)}${reason === null ? '' : ` (${reason})`}; ${ages}`;
-      const text = common ?? (by === 'error' ? 'no error is recorded' : `no ${by}`);
-      return [cell(head, WIDTH), `    ${cell(text, WIDTH - 4)}`, `    id ${idText(exampleId)}`].join('\n');
-    })
-    .join('\n');
+  const lines = groups.map(({ consumer, reason, common, count, firstAt, lastAt, exampleId, isCut }) => {
+    const ages = `oldest ${spoken(now.getTime() - firstAt.getTime())}, newest ${spoken(now.getTime() - lastAt.getTime())} ago`;
+    const head = `${spokenCount(count)}${isCut ? '+' : ''} at ${cell(consumer, 30)}${reason === null ? '' : ` (${reason})`}; ${ages}`;
+    const text = common ?? (by === 'error' ? 'no error is recorded' : `no ${by}`);
+    return [cell(head, WIDTH), `    ${cell(text, WIDTH - 4)}`, `    id ${idText(exampleId)}`].join('\n');
+  });
+  const cut = `+ among the latest ${spokenCount(GROUPED_ROWS)} of that consumer; older ones were not looked at.`;
+  return [...lines, ...(groups.some(({ isCut }) => isCut) ? [cut] : [])].join('\n');
 }
 
 /** `1,000+`: there are more, which were not counted; `?`: nothing could be counted in time. */

@@ -7,8 +7,8 @@ export interface RawTree {
   [key: string]: unknown;
 }
 
-/** The variables that are not keys: the file's place, and the servers that tests may be given. */
-const OTHER_NAMES = new Set(['WAYBILL_CONFIG']);
+/** The variables that are not keys: the file's place, and who calls the program. */
+const OTHER_NAMES = new Set(['WAYBILL_CONFIG', 'WAYBILL_OPERATOR']);
 
 /** Reads YAML (JSON is a part of it). The parser's own messages quote the text, so only code and place are told. */
 export function parseFile(fileText: string, fileName: string, problems: ConfigProblem[]): RawTree {

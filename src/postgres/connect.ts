@@ -100,6 +100,8 @@ export interface ConnectionLimits {
   lockTimeoutMs?: number;
   statementTimeoutMs?: number;
   keepsSearchPath?: boolean;
+  /** Who acts, for the action_log. */
+  operator?: string;
 }
 
 /**
@@ -113,7 +115,7 @@ export async function connectSql(
   onError: OnConnectionError,
   limits: ConnectionLimits = {},
 ): Promise<pg.Client> {
-  const { lockTimeoutMs = 1_000, statementTimeoutMs = 60_000, keepsSearchPath = false } = limits;
+  const { lockTimeoutMs = 1_000, statementTimeoutMs = 60_000, keepsSearchPath = false, operator } = limits;
   const client = new pg.Client({
     ...(await clientConfig(endpoint, applicationName, false)),
     // Why on our side too: a server that was cut off without a word never tells that its time is over.
@@ -125,13 +127,15 @@ export async function connectSql(
     await client.query(
       [
         ...Object.entries(PINNED_SETTINGS).map(([name, value]) => `set ${name} = '${value}'`),
-        ...(keepsSearchPath ? [] : [`set search_path = ${OWN_PATH}`]),
+        // Our statements are short: to compile one takes longer than to run it.
+        ...(keepsSearchPath ? [] : [`set search_path = ${OWN_PATH}`, 'set jit = off']),
         `set lock_timeout = ${lockTimeoutMs}`,
         `set statement_timeout = ${statementTimeoutMs}`,
         `set idle_in_transaction_session_timeout = 60000`,
         // Without messages there is nothing to say for long.
         `set idle_session_timeout = 0`,
         NO_TRANSACTION_TIMEOUT,
+        ...(operator === undefined ? [] : [`set waybill_cli.operator = ${client.escapeLiteral(operator)}`]),
       ].join('; '),
     );
     // A backend that waits for a lock then notices that its client is gone. Not every server's system can do it.

@@ -50,6 +50,9 @@ const DUE_SINCE = {
   dead: 'null::timestamptz',
 } as const;
 
+/** Those whose index has not first what came first: the oldest is asked of an index of its own, of however many there are. */
+const HELD = ['waiting', 'blocked'];
+
 interface Counted {
   name: string;
   state: string;
@@ -141,9 +144,12 @@ async function countStatuses(
     if (limitMs < LEAST_LIMIT_MS) return undefined;
     // Why a text for each status: an index on some of the rows is found by the text of its condition. Each index has first
     // what is due first.
+    const oldest = (status: string): string =>
+      `(select o.received_at from ${prefix}.inbox o where o.consumer = c.name and o.status = '${status}'
+        order by o.received_at limit 1)`;
     const each = Object.entries(DUE_SINCE).map(
       ([status, due]) =>
-        `select '${status}' as state, count(*)::int as count, min(received_at) as oldest,
+        `select '${status}' as state, count(*)::int as count, ${HELD.includes(status) ? oldest(status) : 'min(received_at)'} as oldest,
            (count(*) filter (where is_late))::int as late, min(received_at) filter (where is_late) as oldest_late
          from (select received_at, ${due} < now() - interval '${LATE_MS} ms' as is_late from ${prefix}.inbox i
                where i.consumer = c.name and i.status = '${status}' limit ${bound + 1}) ${status}_rows`,

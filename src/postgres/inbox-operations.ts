@@ -21,6 +21,8 @@ export interface DeadGroup {
   firstAt: Date;
   lastAt: Date;
   exampleId: string;
+  /** Only the latest GROUPED_ROWS of a consumer were looked at; there are more. */
+  isCut: boolean;
 }
 
 /** One consumer with its backlog. */
@@ -55,8 +57,8 @@ const RECEIVED: FilterColumns = {
 /** Dead rows are looked for by the time of death, for which there is an index. */
 const DIED: FilterColumns = { ...RECEIVED, time: 'o.processed_at' };
 const REDACTING_MINUTES = 30;
-/** Most rows that are grouped, the latest. */
-const GROUPED_ROWS = 100_000;
+/** Most rows of a consumer that are grouped, the latest. */
+export const GROUPED_ROWS = 10_000;
 
 /** Of rows in one status alone, by consumer: the order of the index on them, which is the order of their turn. */
 const ORDERS: Readonly<Record<string, string>> = {
@@ -72,19 +74,42 @@ const ORDERS: Readonly<Record<string, string>> = {
  * which it is their turn, the dead in that of their deaths.
  */
 export function listInboxRows(client: Client, schema: string, filter: RowFilter, limit: number): Promise<InboxRow[]> {
-  const { sql, values } = conditionOf(filter, isDead(filter) ? DIED : RECEIVED);
+  const { sql, values, since } = conditionOf(filter, isDead(filter) ? DIED : RECEIVED);
   const own = quoteSchema(schema);
   const [status, ...others] = filter.states ?? [];
   const order = (status !== undefined && others.length === 0 && ORDERS[status]) || 'o.seq';
   // Why: ids are looked up by consumer and id together.
   const everywhere = filter.ids && filter.consumer === undefined;
   const known = everywhere ? ` and o.consumer in (select c.name from ${own}.consumer c)` : '';
+  const late = order === 'o.seq' && since !== undefined ? ` and o.seq >= coalesce((${firstSince(own, since)}), 0)` : '';
   return select<InboxRow>(
     client,
     `select ${INBOX_COLUMNS} from (
-       select * from ${own}.inbox o where ${sql}${known} order by ${order} limit ${limit}) i`,
+       select * from ${own}.inbox o where ${sql}${known}${late} order by ${order} limit ${limit}) i`,
     values,
   );
+}
+
+/**
+ * How long before a row's time rows with a higher number may have theirs, in minutes: the time is that at which their
+ * transaction began, and one that applies what it receives takes up to ten.
+ */
+const DISORDER_MINUTES = 15;
+
+/**
+ * The number before which every row was received earlier than that time: found by halving, because numbers are drawn as
+ * messages come. Without it a list since a while ago would walk over everything that is older.
+ */
+function firstSince(own: string, since: string): string {
+  return `with recursive search (low, high) as (
+      select (select min(seq) from ${own}.inbox), (select max(seq) from ${own}.inbox)
+      union all
+      select case when p.is_old then p.seq + 1 else s.low end, case when p.is_old then s.high else m.middle end
+      from search s, lateral (select s.low + (s.high - s.low) / 2 as middle) m,
+        lateral (select b.seq, b.received_at < ${since} - interval '${DISORDER_MINUTES} min' as is_old
+                 from ${own}.inbox b where b.seq >= m.middle order by b.seq limit 1) p
+      where s.low < s.high)
+    select max(low) from search`;
 }
 
 /** The messages of one consumer that are meant now, at most `limit`: counted and by id. */
@@ -170,6 +195,7 @@ export function groupDead(
   filter: RowFilter,
   by: 'error' | 'type' | 'id',
   limit: number,
+  most = GROUPED_ROWS,
 ): Promise<DeadGroup[]> {
   const { sql, values } = conditionOf({ ...filter, states: ['dead'] }, DIED);
   const common = {
@@ -178,12 +204,23 @@ export function groupDead(
     id: 'coalesce(d.original_id, d.message_id)',
   }[by];
   const consumer = by === 'id' ? `string_agg(distinct d.consumer, ', ')` : 'd.consumer';
+  const inbox = `${quoteSchema(schema)}.inbox`;
+  const next = (after: string): string =>
+    `(select o.consumer from ${inbox} o where o.status = 'dead'${after} order by o.consumer limit 1)`;
   return select<DeadGroup>(
     client,
-    `select ${consumer} as consumer, ${by === 'id' ? 'min(d.dead_reason)' : 'd.dead_reason'} as reason, ${common} as common,
+    // The latest of each consumer by its part of the index, and of these only what is shown: bodies are not read.
+    `with recursive dead (consumer) as (
+       select ${next('')} union all
+       select ${next(' and o.consumer > n.consumer')} from dead n where n.consumer is not null)
+     select ${consumer} as consumer, ${by === 'id' ? 'min(d.dead_reason)' : 'd.dead_reason'} as reason, ${common} as common,
        count(*)::int as count, min(d.processed_at) as "firstAt", max(d.processed_at) as "lastAt",
-       (array_agg(d.message_id order by d.processed_at desc))[1] as "exampleId"
-     from (select * from ${quoteSchema(schema)}.inbox o where ${sql} order by o.processed_at desc limit ${GROUPED_ROWS}) d
+       (array_agg(d.message_id order by d.processed_at desc))[1] as "exampleId",
+       sum(count(*)) over (${by === 'id' ? '' : 'partition by d.consumer'}) >= ${most} as "isCut"
+     from dead n, lateral (
+       select o.consumer, o.dead_reason, o.last_error, o.type, o.message_id, o.original_id, o.processed_at
+       from ${inbox} o where o.consumer = n.consumer and ${sql}
+       order by o.processed_at desc limit ${most}) d
      group by ${by === 'id' ? '' : 'd.consumer, d.dead_reason, '}${common}
      order by count(*) desc, max(d.processed_at) desc limit ${limit}`,
     values,

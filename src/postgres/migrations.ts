@@ -7,7 +7,7 @@ import { DEFAULT_SCHEMA, quoteSchema } from './schema-name.js';
 import { lineAt, splitStatements, type SqlStatement } from './sql-text.js';
 
 /** The newest migration that this program was built for. */
-export const SCHEMA_VERSION = 21;
+export const SCHEMA_VERSION = 22;
 
 /** One file of sql/migrations. `oldestBinary` is the lowest SCHEMA_VERSION of a program that still works after it. */
 export interface Migration {

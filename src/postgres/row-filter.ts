@@ -30,8 +30,15 @@ export interface FilterColumns {
 
 const OUTBOX: FilterColumns = { state: 'o.state', error: 'o.last_error', time: 'o.created_at' };
 
+/** A condition in SQL with its parameters, and the time before which nothing is meant, as SQL, if there is one. */
+export interface Condition {
+  sql: string;
+  values: unknown[];
+  since: string | undefined;
+}
+
 /** The condition of a filter, with its parameters numbered from 1. The table is `o`. */
-export function conditionOf(filter: RowFilter, columns: FilterColumns = OUTBOX): { sql: string; values: unknown[] } {
+export function conditionOf(filter: RowFilter, columns: FilterColumns = OUTBOX): Condition {
   const parts: string[] = [];
   const values: unknown[] = [];
   const add = (value: unknown, part: (parameter: string) => string): void => {
@@ -39,16 +46,16 @@ export function conditionOf(filter: RowFilter, columns: FilterColumns = OUTBOX):
     values.push(value);
     parts.push(part(`$${values.length}`));
   };
-  const addMoment = (moment: Moment | undefined, comparison: string): void => {
-    if (moment === undefined) return;
-    if ('at' in moment) add(moment.at, (parameter) => `${columns.time} ${comparison} ${parameter}::timestamptz`);
-    else {
-      add(
-        moment.agoMs,
-        (parameter) =>
-          `${columns.time} ${comparison} statement_timestamp() - ${parameter}::float8 * interval '1 millisecond'`,
-      );
-    }
+  const addMoment = (moment: Moment | undefined, comparison: string): string | undefined => {
+    if (moment === undefined) return undefined;
+    values.push('at' in moment ? moment.at : moment.agoMs);
+    const parameter = `$${values.length}`;
+    const time =
+      'at' in moment
+        ? `${parameter}::timestamptz`
+        : `(statement_timestamp() - ${parameter}::float8 * interval '1 millisecond')`;
+    parts.push(`${columns.time} ${comparison} ${time}`);
+    return time;
   };
   const { textId } = columns;
   add(filter.ids, (parameter) =>
@@ -63,7 +70,7 @@ export function conditionOf(filter: RowFilter, columns: FilterColumns = OUTBOX):
     const { error } = columns;
     add(filter.error, (parameter) => `strpos(lower(${error}), lower(${parameter})) > 0`);
   }
-  addMoment(filter.since, '>=');
+  const since = addMoment(filter.since, '>=');
   addMoment(filter.until, '<');
-  return { sql: parts.length === 0 ? 'true' : parts.join(' and '), values };
+  return { sql: parts.length === 0 ? 'true' : parts.join(' and '), values, since };
 }

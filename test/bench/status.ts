@@ -125,6 +125,9 @@ try {
     await measure('inbox list --key', undefined, () => listInbox(database, { key: 'k7' }, 50));
     await measure('inbox list --key, of none', undefined, () => listInbox(database, { key: 'none' }, 50));
     await measure('inbox list --since 1h', undefined, () => listInbox(database, { since: lastHour }, 50));
+    await measure('inbox list --since 1h --key, of none', undefined, () =>
+      listInbox(database, { since: lastHour, key: 'none' }, 50),
+    );
     await measure('inbox list --id', undefined, () => listInbox(database, { ids: [dead] }, 50));
     await measure('dead list', undefined, () => listInbox(database, { states: ['dead'] }, 50));
     await measure('dead list --since 1h --error', undefined, () =>

@@ -197,4 +197,26 @@ describe('counting never hurts: the backlog of a long table', () => {
     expect(await late()).toMatchObject({ count: 997, accuracy: 'at-least' });
     expect(Math.round(((await late())?.oldestAgeMs ?? 0) / 3_600_000)).toBe(8);
   });
+
+  it('the oldest of many that wait is found, however late it is its turn', async () => {
+    await client.query(`insert into waybill.consumer (name, queue, handler) values ('held', 'held', 'store')`);
+    const hold = (status: string, key: string, receivedAgo: string, rows: number) =>
+      client.query(
+        `insert into waybill.inbox (consumer, message_id, key, body, body_hash, status, received_at, next_attempt_at)
+         select 'held', gen_random_uuid()::text, $2::text || n, 'x', sha256('x'), $1::text, now() - $3::interval,
+           case when $1 = 'waiting' then now() + $3::interval end from generate_series(1, $4::int) n`,
+        [status, key, receivedAgo, rows],
+      );
+    await hold('waiting', 'a', '1 h', 1_500);
+    await hold('waiting', 'a', '9 h', 1);
+    await hold('blocked', 'a', '2 h', 1_500);
+    await hold('blocked', 'z', '7 h', 1);
+    const { states } = (await readConsumers(client, 'waybill', PATIENT_MS)).find(({ name }) => name === 'held') ?? {};
+    expect(
+      states?.map(({ state, count, oldestAgeMs }) => [state, count, Math.round((oldestAgeMs ?? 0) / 3_600_000)]),
+    ).toEqual([
+      ['waiting', 1_000, 9],
+      ['blocked', 1_000, 7],
+    ]);
+  });
 });

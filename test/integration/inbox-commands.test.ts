@@ -1,10 +1,11 @@
 import { randomUUID } from 'node:crypto';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { hostname, tmpdir, userInfo } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import type { InboxMessageRecord, InboxRow } from '../../src/app/inbox-admin.js';
 import type { Trace } from '../../src/app/trace.js';
+import { groupDead, listInboxRows } from '../../src/postgres/inbox-operations.js';
 import type { FreshDatabase } from '../support/database.js';
 import { migratedDatabase } from '../support/migrated-database.js';
 import { until } from '../support/waiting.js';
@@ -468,6 +469,18 @@ describe('waybill trace of a message that waits', () => {
     expect((await verdictOf(id)).next).toBe('waybill consumer list');
   });
 
+  test('after a failed attempt, at a consumer that was paused since: both', async () => {
+    const id = await receive('billing');
+    await database.query(
+      `select waybill.inbox_fail(c.seq, c.claim_token, 'partner answers 500') from waybill.inbox_claim('billing') c`,
+    );
+    await waybill('consumer', 'pause', 'billing', '--reason', 'partner is down');
+    const { reason, next } = await verdictOf(id);
+    expect(reason).toMatch(/fails at billing; and it waits: the consumer is paused by .* since .*: partner is down/);
+    expect(reason).toContain('`waybill consumer resume billing`');
+    expect(next).toBe(`waybill inbox show --consumer billing ${id}`);
+  });
+
   test('behind one of its key: which', async () => {
     const head = await dead('ledger', { key: 'k' });
     const [second, third] = [await receive('ledger', { key: 'k' }), await receive('ledger', { key: 'k' })];
@@ -483,5 +496,84 @@ describe('waybill trace of a message that waits', () => {
     await waybill('dead', 'discard', '--consumer', 'ledger', head, '--yes', '--reason', 'sent by hand');
     expect((await verdictOf(second)).reason).toBe('at consumer ledger it waits to be taken up');
     expect((await verdictOf(third)).reason).toContain(`behind message ${second} of its key, which is pending`);
+  });
+});
+
+test('the action_log names the person behind the role, as the program tells it', async () => {
+  const env = { WAYBILL_DATABASE_URL: database.url };
+  const [{ me } = { me: '' }] = await database.query<{ me: string }>('select session_user::text as me');
+  const pause = (change: Record<string, string>) =>
+    runProgram(['consumer', 'pause', 'billing', '--reason', 'x'], { ...env, ...change });
+  const acted = async () => (await database.query('select actor from waybill.action_log order by seq desc limit 1'))[0];
+  await pause({});
+  const { username } = userInfo();
+  expect(await acted()).toEqual({ actor: `${me} (${username}@${hostname()})` });
+  await waybill('consumer', 'resume', 'billing');
+  await pause({ WAYBILL_OPERATOR: `ann o'hara \\ on call` });
+  expect(await acted()).toEqual({ actor: `${me} (ann o'hara \\ on call@${hostname()})` });
+  await waybill('consumer', 'resume', 'billing');
+  // From psql there is the role alone.
+  await database.query(`select waybill.consumer_pause('billing', 'x')`);
+  expect(await acted()).toEqual({ actor: me });
+});
+
+describe('lists of a long inbox', () => {
+  const client = () => database.connect();
+
+  test('--since begins where the time does, and misses nothing of it, also where numbers and times are in disorder', async () => {
+    const connection = await client();
+    // Times that go on by a minute a row, in disorder by up to ten minutes, and numbers with gaps.
+    await connection.query(
+      `insert into waybill.inbox (consumer, message_id, type, body, body_hash, received_at)
+       select 'billing', 'm-' || n, 't', 'x', sha256('x'), now() - interval '1 min' * (20000 - n + n * 7919 % 10)
+       from generate_series(1, 20000) n`,
+    );
+    await connection.query(`delete from waybill.inbox where seq % 5 = 0 or message_id between 'm-7' and 'm-8'`);
+    for (const minutes of [-5, 0, 3, 60, 3_333, 12_345, 19_990, 30_000]) {
+      const expected = await database.query<{ id: string }>(
+        `select message_id as id from waybill.inbox where received_at >= statement_timestamp() - $1::int * interval '1 min' order by seq limit 40`,
+        [minutes],
+      );
+      const found = await listInboxRows(connection, 'waybill', { since: { agoMs: minutes * 60_000 } }, 40);
+      expect([minutes, found.map(({ messageId }) => messageId)]).toEqual([minutes, expected.map(({ id }) => id)]);
+    }
+    const read = async (): Promise<number> => {
+      const { rows } = await connection.query<{ n: string }>(
+        `select seq_tup_read + idx_tup_fetch as n from pg_stat_xact_user_tables where relid = 'waybill.inbox'::regclass`,
+      );
+      return Number(rows[0]?.n);
+    };
+    await connection.query('analyze waybill.inbox; begin');
+    const before = await read();
+    expect(await listInboxRows(connection, 'waybill', { since: { agoMs: 600_000 }, key: 'none' }, 40)).toEqual([]);
+    expect((await read()) - before).toBeLessThan(500);
+    await connection.query('rollback');
+    await connection.query('truncate waybill.inbox cascade');
+    expect(await listInboxRows(connection, 'waybill', { since: { agoMs: 600_000 } }, 40)).toEqual([]);
+    await connection.end();
+  });
+
+  test('the dead are grouped from the latest of each consumer, and what was left out is told', async () => {
+    for (let n = 0; n < 7; n += 1) await dead('billing', { error: `error ${n % 2}` });
+    await dead('mail', { error: 'another' });
+    const connection = await client();
+    const grouped = async (most: number) =>
+      (await groupDead(connection, 'waybill', {}, 'error', 10, most)).map(({ consumer, common, count, isCut }) => [
+        consumer,
+        common,
+        count,
+        isCut,
+      ]);
+    expect(await grouped(100)).toEqual([
+      ['billing', 'error 0', 4, false],
+      ['billing', 'error 1', 3, false],
+      ['mail', 'another', 1, false],
+    ]);
+    expect(await grouped(3)).toEqual([
+      ['billing', 'error 0', 2, true],
+      ['mail', 'another', 1, false],
+      ['billing', 'error 1', 1, true],
+    ]);
+    await connection.end();
   });
 });

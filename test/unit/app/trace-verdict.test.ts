@@ -135,6 +135,17 @@ describe('the consumers', () => {
   const pause = { at: AT, by: 'operator' as const, reason: 'ticket 4711', actor: 'ann' };
   const ahead = { messageId: "o'k", status: 'dead' };
 
+  test('what failed, and waits at a paused consumer: both are told', () => {
+    const failed = { status: 'waiting', failures: 3, hindrance: { pause, ahead: null } };
+    const { reason, next } = verdict({ inbox: [inbox(failed)] });
+    expect(reason).toBe(
+      `no other message of this type is there to compare it with; message ${ID} fails at billing; and it waits: the consumer is paused by ann since 2026-01-02T03:04:05.000Z: ticket 4711 (\`waybill consumer resume billing\`)`,
+    );
+    expect(next).toBe(`waybill inbox show --consumer billing ${ID}`);
+    const broken = { ...failed, hindrance: { pause: { ...pause, by: 'breaker' as const }, ahead: null } };
+    expect(verdict({ inbox: [inbox(broken)] }).reason).toMatch(/its handler is broken, .*: ticket 4711$/);
+  });
+
   test.each<[string, Partial<Inboxed>, string, string | null]>([
     [
       'pending at a paused consumer',

@@ -76,6 +76,7 @@ describe('lists fit 80 columns, and what the next command asks for is whole', ()
       firstAt: LONG_AGO,
       lastAt: LONG_AGO,
       exampleId: CONFLICT,
+      isCut: true,
     };
     const text = formatGroups([group], 'error', NOW);
     expect(tooLong(text)).toEqual([]);

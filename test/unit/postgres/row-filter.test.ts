@@ -20,8 +20,8 @@ test('each filter narrows, and no value becomes a part of the statement', () => 
     'o.type = $2',
     'o.key = $3',
     'strpos(lower(o.last_error), lower($4)) > 0',
-    "o.created_at >= statement_timestamp() - $5::float8 * interval '1 millisecond'",
-    "o.created_at < statement_timestamp() - $6::float8 * interval '1 millisecond'",
+    "o.created_at >= (statement_timestamp() - $5::float8 * interval '1 millisecond')",
+    "o.created_at < (statement_timestamp() - $6::float8 * interval '1 millisecond')",
   ]);
   expect(values).toEqual([['parked'], hostile, hostile, hostile, 60_000, 1_000]);
 });
@@ -36,5 +36,6 @@ test('a date is a moment, too; a table without errors is not narrowed by one', (
   expect(conditionOf({ ids: ['x'], error: 'e', since: { at } }, columns)).toEqual({
     sql: 'o.id = any($1::uuid[]) and o.settled_at >= $2::timestamptz',
     values: [['x'], at],
+    since: '$2::timestamptz',
   });
 });
