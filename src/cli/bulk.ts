@@ -35,6 +35,11 @@ export interface BulkAct {
   kindOf: (answer: Answer) => string;
 }
 
+/** ` that is dead`: which rows were looked for, also where the operator did not say so. */
+export function thatIs({ states }: { states?: readonly string[] }): string {
+  return states === undefined ? '' : ` that is ${states.join(' or ')}`;
+}
+
 /** How often a long piece of work is told of. */
 const PROGRESS_MS = 2_000;
 

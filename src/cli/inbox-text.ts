@@ -83,7 +83,7 @@ function messageText({ content, attempts, body, ...row }: InboxMessageRecord): s
     ['result', content.result],
     ['redacted', at(content.redactedAt)],
     ['occurred', at(content.occurredAt)],
-    ['exchange', content.exchange],
+    ['exchange', content.exchange === '' ? '(the default exchange)' : content.exchange],
     ['routing key', content.routingKey],
     ['content type', content.contentType],
     ['encoding', content.contentEncoding],
@@ -172,13 +172,14 @@ export function formatConsumers(consumers: readonly ConsumerEntry[]): string {
       `queue ${one.queue}`,
       one.ordering === 'key' ? 'ordered by key' : '',
     ];
-    const about = cell(parts.filter((part) => part !== '').join('; '), WIDTH - 4);
+    const known = parts.filter((part) => part !== '').map((part) => cell(part, WIDTH - 5));
+    const about = wrapped(known.join('; '), WIDTH - 4).map((line) => `    ${line}`);
     const paused =
       one.pausedAt === null
         ? []
         : wrapped(
             printable(
-              `${one.pausedBy === 'breaker' ? 'BROKEN handler' : `PAUSED by ${one.pausedBy ?? ''}`} since ${one.pausedAt.toISOString()}: ${one.pausedReason ?? 'no reason given'}`,
+              `${one.pausedBy === 'breaker' ? 'BROKEN handler' : `PAUSED by ${one.pausedActor ?? one.pausedBy ?? ''}`} since ${one.pausedAt.toISOString()}: ${one.pausedReason ?? 'no reason given'}`,
             ).replaceAll('\n', ' '),
             WIDTH - 4,
           ).map((line) => `    ${line}`);
@@ -189,7 +190,7 @@ export function formatConsumers(consumers: readonly ConsumerEntry[]): string {
             '    HALF RENAMED; go on with it, or take it back with --cancel:',
             `    waybill consumer rename ${printable(one.name)} ${printable(one.renamingTo)}`,
           ];
-    return [table[n + 1] ?? '', `    ${about}`, ...renamed, ...paused];
+    return [table[n + 1] ?? '', ...about, ...renamed, ...paused];
   });
   return [table[0], ...lines].join('\n');
 }

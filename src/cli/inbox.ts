@@ -13,7 +13,7 @@ import {
 import type { RowFilter } from '../app/outbox-admin.js';
 import { createTextRedactor } from '../telemetry/redact.js';
 import { anyIds, duration, moment, rate, rowCount } from './arguments.js';
-import { actOnAll, actOnIds, type BulkAct, type BulkOptions } from './bulk.js';
+import { actOnAll, actOnIds, thatIs, type BulkAct, type BulkOptions } from './bulk.js';
 import { EXIT } from './context.js';
 import { formatInbox, formatInboxMessages } from './inbox-text.js';
 import type { Cli } from './program.js';
@@ -148,7 +148,7 @@ function workOf(cli: Cli, act: InboxAct, consumer: string, filter: RowFilter, op
     name: act,
     warning,
     actsOn: INBOX_ACTS_ON[act],
-    nothingFits: 'No message of the inbox fits.',
+    nothingFits: `No message of the inbox${thatIs(filter)} fits.`,
     look: (ids) => lookAtMessages(database, consumer, ids),
     choose: () => chooseMessages(database, filter, limit),
     run: (ids, chosen, onBatch) => {

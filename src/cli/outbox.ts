@@ -11,7 +11,7 @@ import {
   type RowFilter,
 } from '../app/outbox-admin.js';
 import { createTextRedactor } from '../telemetry/redact.js';
-import { actOnAll, actOnIds, type BulkAct, type BulkOptions } from './bulk.js';
+import { actOnAll, actOnIds, thatIs, type BulkAct, type BulkOptions } from './bulk.js';
 import { messageId, messageIds, moment, rate, rowCount } from './arguments.js';
 import { EXIT } from './context.js';
 import { formatList, formatMessage } from './outbox-text.js';
@@ -116,7 +116,8 @@ function workOf(cli: Cli, act: RowAct, filter: RowFilter, options: ActOptions): 
     name: act,
     warning,
     actsOn: ACTS_ON[act],
-    nothingFits: act === 'replay' ? 'No published message of the history fits.' : 'No row of the outbox fits.',
+    nothingFits:
+      act === 'replay' ? 'No published message of the history fits.' : `No row of the outbox${thatIs(filter)} fits.`,
     look: (ids) => lookAtRows(database, act, ids),
     choose: () => chooseRows(database, act, filter, limit),
     run: (ids, chosen, onBatch) => {

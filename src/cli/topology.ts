@@ -4,7 +4,7 @@ import { applyTopology, exportTopology, planTopology, vhostOf, type TopologyPlan
 import { counted } from '../core/counted.js';
 import { createTextRedactor } from '../telemetry/redact.js';
 import { confirm } from './confirm.js';
-import { EXIT } from './context.js';
+import { EXIT, type CliContext } from './context.js';
 import { sayJson } from './json.js';
 import type { Cli } from './program.js';
 import { cell } from './outbox-text.js';
@@ -13,6 +13,7 @@ import { columns, printable, wrapped } from './text.js';
 type Step = TopologyPlan['steps'][number];
 
 const WIDTH = 80;
+const WIDEST = 160;
 
 const STATES: Readonly<Record<Step['state'], string>> = {
   missing: 'to make',
@@ -37,7 +38,7 @@ export function registerTopology(program: Command, cli: Cli): void {
     .action(async ({ json, check }: { json?: boolean; check?: boolean }) => {
       const plan = await planTopology(cli.configuration.broker());
       if (json) cli.context.out(`${JSON.stringify(plan, null, 2)}\n`);
-      else say(formatPlan(plan));
+      else say(formatPlan(plan, widthOf(cli.context)));
       const fits = plan.steps.every(({ state }) => state === 'fits' || state === 'unseen' || state === 'asserted');
       if (check && !fits) cli.exitCode = EXIT.check;
     });
@@ -53,7 +54,7 @@ export function registerTopology(program: Command, cli: Cli): void {
       const plan = await planTopology(config);
       const answer = (done: readonly Step[]): void =>
         sayJson(cli, { act: 'apply', dryRun: dryRun === true, steps: plan.steps, done });
-      if (!json) say(formatPlan(plan));
+      if (!json) say(formatPlan(plan, widthOf(cli.context)));
       if (dryRun) {
         if (json) answer([]);
         return;
@@ -85,10 +86,29 @@ export function registerTopology(program: Command, cli: Cli): void {
     });
 }
 
-function formatPlan({ steps, permissions }: TopologyPlan): string {
-  const nameWidth = Math.min(34, Math.max(4, ...steps.map(({ name }) => name.length)));
-  const rows = steps.map(({ kind, name, detail, state }) => [STATES[state], kind, cell(name, nameWidth), detail]);
-  const fixed = 9 + 2 + 8 + 2 + nameWidth + 2;
+/** As wide as a wide terminal; elsewhere for 80 columns. */
+function widthOf({ outIsTerminal, outColumns }: CliContext): number {
+  return outIsTerminal ? Math.min(WIDEST, Math.max(WIDTH, outColumns?.() ?? WIDTH)) : WIDTH;
+}
+
+/** Names differ most often at their ends. */
+function middleCut(name: string, width: number): string {
+  if (name.length <= width) return name;
+  const end = Math.floor((width - 1) / 2);
+  return `${name.slice(0, width - 1 - end)}…${name.slice(-end)}`;
+}
+
+export function formatPlan({ steps, permissions }: TopologyPlan, width = WIDTH): string {
+  const before = 9 + 2 + 8 + 2;
+  const most = Math.max(34, width - before - 2 - 30);
+  const nameWidth = Math.min(most, Math.max(4, ...steps.map(({ name }) => name.length)));
+  const rows = steps.map(({ kind, name, detail, state }) => [
+    STATES[state],
+    kind,
+    middleCut(printable(name), nameWidth),
+    detail,
+  ]);
+  const fixed = before + nameWidth + 2;
   const table =
     steps.length === 0
       ? 'The configuration wants nothing on the broker.'
@@ -97,7 +117,7 @@ function formatPlan({ steps, permissions }: TopologyPlan): string {
             state,
             kind,
             name,
-            cell(detail, WIDTH - fixed),
+            cell(detail, width - fixed),
           ]),
         );
   const remarks = remarksOn(steps).map((remark) => `\n\n${wrapped(remark, WIDTH).join('\n')}`);

@@ -40,7 +40,14 @@ function headLines({ id, outbox, history, inbox }: Trace): string {
   return aligned(facts.flatMap(([label, text]) => (text === null ? [] : [[label, cell(text, WIDTH - 10)] as const])));
 }
 
-function eventLines({ events }: Trace): string {
+/** Who acted stands where there is room for it, because it is to be asked. */
+function told({ where, what }: Trace['events'][number]): { where: string; what: string } {
+  const actor = /^operator (.+)$/s.exec(where)?.[1];
+  return actor === undefined ? { where, what } : { where: 'operator', what: `${printable(actor)}: ${what}` };
+}
+
+function eventLines({ events: all }: Trace): string {
+  const events = all.map((event) => ({ at: event.at, ...told(event) }));
   const width = Math.min(24, Math.max(0, ...events.map(({ where }) => where.length)));
   return events
     .flatMap(({ at, where, what }) => {

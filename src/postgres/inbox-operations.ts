@@ -1,9 +1,9 @@
 import type { Client } from 'pg';
 import type { StateCount } from './backlog.js';
 import { readConsumers } from './inbox-backlog.js';
-import { INBOX_COLUMNS, type InboxRow } from './inbox-rows.js';
+import { INBOX_COLUMNS, pausingActor, type InboxRow } from './inbox-rows.js';
 import { select } from './inspect.js';
-import type { Answer, RowSnapshot } from './operator-rows.js';
+import { mayRead, type Answer, type RowSnapshot } from './operator-rows.js';
 import { conditionOf, type FilterColumns, type RowFilter } from './row-filter.js';
 import { IS_PAUSED } from './pause.js';
 import { quoteSchema } from './schema-name.js';
@@ -34,6 +34,8 @@ export interface ConsumerEntry {
   ordering: string;
   pausedAt: Date | null;
   pausedBy: string | null;
+  /** Who paused it; null where this role may not read the action_log, or a breaker did it. */
+  pausedActor: string | null;
   pausedReason: string | null;
   /** A rename was begun and is not through. */
   renamingTo: string | null;
@@ -271,9 +273,11 @@ const LIST_BOUNDS = [10_000, 1_000, 100];
 /** Every registered consumer with what is unfinished. */
 export async function listConsumerRows(client: Client, schema: string): Promise<ConsumerEntry[]> {
   const own = quoteSchema(schema);
+  const actor = (await mayRead(client, schema, 'action_log')) ? pausingActor(own) : 'null';
   const consumers = await select<Omit<ConsumerEntry, 'states'>>(
     client,
     `select c.name, c.owner, c.queue, c.handler, c.ordering, p.paused_at as "pausedAt", p.paused_by as "pausedBy",
+       ${actor} as "pausedActor",
        p.paused_reason as "pausedReason", c.renaming_to as "renamingTo", c.registered_at as "registeredAt"
      from ${own}.consumer c left join ${own}.consumer p on p.name = c.name and ${IS_PAUSED} order by c.name`,
   );

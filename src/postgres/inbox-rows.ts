@@ -108,6 +108,12 @@ export async function readNeighbours(client: Client, schema: string, row: InboxR
   return rows[0] ?? { applied: 0, failing: 0 };
 }
 
+/** Who has paused the consumer `p`, as SQL; null where it was a breaker. */
+export function pausingActor(own: string): string {
+  return `(select a.actor from ${own}.action_log a where a.target = p.name and a.action = 'consumer.pause' and p.paused_by = 'operator'
+    order by a.seq desc limit 1)`;
+}
+
 /** Why a row is not taken up, beyond its own state. */
 export async function readHindrance(
   client: Client,
@@ -116,10 +122,7 @@ export async function readHindrance(
   mayReadActions: boolean,
 ): Promise<Hindrance> {
   const own = quoteSchema(schema);
-  const actor = mayReadActions
-    ? `(select a.actor from ${own}.action_log a where a.target = p.name and a.action = 'consumer.pause' and p.paused_by = 'operator'
-        order by a.seq desc limit 1)`
-    : 'null';
+  const actor = mayReadActions ? pausingActor(own) : 'null';
   const [pause] = await select<NonNullable<Hindrance['pause']>>(
     client,
     `select p.paused_at as at, p.paused_by as by, p.paused_reason as reason, ${actor} as actor

@@ -304,7 +304,7 @@ describe('waybill consumer', () => {
     expect(await database.query(`select * from waybill.inbox_claim('billing')`)).toEqual([]);
     const listed = await waybill('consumer', 'list');
     expect(listed.out).toMatch(/billing +store +1 +0 +0 +0 +1 +\S/);
-    expect(listed.out).toContain('    owner team-billing; queue billing\n    PAUSED by operator since ');
+    expect(listed.out).toMatch(/ {4}owner team-billing; queue billing\n {4}PAUSED by \S+ \(\S+@\S+\)\s+since /);
     expect(listed.out.replaceAll(/\s+/g, ' ')).toContain('a partner is down');
     for (const line of listed.out.split('\n')) expect(line.length).toBeLessThanOrEqual(80);
     expect((await waybill('consumer', 'resume', 'billing')).out).toBe('Consumer billing: resumed.\n');

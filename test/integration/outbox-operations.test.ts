@@ -388,7 +388,7 @@ describe('the commands', () => {
     expect(await actions()).toHaveLength(1_200);
     expect(await waybill(['discard', '--all', '--yes'])).toMatchObject({
       code: 0,
-      out: 'No row of the outbox fits.\n',
+      out: 'No row of the outbox that is parked fits.\n',
     });
     expect(await waybill(['retry', '--all', '--state', 'scheduled', '--yes'])).toMatchObject({
       out: '500 scheduled.\n',

@@ -32,7 +32,7 @@ describe('the outbox side', () => {
     expect({ code, err }).toEqual({ code: 0, err: '' });
     const lines = out.trimEnd().split('\n');
     expect(lines[0]).toBe(`message  ${id}`);
-    expect(out).toMatch(/2026-01-02T03:04:05\.000Z {2}outbox +written\n[^]*operator \S+ +outbox\.retry: mended\n/);
+    expect(out).toMatch(/2026-01-02T03:04:05\.000Z {2}outbox +written\n[^]*operator +\S+: outbox\.retry: mended\n/);
     expect(out).toContain('outbox  parked: exchange_missing: exchange x does not exist\n');
     expect(out).toContain('VERDICT  the route: ');
     expect(lines.at(-1)).toBe(`   next  waybill outbox retry ${id}`);

@@ -4,6 +4,7 @@ import type { ConsumerEntry, DeadGroup, InboxRow } from '../../../src/app/inbox-
 import { formatConsumers, formatGroups, formatInbox } from '../../../src/cli/inbox-text.js';
 import { formatRelays } from '../../../src/cli/relay.js';
 import { wrapped } from '../../../src/cli/text.js';
+import { formatPlan } from '../../../src/cli/topology.js';
 
 const NOW = new Date('2027-02-01T00:00:00Z');
 const LONG_AGO = new Date('2026-01-01T00:30:00Z');
@@ -51,6 +52,7 @@ function consumer(change: Partial<ConsumerEntry>): ConsumerEntry {
     ordering: 'key',
     pausedAt: LONG_AGO,
     pausedBy: 'operator',
+    pausedActor: null,
     pausedReason: 'because '.repeat(30),
     renamingTo: 'letters',
     registeredAt: LONG_AGO,
@@ -88,6 +90,28 @@ describe('lists fit 80 columns, and what the next command asks for is whole', ()
     expect(tooLong(text)).toEqual([]);
     expect(text).toContain(`\n    consumer ${LONG_NAME}; owner team`);
     expect(text).not.toContain('consumer short');
+    // What is asked for is there, also beside a long owner.
+    expect(formatConsumers([consumer({ queue: 'invoices-in' })])).toContain('queue invoices-in');
+    const by = consumer({ pausedActor: 'operator (ann@db-1)' });
+    expect(formatConsumers([by])).toContain('PAUSED by operator (ann@db-1) since 2026-01-01T00:30:00.000Z');
+  });
+
+  it('things of the broker: names that differ at their ends can be told apart, and a wide terminal cuts less', () => {
+    const step = (name: string) => ({
+      kind: 'queue' as const,
+      name,
+      detail: 'x'.repeat(200),
+      state: 'missing' as const,
+    });
+    const names = ['inbound', 'inbound.dlq'].map((end) => `warehouse.of.the.northern.region.two.${end}`);
+    const plan = { steps: names.map(step), permissions: { configure: '^$', write: '^$', read: '^$' } };
+    const lines = (width?: number) => formatPlan(plan, width).split('\n').slice(0, 2);
+    expect(lines().every((line) => line.length <= 80)).toBe(true);
+    expect(lines().map((line) => /(\S+)  x/.exec(line)?.[1])).toEqual([
+      'warehouse.of.the.…gion.two.inbound',
+      'warehouse.of.the.….two.inbound.dlq',
+    ]);
+    expect(lines(120).every((line, n) => line.length <= 120 && line.includes(` ${names[n] ?? ''} `))).toBe(true);
   });
 
   it('relays', () => {
