@@ -131,9 +131,10 @@ class Count {
     // First what matters most, should time run out.
     const oldestAgeMs = ofState(front, 'ready')?.oldestAgeMs ?? (await this.#oldestReady());
     const sample = await this.#sample(pages);
-    const whole = liveRows > COUNTED_ROWS ? liveRows : total(sample.rows) * sample.scale;
+    const sampled = sample?.rows ?? [];
+    const whole = liveRows > COUNTED_ROWS ? liveRows : total(sampled) * (sample?.scale ?? 0);
     const about = (state: string): number =>
-      Math.round((whole * (ofState(sample.rows, state)?.count ?? 0)) / Math.max(1, total(sample.rows)));
+      Math.round((whole * (ofState(sampled, state)?.count ?? 0)) / Math.max(1, total(sampled)));
     const counts: StateCount[] = [];
     for (const state of HELD_STATES) {
       const held = await this.#held(state);
@@ -143,8 +144,8 @@ class Count {
       }
     }
     const ready = Math.max(about('ready'), ofState(front, 'ready')?.count ?? 0, oldestAgeMs === null ? 0 : 1);
-    // Also when it seems to be none: not counted is not the same as empty.
-    counts.push({ state: 'ready', count: ready, accuracy: 'about', oldestAgeMs });
+    // Also when it seems to be none: not counted is not the same as empty. Without a sample only those seen are known.
+    counts.push({ state: 'ready', count: ready, accuracy: sample ? 'about' : 'at-least', oldestAgeMs });
     return counts.sort((a, b) => (a.state < b.state ? -1 : 1));
   }
 
@@ -168,11 +169,11 @@ class Count {
     return (await this.#count(rows))?.[0]?.oldestAgeMs ?? null;
   }
 
-  /** Rows of some pages at random; each stands for `scale` rows. */
-  async #sample(pages: number): Promise<{ rows: Counted[]; scale: number }> {
+  /** Rows of some pages at random; each stands for `scale` rows. Undefined when there was no time. */
+  async #sample(pages: number): Promise<{ rows: Counted[]; scale: number } | undefined> {
     const percent = Math.min(100, (100 * SAMPLED_PAGES) / Math.max(1, pages));
     const rows = await this.#count(`select state, created_at from ${this.#outbox} tablesample system (${percent})`);
-    return { rows: rows ?? [], scale: 100 / percent };
+    return rows && { rows, scale: 100 / percent };
   }
 
   async #count(rows: string): Promise<Counted[] | undefined> {

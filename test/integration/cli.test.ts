@@ -303,12 +303,12 @@ describe('after it', () => {
       const states = await until(
         async () => {
           const found = (await status()).backlog?.states;
-          return found?.some(({ state, accuracy }) => state === 'parked' && accuracy === 'exact') && found;
+          const isCounted = found?.some(({ state, accuracy }) => state === 'parked' && accuracy === 'exact');
+          return isCounted === true && found?.some(({ accuracy }) => accuracy === 'about') && found;
         },
         { what: 'a look that gets through', withinMs: 30_000 },
       );
       const ready = states.find(({ state }) => state === 'ready');
-      expect(ready?.accuracy).toBe('about');
       expect(Math.abs((ready?.count ?? 0) - 100_099)).toBeLessThan(20_000);
       expect(states.find(({ state }) => state === 'parked')?.count).toBe(1);
     } finally {
