@@ -147,6 +147,10 @@ export class BrokerConnection {
   /** Whether an exchange may be published to. On a channel of its own, because the answer no closes it. */
   async checkExchange(name: string): Promise<Fault | undefined> {
     if (name === '') return undefined;
+    // RabbitMQ leaves these out when it looks, but not when it publishes: the channel would die of each row.
+    if (/[\r\n]/.test(name)) {
+      return { fault: 'exchange_missing', text: `exchange ${JSON.stringify(name)} cannot exist: it has a line break` };
+    }
     try {
       await this.throwaway((channel) => channel.checkExchange(name));
       return undefined;

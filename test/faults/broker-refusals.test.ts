@@ -106,7 +106,7 @@ describe('what the broker or the client refuses', () => {
     expect(tally([...before, ...after], await stage.taken())).toEqual({ ...noLoss, duplicates: 0, inOrder: true });
   });
 
-  it('F72, F80: rows for an internal exchange, or with a direct reply-to, cost their neighbours no channel each', async () => {
+  it('F72, F80: rows for an internal exchange, or one with a line break, or with a direct reply-to, cost their neighbours no channel each', async () => {
     await stage.broker(async (channel) => {
       await channel.assertExchange('inner', 'fanout', { internal: true });
       await channel.assertExchange('inner too', 'fanout', { internal: true });
@@ -116,17 +116,19 @@ describe('what the broker or the client refuses', () => {
     for (let round = 0; round < 20; round += 1) {
       await stage.write(1, { columns: { exchange: 'inner' } });
       await stage.write(1, { columns: { exchange: 'inner too' } });
+      await stage.write(1, { columns: { exchange: 'waybill.events\n' } });
       await stage.write(1, { columns: { reply_to: 'amq.rabbitmq.reply-to' } });
       good.push(...(await stage.write(5)));
     }
-    await until(() => onlyParked(stage, 60), { what: 'the bad rows to stay', withinMs: 30_000 });
+    await until(() => onlyParked(stage, 80), { what: 'the bad rows to stay', withinMs: 30_000 });
     const reasons = new Set((await held()).map(({ last_error: text }) => text?.replace(/in vhost .*/s, '')));
     expect([...reasons].sort()).toEqual([
       expect.stringMatching(/^bad_property: reply_to amq\.rabbitmq\.reply-to .* name a queue/),
+      expect.stringMatching(/^exchange_missing: exchange "waybill\.events\\n" cannot exist/),
       expect.stringMatching(/^refused_by_broker: .*internal exchange 'inner too'/),
       expect.stringMatching(/^refused_by_broker: .*internal exchange 'inner'/),
     ]);
-    // Not one for each row, of which there are 60.
+    // Not one for each row, of which there are 80.
     expect(relay.log.filter((line) => line.msg.startsWith('a channel closed')).length).toBeLessThanOrEqual(10);
     expect(await relay.stop()).toBe(0);
     expect(tally(good, await stage.taken())).toMatchObject(noLoss);
