@@ -40,7 +40,7 @@ function stoppedText({ stopped }: OutOfReach): OutOfReachText[] {
     {
       id: 'refused-rows',
       what: `${stopped.doing}: ${whoRefuses(stopped, 'every such statement')}`,
-      more: 'Change or drop what refuses it; it is tried again every 30 s.',
+      more: 'Change or drop what refuses it; it is tried again by itself.',
       next: 'waybill doctor',
     },
   ];

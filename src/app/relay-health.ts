@@ -84,5 +84,7 @@ const CROWDED: ReadonlySet<string> = new Set(['pump', 'pass', 'poll']);
 function hanging({ step, forMs }: Stall, outOfReach: OutOfReach | undefined): string {
   const what = `${HANGS[step] ?? step} for ${Math.round(forMs / 1000)} s`;
   const [first] = outOfReach ? outOfReachTexts(outOfReach) : [];
-  return CROWDED.has(step) && first ? `${what}: ${first.what}` : what;
+  // What hangs in the settling is not because of single rows.
+  const isWhy = CROWDED.has(step) || (step === 'settle' && outOfReach?.stopped);
+  return isWhy && first ? `${what}: ${first.what}` : what;
 }

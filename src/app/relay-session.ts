@@ -485,11 +485,11 @@ class Pipeline {
       }
       await failure.race(this.#settler.flush(deadline.signal, 'refused'));
       const drained = this.#outstanding === 0 && this.#settler.isIdle;
-      const { locked, refused } = this.#settler.outOfReach;
-      if (locked + refused > 0) {
+      const { locked, refused, stopped } = this.#settler.outOfReach;
+      if (locked + refused > 0 || stopped) {
         const what =
           'rows are left that cannot be settled: somebody has locked them, or a constraint or trigger refuses it';
-        this.#options.log.warn({ locked, refused }, what);
+        this.#options.log.warn({ locked, refused, ...stopped }, what);
       }
       this.#pump?.report(this.#settler.checkpointLsn ?? LSN_ZERO);
       await this.#stream?.close();

@@ -123,6 +123,6 @@ function outOfReach({ settler, refused }: SessionParts): OutOfReach {
     refused: taken.refused + refused.size,
     waiting: refused.size,
     refusal: taken.refusal ?? refused.example,
-    stopped: taken.stopped ?? refused.stopped,
+    stopped: taken.stopped ?? refused.statements.first,
   };
 }

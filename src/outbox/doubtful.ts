@@ -1,7 +1,8 @@
 import type { Clock } from '../runtime/clock.js';
 import type { LockHolder, RelayLog, Store } from './ports.js';
-import type { Refusal } from './refusal.js';
-import { REFUSED_RETRY_MS, type Stopped } from './refused-rows.js';
+import { mendOf, type Refusal } from './refusal.js';
+import { REFUSED_RETRY_MS } from './refused-rows.js';
+import type { Stopped } from './stopped-statements.js';
 import type { Work } from './work.js';
 
 const COMPLAIN_AFTER_MS = 5_000;
@@ -63,7 +64,7 @@ export class Doubtful<T extends { readonly work: Work }> {
   }
 
   /** The table does not let the row go, or does not take it (back): it is told, and rests for a while. */
-  refuse(row: T, refusal: Refusal, error: unknown): void {
+  refuse(row: T, refusal: Refusal, error?: unknown): void {
     const { work } = row;
     const now = this.#clock.now();
     const isNew = !this.#refused.has(work);
@@ -73,6 +74,12 @@ export class Doubtful<T extends { readonly work: Work }> {
     if (!isNew && now < this.#nextRefusalToldAtMs) return;
     this.#nextRefusalToldAtMs = now + COMPLAIN_EVERY_MS;
     const { id: messageId, key, type, seq } = work.row;
+    const isSilent = refusal.sqlState === null;
+    const mend = mendOf(refusal);
+    const what =
+      work.phase === 'confirmed'
+        ? `a row is to be removed, and ${isSilent ? 'stays: it is there, and nobody has locked it' : 'that is refused'}`
+        : 'a message cannot go out, and the outbox does not take its row (back)';
     this.#log.error(
       {
         messageId,
@@ -82,9 +89,9 @@ export class Doubtful<T extends { readonly work: Work }> {
         ...refusal,
         refusedRows: this.#refused.size,
         retryInMs: REFUSED_RETRY_MS,
-        err: error,
+        ...(error === undefined ? {} : { err: error }),
       },
-      `${work.phase === 'confirmed' ? 'a row is to be removed, and that is refused' : 'a message cannot go out, and the outbox does not take its row (back)'}: change or drop the constraint or trigger of yours that refuses it (\`waybill doctor\` lists them); until then ${work.phase === 'confirmed' ? 'a restart sends this message again' : 'PostgreSQL keeps its log, and a restart sends later messages again'}`,
+      `${what}: ${mend}; until then ${work.phase === 'confirmed' ? 'a restart sends this message again' : 'PostgreSQL keeps its log, and a restart sends later messages again'}`,
     );
   }
 
@@ -118,7 +125,7 @@ export class Doubtful<T extends { readonly work: Work }> {
     return this.#rows.every(({ work }) => this.#refused.has(work) || this.#sinceMs.has(work));
   }
 
-  get outOfReach(): OutOfReach {
+  get outOfReach(): Omit<OutOfReach, 'stopped'> {
     const now = this.#clock.now();
     // Only when it is known by whom.
     const locked = this.#holdersAskedAtMs === undefined ? [] : this.#locked(now);
@@ -130,7 +137,6 @@ export class Doubtful<T extends { readonly work: Work }> {
       refused: this.#refused.size,
       waiting: 0,
       refusal: refused ? exampleOf(...refused) : null,
-      stopped: null,
     };
   }
 

@@ -39,10 +39,16 @@ export interface Placing {
   holdNo: bigint;
 }
 
-export interface SettleResult {
+/** Rows that a statement has left as they are, by seq. */
+export interface NotStored {
+  /** It did not find them, or could not lock them. */
+  missing: ReadonlySet<string>;
+  /** It has found and locked them, and they are as they were: a trigger has returned NULL. */
+  kept: ReadonlyMap<string, Refusal>;
+}
+
+export interface SettleResult extends NotStored {
   checkpointLsn: Lsn | null;
-  /** Rows that the delete did not find or could not lock. */
-  missing: Set<string>;
 }
 
 /** What a second look found about rows that a settle or a hold did not find. */
@@ -135,12 +141,15 @@ export interface Released {
 export interface Store {
   /** Deletes and moves the checkpoint in one statement. `durable` waits for the disk. */
   settle(rows: readonly Settlement[], candidateLsn: Lsn | null, durable: boolean): Promise<SettleResult>;
-  /** Keeps rows with their reason, committed to disk; gives the seqs that it did not find. */
-  hold(holds: readonly Hold[]): Promise<Set<string>>;
+  /** Keeps rows with their reason, committed to disk. */
+  hold(holds: readonly Hold[]): Promise<NotStored>;
   /** Gives rows that the table holds new places, committed to disk; gives the seqs that it did not find. */
   place(rows: readonly Placing[]): Promise<Set<string>>;
-  /** Writes back a held row whose table row is gone. False: its id is in the table already. */
-  writeBack(hold: Hold): Promise<boolean>;
+  /**
+   * Writes back a held row whose table row is gone. False: its id is in the table already. A refusal: it is not there,
+   * although nothing was said against it.
+   */
+  writeBack(hold: Hold): Promise<boolean | Refusal>;
   whereabouts(rows: readonly { seq: string; id: string; xid: number | null }[]): Promise<Map<string, Whereabouts>>;
   /** Who has locked these rows, as far as it can be seen; never fails for want of a right. */
   lockHolders(rows: readonly { seq: string }[]): Promise<LockHolder[]>;

@@ -9,6 +9,13 @@ export interface Refusal {
   trigger?: string;
 }
 
+/** What a person is to do about it; for a line of the log. */
+export function mendOf({ sqlState, trigger }: Refusal): string {
+  return sqlState === null
+    ? `a trigger of yours on this table${trigger === undefined ? '' : ` (${trigger})`} returns NULL for it, and so it silently stays as it is: let the trigger return the row, or drop it`
+    : 'change or drop the constraint or trigger of yours that refuses it (`waybill doctor` lists them)';
+}
+
 /** Of these the server or the connection is to blame, also inside a trigger: the session ends, and all is tried again. */
 const OF_THE_SERVER = /^(08|25|40|53|55|57|58|F0|XX)/;
 /** Data exceptions, integrity constraints, and what PL/pgSQL raises. */

@@ -1,6 +1,7 @@
 import type { Clock } from '../runtime/clock.js';
 import type { RelayLog, WaitingRow } from './ports.js';
-import type { Refusal } from './refusal.js';
+import { mendOf, type Refusal } from './refusal.js';
+import { StoppedStatements } from './stopped-statements.js';
 
 /** When a row is tried again that the table has refused, milliseconds: a person must change something first. */
 export const REFUSED_RETRY_MS = 30_000;
@@ -20,27 +21,28 @@ interface Refused {
   retryAtMs: number;
 }
 
-/** A statement that the table refuses whatever its rows. */
-export interface Stopped extends Refusal {
-  /** What does not happen because of it. */
-  doing: string;
-}
-
 /**
  * Rows that wait in the table, and that it refuses to let go. Each is told once, left out of what is done with the
  * others, and tried again after a while. One of these lives as long as the session.
  */
 export class RefusedRows {
+  /** What is refused whatever the rows. */
+  readonly statements: StoppedStatements;
   readonly #clock: Clock;
   readonly #log: RelayLog;
   /** By seq, in the order of their next tries. */
   readonly #rows = new Map<string, Refused>();
-  readonly #stopped = new Map<string, { refusal: Refusal; retryAtMs: number; nextWordAtMs: number }>();
   #nextWordAtMs = 0;
 
   constructor(clock: Clock, log: RelayLog) {
     this.#clock = clock;
     this.#log = log;
+    this.statements = new StoppedStatements({
+      clock,
+      log,
+      retryInMs: REFUSED_RETRY_MS,
+      soLong: 'these rows stay in the table, and all others go on',
+    });
   }
 
   /** True when the row is remembered and was not before. */
@@ -54,10 +56,6 @@ export class RefusedRows {
     this.#nextWordAtMs = now + COMPLAIN_EVERY_MS;
     const { id: messageId, key, type, seq } = row;
     const refusedRows = this.#rows.size;
-    const by =
-      refusal.sqlState === null
-        ? 'a trigger of yours on its table returns NULL for it, so that it silently stays as it is: let the trigger return the row, or drop it'
-        : 'change or drop the constraint or trigger of yours that refuses it (`waybill doctor` lists them)';
     this.#log.error(
       {
         messageId,
@@ -69,36 +67,9 @@ export class RefusedRows {
         retryInMs: REFUSED_RETRY_MS,
         ...(error ? { err: error } : {}),
       },
-      `${use === 'due' ? 'a message is due' : 'the turn of a message has come'}, and the outbox does not let its row go: ${by}; until then it waits in the table${use === 'due' ? '' : ' and holds its key'}, and the others go on`,
+      `${use === 'due' ? 'a message is due' : 'the turn of a message has come'}, and the outbox does not let its row go: ${mendOf(refusal)}; until then it waits in the table${use === 'due' ? '' : ' and holds its key'}, and the others go on`,
     );
     return isNew && isRemembered;
-  }
-
-  /** The table refuses this, whatever the rows: it is told, and rests for a while. */
-  stop(doing: string, refusal: Refusal, error: unknown): void {
-    const now = this.#clock.now();
-    const nextWordAtMs = this.#stopped.get(doing)?.nextWordAtMs ?? now;
-    const isTold = now < nextWordAtMs;
-    this.#stopped.set(doing, {
-      refusal,
-      retryAtMs: now + REFUSED_RETRY_MS,
-      nextWordAtMs: isTold ? nextWordAtMs : now + COMPLAIN_EVERY_MS,
-    });
-    if (isTold) return;
-    this.#log.error(
-      { doing, ...refusal, retryInMs: REFUSED_RETRY_MS, err: error },
-      `${doing}: every such statement is refused, whatever its rows: change or drop the trigger of yours that refuses it (\`waybill doctor\` lists them); until then these rows stay in the table, and all others go on`,
-    );
-  }
-
-  /** Milliseconds until this may be tried again; 0: now. */
-  restMs(doing: string): number {
-    return Math.max(0, (this.#stopped.get(doing)?.retryAtMs ?? 0) - this.#clock.now());
-  }
-
-  /** The table has taken such a statement. */
-  works(doing: string): void {
-    this.#stopped.delete(doing);
   }
 
   /** Those that are known, and left out of what is done with the others. */
@@ -148,12 +119,6 @@ export class RefusedRows {
   get example(): (Refusal & { messageId: string; seq: string }) | null {
     const [first] = this.#rows.values();
     return first ? { messageId: first.row.id, seq: first.row.seq, ...first.refusal } : null;
-  }
-
-  /** What the table refuses altogether. */
-  get stopped(): Stopped | null {
-    const [first] = this.#stopped;
-    return first ? { doing: first[0], ...first[1].refusal } : null;
   }
 
   #those(which: (each: Refused) => boolean): Refused[] {

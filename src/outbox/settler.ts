@@ -5,8 +5,10 @@ import { Condition } from '../runtime/signal.js';
 import type { Clock } from '../runtime/clock.js';
 import { Doubtful, type OutOfReach } from './doubtful.js';
 import { byPlace, firstPlaces, isBehind, laneOf } from './hold-order.js';
-import type { Hold, Placing, RelayCounters, RelayLog, Settlement, Store } from './ports.js';
+import type { Hold, NotStored, Placing, RelayCounters, RelayLog, Settlement, Store } from './ports.js';
+import { refusedBy } from './halves.js';
 import { isLockConflict, refusalOf, type Refusal } from './refusal.js';
+import { StoppedStatements } from './stopped-statements.js';
 import type { Work, Works } from './work.js';
 
 /** A hold as the pipeline asks for it; the row and its transaction are added here. */
@@ -36,6 +38,11 @@ const MAX_WRITE_BACKS_AT_ONCE = 200;
 /** So many rows that the table refuses are found in one cycle; the others wait for the next. */
 const MAX_REFUSED_AT_ONCE = 200;
 const MAX_ROWS_AT_ONCE = 10_000;
+/** When a statement is tried again that the table refuses whatever its rows, milliseconds: nothing gets on before. */
+const STOPPED_RETRY_MS = 5_000;
+const SETTLE = 'removing rows that are published';
+const PLACE = 'giving held rows their places';
+const RECORD = 'recording rows that are gone';
 /** So many confirmed rows are settled at once instead of at the next interval. */
 const EAGER_ROWS = 1_000;
 
@@ -78,6 +85,7 @@ export class Settler {
   readonly #placed: Replacing[] = [];
   /** Rows that a statement did not find; looked at again each cycle. */
   readonly #doubtful: Doubtful<Settling | Holding | Replacing>;
+  readonly #statements: StoppedStatements;
   /** The position that the database has stored; never reported before it is stored. Null: none may be stored. */
   #checkpointLsn: Lsn | null;
   #cancelTimer: (() => void) | undefined;
@@ -122,6 +130,12 @@ export class Settler {
     this.#works = options.works;
     this.#clock = options.clock;
     this.#doubtful = new Doubtful(options.store, options.clock, options.log);
+    this.#statements = new StoppedStatements({
+      clock: options.clock,
+      log: options.log,
+      retryInMs: STOPPED_RETRY_MS,
+      soLong: 'no such row is settled, past two windows of them nothing goes out, and a restart sends these again',
+    });
     this.#counters = options.counters;
     this.#log = options.log;
     this.#intervalMs = options.intervalMs;
@@ -252,7 +266,7 @@ export class Settler {
 
   /** Rows that hold the position back until somebody lets them go. */
   get outOfReach(): OutOfReach {
-    return this.#doubtful.outOfReach;
+    return { ...this.#doubtful.outOfReach, stopped: this.#statements.first };
   }
 
   /**
@@ -265,7 +279,7 @@ export class Settler {
     until.addEventListener('abort', wake, { once: true });
     try {
       while (!this.#isFlushed(leave) && !this.#stopped && !until.aborted) {
-        this.#schedule(this.#doubtful.isEmpty);
+        this.#schedule(this.#doubtful.isEmpty && !this.#isResting);
         await this.#changed.wait();
       }
     } finally {
@@ -273,7 +287,13 @@ export class Settler {
     }
   }
 
+  /** What is to be settled is refused altogether, and not to be tried yet. */
+  get #isResting(): boolean {
+    return [SETTLE, PLACE].some((doing) => this.#statements.restMs(doing) > 0);
+  }
+
   #isFlushed(leave: Left): boolean {
+    if (leave === 'refused' && this.#isResting && !this.#cycle) return true;
     if (this.#checkpointIsDue()) return false;
     if (this.#confirmed.length + this.#held.length + this.#placed.length > 0 || this.#cycle) return false;
     if (leave === 'refused') return this.#doubtful.isResting;
@@ -355,25 +375,25 @@ export class Settler {
     if (holdings.length === 0) return;
     this.#holding = true;
     try {
-      const missing = await this.#attempt(() => this.#store.hold(holdings.map((each) => each.hold)));
-      if (!missing) {
+      const left = await this.#attempt(() => this.#store.hold(holdings.map((each) => each.hold)));
+      if (!left) {
         this.#held.unshift(...holdings);
         return;
       }
-      for (const each of holdings) {
-        if (missing.has(each.work.row.seq)) this.#doubtful.add(each);
-        else this.#kept(each);
-      }
+      for (const each of holdings) if (!this.#isLeft(each, left)) this.#kept(each);
     } catch (error) {
       if (!refusalOf(error)) throw error;
-      await this.#oneByOne(holdings, async (hold) => !(await this.#store.hold([hold])).has(hold.row.seq));
+      await this.#oneByOne(holdings, async (hold) => {
+        const { missing, kept } = await this.#store.hold([hold]);
+        return kept.get(hold.row.seq) ?? !missing.has(hold.row.seq);
+      });
     } finally {
       this.#holding = false;
     }
   }
 
   #placeSome(): Promise<void> {
-    return this.#inParts(this.#placed, MAX_HOLDS_AT_ONCE, async (batch) => {
+    return this.#inParts(PLACE, this.#placed, MAX_HOLDS_AT_ONCE, async (batch) => {
       const missing = await this.#store.place(batch.map((each) => each.placing));
       for (const each of batch) {
         if (missing.has(each.work.row.seq)) this.#doubtful.add(each);
@@ -416,18 +436,15 @@ export class Settler {
   }
 
   #settleSome(): Promise<void> {
-    return this.#inParts(this.#confirmed, MAX_ROWS_AT_ONCE, async (batch) => {
+    return this.#inParts(SETTLE, this.#confirmed, MAX_ROWS_AT_ONCE, async (batch) => {
       for (const each of batch) each.settlement.floorLsn = floorOf(each.work);
       const candidate = this.#candidate();
       const durable = batch.some((each) => each.settlement.outcome === 'expired');
       const rows = batch.map((each) => each.settlement);
       const result = await this.#store.settle(rows, candidate, durable);
-      for (const each of batch) {
-        if (result.missing.has(each.work.row.seq)) this.#doubtful.add(each);
-        else this.#settled(each);
-      }
+      for (const each of batch) if (!this.#isLeft(each, result)) this.#settled(each);
       // Why not each statement: one that finds nothing is no sign that the others get through.
-      if (result.missing.size < batch.length) this.#onProgress();
+      if (result.missing.size + result.kept.size < batch.length) this.#onProgress();
       if (result.checkpointLsn !== null && this.#checkpointLsn !== null) {
         this.#checkpointLsn = maxLsn(this.#checkpointLsn, result.checkpointLsn);
         this.#report(this.#checkpointLsn);
@@ -438,13 +455,19 @@ export class Settler {
   /**
    * Takes the first rows of the queue and does the statement with all of them. When the table refuses that, with each
    * half of them, and so on: the row that it refuses keeps its position, and the others get through. What is not tried
-   * stays in the queue.
+   * stays in the queue. A statement that is refused without any row is nobody's fault: all stays in the queue, and it
+   * rests for a while.
    */
   async #inParts<T extends Settling | Replacing>(
+    doing: string,
     queue: T[],
     max: number,
     statement: (part: T[]) => Promise<void>,
   ): Promise<void> {
+    if (this.#statements.restMs(doing) > 0) {
+      this.#lockedOut = true;
+      return;
+    }
     const sizes = [Math.min(queue.length, max)];
     let refused = 0;
     for (let size = sizes.pop(); size !== undefined; size = sizes.pop()) {
@@ -452,18 +475,30 @@ export class Settler {
       const part = queue.splice(0, size);
       try {
         const done = await this.#attempt(async () => (await statement(part), true));
-        if (done) continue;
+        if (done) {
+          this.#statements.works(doing);
+          continue;
+        }
         queue.unshift(...part);
         return;
       } catch (error) {
         const refusal = refusalOf(error);
-        const [row] = part;
-        if (!refusal || !row) throw error;
+        if (!refusal) throw error;
+        // In the queue again, so that no position passes it meanwhile.
+        queue.unshift(...part);
         if (size > 1) {
-          queue.unshift(...part);
           sizes.push(size - (size >> 1), size >> 1);
           continue;
         }
+        const anyway = size === 0 || (refused === 0 && (await this.#attempt(() => isRefused(() => statement([])))));
+        if (anyway === undefined) return;
+        if (anyway) {
+          this.#statements.stop(doing, refusal, error);
+          this.#lockedOut = true;
+          return;
+        }
+        const row = queue.shift();
+        if (!row) return;
         this.#refuse(row, refusal, error);
         if (++refused >= MAX_REFUSED_AT_ONCE) return;
       }
@@ -504,17 +539,17 @@ export class Settler {
       await this.#oneByOne(written, async (hold) => {
         // Before: the log may bring it before the answer comes.
         this.#works.writesBack(hold.row.id);
-        let isWritten = false;
+        let written: boolean | Refusal = false;
         try {
-          isWritten = await this.#store.writeBack(hold);
+          written = await this.#store.writeBack(hold);
         } finally {
-          if (!isWritten) this.#works.takeWrittenBack(hold.row.id);
+          if (written !== true) this.#works.takeWrittenBack(hold.row.id);
         }
-        return true;
+        return written || true;
       });
     const others = ripe.filter((each): each is Settling | Replacing => !('hold' in each));
     if (others.length === 0) return;
-    await this.#inParts(others, others.length, (part) => this.#settleGone(part));
+    await this.#inParts(RECORD, others, others.length, (part) => this.#settleGone(part));
     this.#doubtful.add(...others);
   }
 
@@ -522,7 +557,7 @@ export class Settler {
    * Stores rows each with a statement of its own, which says whether it found the row. One that the table refuses keeps
    * its position back, and no other row but those behind it in its lane.
    */
-  async #oneByOne(holdings: readonly Holding[], store: (hold: Hold) => Promise<boolean>): Promise<void> {
+  async #oneByOne(holdings: readonly Holding[], store: (hold: Hold) => Promise<boolean | Refusal>): Promise<void> {
     const stuck = new Set<string>();
     for (const each of holdings) {
       const { lane } = each.hold;
@@ -536,10 +571,12 @@ export class Settler {
   }
 
   /** False: the row is among the doubtful. */
-  async #isStored(each: Holding, store: (hold: Hold) => Promise<boolean>): Promise<boolean> {
+  async #isStored(each: Holding, store: (hold: Hold) => Promise<boolean | Refusal>): Promise<boolean> {
     try {
-      if (await this.#attempt(() => store(each.hold))) return true;
-      this.#doubtful.add(each);
+      const stored = await this.#attempt(() => store(each.hold));
+      if (stored === true) return true;
+      if (stored) this.#refuse(each, stored);
+      else this.#doubtful.add(each);
     } catch (error) {
       const refusal = refusalOf(error);
       if (!refusal) throw error;
@@ -548,7 +585,17 @@ export class Settler {
     return false;
   }
 
-  #refuse(row: Settling | Holding | Replacing, refusal: Refusal, error: unknown): void {
+  /** Whether the statement has left the row as it was; then it is among the doubtful. */
+  #isLeft(row: Settling | Holding, { missing, kept }: NotStored): boolean {
+    const { seq } = row.work.row;
+    const refusal = kept.get(seq);
+    if (refusal) this.#refuse(row, refusal);
+    else if (missing.has(seq)) this.#doubtful.add(row);
+    else return false;
+    return true;
+  }
+
+  #refuse(row: Settling | Holding | Replacing, refusal: Refusal, error?: unknown): void {
     this.#doubtful.refuse(row, refusal, error);
     if ('settlement' in row) this.#letPass(row.work);
     // It does not count among those for which others wait.
@@ -605,6 +652,10 @@ export class Settler {
 }
 
 const EMPTY = Buffer.alloc(0);
+
+async function isRefused(statement: () => Promise<void>): Promise<boolean> {
+  return (await refusedBy(statement)) !== undefined;
+}
 
 /** The earliest position that the row holds back. */
 function floorOf(work: Work): Lsn | null {

@@ -3,6 +3,7 @@ import { inHalves, refusedBy } from './halves.js';
 import type { Due, RelayLog, Released, WaitingRow, WaitingTable } from './ports.js';
 import { isLockConflict } from './refusal.js';
 import type { RefusedRows, Use } from './refused-rows.js';
+import type { StoppedStatements } from './stopped-statements.js';
 
 /** So many rows that the table refuses are found in one go; the others are found in the next. */
 const MAX_FOUND_AT_ONCE = 200;
@@ -24,18 +25,20 @@ const UNBLOCK = 'letting rows go that strict order has held';
 export class WaitingRows {
   readonly #table: WaitingTable;
   readonly #refused: RefusedRows;
+  readonly #statements: StoppedStatements;
   readonly #log: RelayLog;
 
   constructor(table: WaitingTable, refused: RefusedRows, log: RelayLog) {
     this.#table = table;
     this.#refused = refused;
+    this.#statements = refused.statements;
     this.#log = log;
   }
 
   /** Lets rows go whose time has come. `more`: there may be others that can go now. */
   async due(limit: number): Promise<Due & { more: boolean }> {
     const due: Due = { rows: [], placed: [], kept: [] };
-    if (this.#refused.restMs(DUE) > 0) return { ...due, more: false };
+    if (this.#statements.restMs(DUE) > 0) return { ...due, more: false };
     let found = 0;
     const take = ({ rows, placed, kept }: Due): void => {
       due.rows.push(...rows);
@@ -49,9 +52,9 @@ export class WaitingRows {
         await this.#sift(DUE, rows, MAX_FOUND_AT_ONCE, async (only) => take(await this.#table.makeDue({ only })), {
           onRefused: (_, isNew) => (found += Number(isNew)),
         });
-      } else this.#refused.works(DUE);
+      } else this.#statements.works(DUE);
       const ripe = this.#refused.ripe('due', limit);
-      if (ripe.length === 0 || this.#refused.restMs(DUE) > 0) return;
+      if (ripe.length === 0 || this.#statements.restMs(DUE) > 0) return;
       await this.#sift(DUE, ripe, MAX_RETRIED_AT_ONCE, async (only, rows) => {
         const answer = await this.#table.makeDue({ only });
         const kept = new Set(answer.kept.map(({ row }) => row.seq));
@@ -73,12 +76,12 @@ export class WaitingRows {
   ): Promise<{ answers: Map<string, Released>; again: string[]; restMs: number }> {
     const answers = new Map<string, Released>();
     const isDone =
-      this.#refused.restMs(RELEASE) === 0 &&
+      this.#statements.restMs(RELEASE) === 0 &&
       (await this.#patiently(() => this.#releaseParts(questions, upto, rowsPerKey, answers)));
     const held = this.#refused.heldKeys;
     // A key of which a row is refused is asked again when that row is to be tried again.
     const again = questions.flatMap(({ key }) => (answers.get(key)?.isLocked === false || held.has(key) ? [] : [key]));
-    return { answers, again, restMs: Math.max(this.#refused.restMs(RELEASE), isDone ? 0 : LOCKED_RETRY_MS) };
+    return { answers, again, restMs: Math.max(this.#statements.restMs(RELEASE), isDone ? 0 : LOCKED_RETRY_MS) };
   }
 
   /** Keys that are to be asked again, because a row of theirs that was refused is to be tried again. */
@@ -88,7 +91,7 @@ export class WaitingRows {
 
   /** Whether rows that were refused when they were to be freed may be tried again. */
   get mayUnblock(): boolean {
-    return this.#refused.ripe('placed', 1).length > 0;
+    return this.#statements.isRipe(UNBLOCK) || this.#refused.ripe('placed', 1).length > 0;
   }
 
   /** At the start of a session with strict order; see Table.reblock. Those that are refused stay as they are. */
@@ -96,13 +99,15 @@ export class WaitingRows {
     if (await refusedBy(() => this.#table.reblock())) {
       const rows = await this.#table.placedRows(['ready'], null, []);
       await this.#sift(REBLOCK, rows, Infinity, (only) => this.#table.reblock(only), { use: 'placed' });
+      // Told, and over: what stays as it is, is released like the others.
+      this.#statements.works(REBLOCK);
     }
     return this.#table.lastHoldNo();
   }
 
   /** Frees rows that strict order held, when it is not in force any more. Gives how many. */
   async unblock(): Promise<number> {
-    if (this.#refused.restMs(UNBLOCK) > 0) return 0;
+    if (this.#statements.restMs(UNBLOCK) > 0) return 0;
     const without = new Set(this.#refused.resting());
     let freed = 0;
     for (let n = 1; n > 0; freed += n) {
@@ -115,7 +120,10 @@ export class WaitingRows {
         }
       };
       const some = { limit: UNBLOCK_ROWS, without: [...without] };
-      if (!(await refusedBy(async () => take(await this.#table.unblock(some))))) continue;
+      if (!(await refusedBy(async () => take(await this.#table.unblock(some))))) {
+        this.#statements.works(UNBLOCK);
+        continue;
+      }
       const rows = await this.#table.placedRows(['blocked', 'ready'], UNBLOCK_ROWS, some.without);
       await this.#sift(UNBLOCK, rows, Infinity, async (only) => take(await this.#table.unblock({ only })), {
         use: 'placed',
@@ -144,7 +152,7 @@ export class WaitingRows {
       else {
         const anyway = await refusedBy(() => this.#table.release([], upto, 1, []));
         if (anyway) {
-          this.#refused.stop(RELEASE, anyway.refusal, anyway.error);
+          this.#statements.stop(RELEASE, anyway.refusal, anyway.error);
           return;
         }
         const row = question && (await this.#table.headOf(question, upto));
@@ -161,7 +169,7 @@ export class WaitingRows {
   ): Promise<void> {
     const keys = new Set(questions.map(({ key }) => key));
     const some = await this.#table.release(questions, upto, rowsPerKey, this.#refused.resting(keys));
-    this.#refused.works(RELEASE);
+    this.#statements.works(RELEASE);
     this.#refused.went(new Set(some.keys()));
     for (const [key, answer] of some) {
       answers.set(key, answer);
@@ -190,8 +198,8 @@ export class WaitingRows {
         ),
       (row, refusal, error) => void onRefused(row, this.#refused.refuse(use, row, refusal, error)),
     );
-    if (stopped) this.#refused.stop(doing, stopped.refusal, stopped.error);
-    else this.#refused.works(doing);
+    if (stopped) this.#statements.stop(doing, stopped.refusal, stopped.error);
+    else this.#statements.works(doing);
   }
 
   /** False when a lock that somebody else holds has ended it; it is tried again later. */

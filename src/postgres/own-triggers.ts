@@ -14,6 +14,11 @@ export function foreignFunctions(error: unknown): string[] {
 /** Most that are named. */
 const MOST = 3;
 
+export type TriggerEvent = 'insert' | 'delete' | 'update';
+
+/** Bits of tgtype. */
+const EVENT_BITS: Readonly<Record<TriggerEvent, number>> = { insert: 4, delete: 8, update: 16 };
+
 const NAMES = `string_agg(distinct t.name, ', ') as names`;
 const OWN = `t.tgenabled <> 'D' and not t.tgisinternal`;
 
@@ -28,12 +33,12 @@ export function triggersOfSql(schema: string): string {
 }
 
 /** Triggers on the outbox that may have a row stay as it is without a word. */
-export function silencersSql(schema: string, event: 'update' | 'delete'): string {
-  // Bits of tgtype: 1 for each row, 2 before, 8 delete, 16 update.
+export function silencersSql(schema: string, event: TriggerEvent): string {
+  // Of the bits of tgtype: 1 for each row, 2 before.
   return `select ${NAMES} from (
     select t.tgname || ' on ' || t.tgrelid::regclass as name from pg_trigger t
     where ${OWN} and t.tgrelid = ${literal(`${schema}.outbox`)}::regclass and t.tgtype & 3 = 3
-      and t.tgtype & ${event === 'update' ? 16 : 8} <> 0
+      and t.tgtype & ${EVENT_BITS[event]} <> 0
     order by 1 limit ${MOST}) t`;
 }
 

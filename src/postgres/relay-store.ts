@@ -5,7 +5,7 @@ import { formatLsn, parseLsn, type Lsn } from '../core/lsn.js';
 import type { OutboxRow } from '../core/message.js';
 import { Turns } from '../runtime/turns.js';
 import { sqlState, toDatabaseError } from './errors.js';
-import { foreignFunctions, silencersSql, triggersOfSql } from './own-triggers.js';
+import { foreignFunctions, silencersSql, triggersOfSql, type TriggerEvent } from './own-triggers.js';
 import {
   awaiting,
   heldKeysSql,
@@ -81,6 +81,19 @@ interface Silence {
   trigger?: string;
 }
 
+/** Rows that a statement has left as they are, by seq: not found or locked, or found and there all the same. */
+interface NotStored {
+  missing: Set<string>;
+  kept: Map<string, Silence>;
+}
+
+/** The same as it comes from the server. */
+interface Left {
+  fenced: boolean;
+  missing: string[] | null;
+  kept: string[] | null;
+}
+
 /** The first rows without some, or only these. */
 type WhichRows = { limit: number; without: readonly string[] } | { only: readonly string[] };
 
@@ -124,7 +137,7 @@ export class RelayStore {
     rows: readonly SettlementRow[],
     candidateLsn: Lsn | null,
     durable: boolean,
-  ): Promise<{ checkpointLsn: Lsn | null; missing: Set<string> }> {
+  ): Promise<{ checkpointLsn: Lsn | null } & NotStored> {
     const values = [
       this.#relay,
       this.#epoch,
@@ -137,7 +150,7 @@ export class RelayStore {
       candidateLsn === null ? null : formatLsn(candidateLsn),
     ];
     const result = await this.#run('settling rows', () =>
-      this.#client.query<{ fenced: boolean; checkpoint: string | null; missing: string[] | null }>(
+      this.#client.query<Left & { checkpoint: string | null }>(
         settleSql(this.#schema, this.#history, durable ? 'on' : 'off'),
         values,
       ),
@@ -145,13 +158,13 @@ export class RelayStore {
     const answer = this.#fenced(result.rows[0]);
     return {
       checkpointLsn: answer.checkpoint === null ? null : parseLsn(answer.checkpoint),
-      missing: new Set(answer.missing ?? []),
+      ...(await this.#notStored(answer, 'delete')),
     };
   }
 
-  async hold(holds: readonly HoldRow[]): Promise<Set<string>> {
+  async hold(holds: readonly HoldRow[]): Promise<NotStored> {
     const result = await this.#run('holding rows', () =>
-      this.#client.query<{ fenced: boolean; missing: string[] | null }>(holdSql(this.#schema), [
+      this.#client.query<Left>(holdSql(this.#schema), [
         this.#relay,
         this.#epoch,
         holds.map((each) => each.row.seq),
@@ -164,7 +177,7 @@ export class RelayStore {
         holds.map((each) => each.lane),
       ]),
     );
-    return new Set(this.#fenced(result.rows[0]).missing ?? []);
+    return this.#notStored(this.#fenced(result.rows[0]), 'update');
   }
 
   /** Gives held rows new places; see placeSql. */
@@ -181,16 +194,17 @@ export class RelayStore {
     return new Set(this.#fenced(result.rows[0]).missing ?? []);
   }
 
-  /** False: its id is in the table already. */
-  async writeBack(hold: HoldRow): Promise<boolean> {
+  /** False: its id is in the table already. A silence: it is not there, although nothing was said against it. */
+  async writeBack(hold: HoldRow): Promise<boolean | Silence> {
     const result = await this.#run('writing a row back', () =>
-      this.#client.query<{ fenced: boolean; written: boolean }>(writeBackSql(this.#schema), [
+      this.#client.query<{ fenced: boolean; written: boolean; present: boolean }>(writeBackSql(this.#schema), [
         this.#relay,
         this.#epoch,
         ...writeBackValues(hold),
       ]),
     );
-    return this.#fenced(result.rows[0]).written;
+    const { written, present } = this.#fenced(result.rows[0]);
+    return written || present ? written : this.#silence('insert');
   }
 
   async whereabouts(
@@ -499,7 +513,12 @@ export class RelayStore {
     return rows.map(({ seq, id, key, type }) => ({ row: { seq, id, key, type }, refusal }));
   }
 
-  async #silence(event: 'update' | 'delete'): Promise<Silence> {
+  async #notStored({ missing, kept }: Left, event: 'update' | 'delete'): Promise<NotStored> {
+    const refusal = kept === null ? null : await this.#silence(event);
+    return { missing: new Set(missing ?? []), kept: new Map((kept ?? []).map((seq) => [seq, refusal as Silence])) };
+  }
+
+  async #silence(event: TriggerEvent): Promise<Silence> {
     const trigger = await this.#triggers(silencersSql(this.#schema, event), []);
     return { sqlState: null, table: 'outbox', ...(trigger === undefined ? {} : { trigger }) };
   }

@@ -28,12 +28,19 @@ const found = (schema: string): string => `found as materialized (
     where o.seq = any($3::bigint[]) and exists (select from fence)
     for update of o skip locked)`;
 
+/** Of a statement with `found` and `input`: the row of this one is locked by us, so nobody else keeps it from us. */
+const isFound = (row: string): string =>
+  `select from found f join input i on i.seq = f.seq and i.id = f.id where f.seq = ${row}.seq`;
+
 const HISTORY_TRACE = `outcome, id, seq, type, key, schema_version, exchange, routing_key, attempts, created_at,
   occurred_at, published_at, size, sha256`;
 const HISTORY_FULL = `${HISTORY_TRACE}, payload, payload_bytes, content_type, content_encoding, headers, correlation_id,
   causation_id, reply_to, traceparent, tracestate, priority, expires_at, deliver_at`;
 
-/** Deletes settled rows, writes their history and moves the checkpoint, in one statement. See RelayStore.settle. */
+/**
+ * Deletes settled rows, writes their history and moves the checkpoint, in one statement. See RelayStore.settle. `missing`
+ * were not found, or are locked; `kept` were found and are there all the same.
+ */
 export function settleSql(schema: string, history: HistoryMode, durability: Durability): string {
   const body = `coalesce(convert_to(g.payload::text, 'UTF8'), g.payload_bytes, '')`;
   const full = `, g.payload, g.payload_bytes, g.content_type, g.content_encoding, g.headers, g.correlation_id,
@@ -62,12 +69,14 @@ export function settleSql(schema: string, history: HistoryMode, durability: Dura
     where name = $1 and epoch = $2::bigint and exists (select from fence)
     returning checkpoint_lsn)
   select exists (select from mark) as fenced, (select checkpoint_lsn::text from mark) as checkpoint,
-    (select array_agg(seq::text) from missing) as missing`;
+    (select array_agg(m.seq::text) from missing m where not exists (${isFound('m')})) as missing,
+    (select array_agg(m.seq::text) from missing m where exists (${isFound('m')})) as kept`;
 }
 
 /**
  * Gives rows their held state. A row that is no longer `ready` keeps what somebody else made of it. Rows of one `lane`
- * are held up to the first that is not found; those behind it count as missing too.
+ * are held up to the first that is not found; those behind it count as missing too. `kept`: found, and not held all the
+ * same.
  */
 export function holdSql(schema: string): string {
   return `with ${fence(schema, 'on')}, input as materialized (
@@ -87,9 +96,11 @@ export function holdSql(schema: string): string {
       and (gap.n is null or i.n < gap.n)
     returning o.seq)
   select exists (select from fence) as fenced,
-    (select array_agg(i.seq::text) from input i
-     where not exists (select from held h where h.seq = i.seq)
-       and not exists (select from found f where f.seq = i.seq and f.id = i.id and f.state <> 'ready')) as missing`;
+    array_agg(l.seq::text) filter (where not l.kept) as missing, array_agg(l.seq::text) filter (where l.kept) as kept
+  from (
+    select i.seq, f.seq is not null and (gap.n is null or i.n < gap.n) as kept
+    from input i left join found f on f.seq = i.seq and f.id = i.id left join gap on gap.lane = i.lane
+    where not exists (select from held h where h.seq = i.seq) and coalesce(f.state, 'ready') = 'ready') l`;
 }
 
 /** Gives held rows new places in their keys. A row that has none any more needs none: somebody has withdrawn it. */
@@ -301,7 +312,7 @@ const WRITE_BACK_COLUMNS: readonly string[] = [
 
 /**
  * Writes a held row back whose application deleted it in its own transaction. It gets a new seq, because the old one may
- * be in use again; an id that is there already needs nothing.
+ * be in use again; an id that is there already (`present`) needs nothing.
  */
 export function writeBackSql(schema: string): string {
   const parameters = WRITE_BACK_COLUMNS.map((name, n) => `$${n + 3}::${writeBackType(name)}`);
@@ -318,7 +329,8 @@ export function writeBackSql(schema: string): string {
     where exists (select from fence)
     on conflict (id) do nothing
     returning 1)
-  select exists (select from fence) as fenced, exists (select from written) as written`;
+  select exists (select from fence) as fenced, exists (select from written) as written,
+    exists (select from only ${schema}.outbox where id = $3::uuid) as present`;
 }
 
 function writeBackType(column: string): string {

@@ -108,7 +108,15 @@ describe('rows that are published and cannot be settled', () => {
           $$ begin if old.type = 'bad' then raise exception 'kept'; end if; return old; end $$;
         create trigger keep before delete on waybill.outbox for each row execute function public.keep()`,
       allow: 'drop trigger keep on waybill.outbox',
-      told: { sqlState: 'P0001' },
+      told: { sqlState: 'P0001', trigger: 'keep on waybill.outbox' },
+    },
+    {
+      by: 'a trigger that returns NULL',
+      refuse: `create function public.keep() returns trigger language plpgsql as
+          $$ begin if old.type = 'bad' then return null; end if; return old; end $$;
+        create trigger keep before delete on waybill.outbox for each row execute function public.keep()`,
+      allow: 'drop trigger keep on waybill.outbox',
+      told: { sqlState: null, table: 'outbox', trigger: 'keep on waybill.outbox' },
     },
     {
       by: 'a constraint of the history',
@@ -146,7 +154,12 @@ describe('rows that are published and cannot be settled', () => {
       expect(await admin.metric('waybill_outbox_refused')).toBe(1);
       expect((await admin.ready()).ready).toBe(true);
       const [problem] = (await problems(admin)).filter(({ id }) => id === 'refused-rows');
-      expect(problem?.problem).toContain(`of your own refuses it (SQLSTATE ${of.told.sqlState})`);
+      expect(problem?.problem).toContain(
+        of.told.sqlState === null
+          ? 'trigger keep on waybill.outbox of your own returns NULL for it'
+          : `of your own refuses it (SQLSTATE ${of.told.sqlState})`,
+      );
+      expect(relay.log.filter(({ msg }) => msg.includes('somebody else has locked'))).toEqual([]);
       // It is in the table, so the log need not keep what came after it.
       await until(async () => ((await scene.slot())?.confirmed ?? 0n) >= BigInt(written?.lsn ?? 0), {
         what: 'the position to pass it',
@@ -182,30 +195,132 @@ describe('rows that are published and cannot be settled', () => {
     expect(await relay.stop()).toBe(1);
   });
 
-  it('rows that a trigger does not let the relay set aside: told, the others go on, and a stop does not wait for them', async () => {
-    await scene.database.query(`
+  it.each([
+    ['raises', `raise exception 'rows are immutable' using errcode = 'IM001'`, 'IM001'],
+    ['returns NULL', 'return null', null],
+  ])(
+    'rows that a trigger that %s does not let the relay set aside: told, the others go on, and a stop does not wait for them',
+    async (_, does, sqlState) => {
+      await scene.database.query(`
       create function waybill.immutable() returns trigger language plpgsql as
-        $$ begin if new.type = 'bad' then raise exception 'rows are immutable' using errcode = 'IM001'; end if; return new; end $$;
+        $$ begin if new.type = 'bad' then ${does}; end if; return new; end $$;
       create trigger immutable before update on waybill.outbox for each row execute function waybill.immutable()`);
-    const relay = scene.start({ env: ADMIN_ON });
+      const relay = scene.start({ env: ADMIN_ON });
+      const admin = await adminOf(relay);
+      await relay.waitForPhase('streaming');
+      await scene.database.query(
+        "insert into waybill.outbox (type, payload, exchange) values ('bad', '{}', 'nowhere')",
+      );
+      const line = await relay.waitForLog((each) => each['sqlState'] !== undefined, 'word of the trigger');
+      expect(line).toMatchObject({ sqlState, trigger: 'immutable on waybill.outbox' });
+      const ids = await scene.publish(100);
+      await scene.probe.waitForDistinct(100);
+      await until(async () => (await scene.database.query('select from waybill.outbox')).length === 1, {
+        what: 'all others to be settled',
+      });
+      scene.expectIds(ids);
+      expect(await admin.metric('waybill_outbox_refused')).toBe(1);
+      expect(relay.log.filter((line) => line.msg.includes('session ended'))).toEqual([]);
+      const atMs = performance.now();
+      // Something is left in flight, and it says so.
+      expect(await relay.stop()).toBe(1);
+      expect(performance.now() - atMs).toBeLessThan(10_000);
+      expect(relay.log.some((line) => line.msg.startsWith('rows are left') && line['refused'] === 1)).toBe(true);
+    },
+  );
+
+  it('O4: a trigger for each statement that refuses every settle: no session ends, no copies, two windows, not ready, and it is named; all is well without it', async () => {
+    await scene.database.query(`
+      create sequence public.statements;
+      create function public.frozen() returns trigger language plpgsql as
+        $$ begin perform nextval('public.statements'); raise exception 'frozen'; end $$;
+      create trigger frozen before delete on waybill.outbox for each statement execute function public.frozen()`);
+    const relay = scene.start({
+      env: { ...ADMIN_ON, WAYBILL_RELAY_MAX_IN_FLIGHT: '20', WAYBILL_ADMIN_STALE_AFTER: '2s' },
+    });
     const admin = await adminOf(relay);
     await relay.waitForPhase('streaming');
-    await scene.database.query("insert into waybill.outbox (type, payload, exchange) values ('bad', '{}', 'nowhere')");
-    await relay.waitForLog((line) => line['sqlState'] === 'IM001', 'word of the trigger');
-    const ids = await scene.publish(100);
-    await scene.probe.waitForDistinct(100);
-    await until(async () => (await scene.database.query('select from waybill.outbox')).length === 1, {
-      what: 'all others to be settled',
-    });
-    scene.expectIds(ids);
-    expect(await admin.metric('waybill_outbox_refused')).toBe(1);
-    expect(relay.log.filter((line) => line.msg.includes('session ended'))).toEqual([]);
+    const ids = await scene.publish(ROWS);
+    const stuck = async (): Promise<string | false> => {
+      const { ready, parts } = await admin.ready();
+      const reason = parts[0]?.reason ?? '';
+      return (
+        !ready && reason.includes('trigger frozen on waybill.outbox of your own refuses every such statement') && reason
+      );
+    };
+    await until(stuck, { what: 'a relay that says why it is not ready', withinMs: 30_000 });
+    const line = relay.log.find((each) => each['sqlState'] === 'P0001');
+    expect(line).toMatchObject({ level: 'error', trigger: 'frozen on waybill.outbox' });
+    const [problem] = (await problems(admin)).filter(({ id }) => id === 'refused-rows');
+    expect(problem?.problem).toContain('trigger frozen on waybill.outbox of your own refuses every such statement');
+    const before = await tried();
     const atMs = performance.now();
-    // Something is left in flight, and it says so.
-    expect(await relay.stop()).toBe(1);
-    expect(performance.now() - atMs).toBeLessThan(10_000);
-    expect(relay.log.some((line) => line.msg.startsWith('rows are left') && line['refused'] === 1)).toBe(true);
+    await until(() => performance.now() - atMs > 6_000, { what: 'six seconds' });
+    expect(await tried()).toBeLessThan(before + 30);
+    expect(relay.log.filter(({ msg }) => msg.includes('session ended'))).toEqual([]);
+    expect(scene.probe.messages.length).toBeLessThanOrEqual(2 * 20 + 5);
+    await scene.database.query('drop trigger frozen on waybill.outbox');
+    await scene.settled();
+    await until(async () => (await admin.ready()).ready, { what: 'a ready relay' });
+    scene.expectIds(ids);
+    expect(await relay.stop()).toBe(0);
+
+    async function tried(): Promise<number> {
+      return (
+        (await scene.database.query<{ n: number }>('select last_value::int as n from public.statements'))[0]?.n ?? 0
+      );
+    }
   });
+
+  it.each([
+    ['a lock timeout', '55P03', 'lock table waybill.outbox_history in exclusive mode'],
+    ['a deadlock', '40P01', 'update public.counter set n = 0'],
+  ])(
+    'F61: a settle that meets %s is tried again: no session ends, nothing is lost and nothing sent twice',
+    async (_, code, lock) => {
+      const [{ name } = { name: '' }] = await scene.database.query<{ name: string }>(
+        'select current_database() as name',
+      );
+      // Before its lock timeout, and after the other has begun to wait, too: whoever looks first is the victim.
+      await scene.database.query(`alter database "${name}" set deadlock_timeout = '700ms';
+        create table public.counter (n int);
+        insert into public.counter values (0);
+        create function public.count_one() returns trigger language plpgsql as
+          $$ begin update public.counter set n = n + 1; return old; end $$;
+        create trigger count_one before delete on waybill.outbox for each row execute function public.count_one()`);
+      const relay = scene.start({ env: { WAYBILL_RELAY_HISTORY: 'trace' } });
+      await relay.waitForPhase('streaming');
+      const other = await scene.database.connect();
+      await other.query(`set deadlock_timeout = '1min'; begin; ${lock}`);
+      const ids = await scene.publish(100);
+      await scene.probe.waitForDistinct(100);
+      let waiting: Promise<unknown> | undefined;
+      if (code === '40P01') {
+        // The settle holds the relay's row and waits for the counter; now the other waits for the relay's row.
+        const waits = `select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`;
+        await until(async () => (await scene.database.query(waits)).length > 0, {
+          what: 'the settle to wait',
+          everyMs: 1,
+        });
+        waiting = other.query('select from waybill.relay for update');
+      }
+      await relay.waitForLog(
+        ({ msg, error }) => msg.includes('waits for a lock') && String(error).includes(code),
+        code,
+      );
+      await waiting;
+      expect(await scene.database.query('select from waybill.outbox')).toHaveLength(100);
+      await other.query('commit');
+      await other.end();
+      await until(async () => (await scene.database.query('select from waybill.outbox')).length === 0, {
+        what: 'the rows to be settled',
+      });
+      expect(await scene.database.query('select from waybill.outbox_history')).toHaveLength(100);
+      scene.expectIds(ids);
+      expect(relay.log.filter(({ msg }) => msg.includes('session ended'))).toEqual([]);
+      expect(await relay.stop()).toBe(0);
+    },
+  );
 
   it.each([
     ['one session', 'for update', 1],

@@ -1,11 +1,11 @@
 import { WaybillError } from '../../../src/core/errors.js';
 import type { Lsn } from '../../../src/core/lsn.js';
 import { timestampMs, type OutboxRow } from '../../../src/core/message.js';
-import type { LaneQuestion } from '../../../src/core/key-lanes.js';
 import type { WalRow } from '../../../src/outbox/pump.js';
 import type {
   Due,
   Hold,
+  NotStored,
   PlacedRow,
   Placing,
   ReadyRow,
@@ -18,7 +18,9 @@ import type {
   Table,
   TableFence,
   Whereabouts,
+  WaitingRow,
   WaitingTable,
+  WhichRows,
 } from '../../../src/outbox/ports.js';
 import { pause } from '../../../src/runtime/clock.js';
 import type { ManualClock } from '../../support/manual-clock.js';
@@ -55,6 +57,7 @@ export interface Insert {
 }
 
 /** A row as it is read: the pipeline may change its copy. */
+const waiting = ({ seq, id, key, type }: OutboxRow): WaitingRow => ({ seq, id, key, type });
 const copyOf = (row: OutboxRow): OutboxRow => ({ ...row, body: Buffer.from(row.body) });
 
 /**
@@ -337,14 +340,20 @@ export class ModelDatabase {
       whereabouts: (rows) => read(() => this.#whereabouts(rows)),
       lockHolders: () => read(() => []),
       states: (rows) => read(() => this.#states(rows)),
-      makeDue: () => fenced(() => this.#makeDue()),
-      dueRows: () => Promise.reject(new Error('nothing is refused here')),
-      headOf: () => Promise.reject(new Error('nothing is refused here')),
-      placedRows: () => Promise.reject(new Error('nothing is refused here')),
+      makeDue: (which) => fenced(() => this.#makeDue(which)),
+      dueRows: (limit, without) => read(() => this.#due({ limit, without }).map(({ row }) => waiting(row))),
+      headOf: ({ key, after }, upto) =>
+        read(() => {
+          const head = this.#held(key).find(
+            ({ holdNo }) => (holdNo ?? 0n) > after && (upto === null || (holdNo ?? 0n) <= upto),
+          );
+          return head && waiting(head.row);
+        }),
+      placedRows: () => Promise.reject(new Error('done by the relay of the model')),
       reblock: () => Promise.reject(new Error('done by the relay of the model')),
       unblock: () => Promise.reject(new Error('done by the relay of the model')),
       lastHoldNo: () => Promise.reject(new Error('done by the relay of the model')),
-      release: (keys, upto, rowsPerKey) => fenced(() => this.#release(keys, upto, rowsPerKey)),
+      release: (...asked) => fenced(() => this.#release(...asked)),
       highestSeq: () => read(() => BigInt(this.#nextSeq - 1)),
       seqs: () => read(() => ({ drawn: BigInt(this.#nextSeq - 1), highest: BigInt(this.#nextSeq - 1) })),
       writers: () => read(() => this.#writers()),
@@ -424,7 +433,7 @@ export class ModelDatabase {
     }
     if (mark !== null && (this.checkpointLsn === null || mark > this.checkpointLsn)) this.checkpointLsn = mark;
     if (durable) this.#flush();
-    return { checkpointLsn: this.checkpointLsn, missing };
+    return { checkpointLsn: this.checkpointLsn, missing, kept: new Map() };
   }
 
   /** One row fails the whole statement. */
@@ -436,7 +445,7 @@ export class ModelDatabase {
     throw Object.assign(new Error('violates check constraint'), { code: '23514', constraint: 'mine' });
   }
 
-  #hold(holds: readonly Hold[]): Set<string> {
+  #hold(holds: readonly Hold[]): NotStored {
     this.#assertLocks();
     this.#assertTaken(holds.filter(({ row }) => this.#lockable(row.seq, row.id)?.state === 'ready'));
     const missing = new Set<string>();
@@ -448,7 +457,7 @@ export class ModelDatabase {
       else if (found.state === 'ready') this.#keep(found, hold);
     }
     this.#flush();
-    return missing;
+    return { missing, kept: new Map() };
   }
 
   #place(rows: readonly Placing[]): Set<string> {
@@ -522,11 +531,21 @@ export class ModelDatabase {
     );
   }
 
-  #makeDue(): Due {
-    const due = this.rows.filter(
+  #due(which: WhichRows): TableRow[] {
+    const isMeant = ({ row }: TableRow): boolean =>
+      'only' in which ? which.only.includes(row.seq) : !which.without.includes(row.seq);
+    return this.rows.filter(
       (each) =>
-        each.state === 'scheduled' && each.dueAtMs <= this.#clock.now() && this.#lockable(each.row.seq, each.row.id),
+        each.state === 'scheduled' &&
+        each.dueAtMs <= this.#clock.now() &&
+        isMeant(each) &&
+        this.#lockable(each.row.seq, each.row.id),
     );
+  }
+
+  #makeDue(which: WhichRows): Due {
+    const due = this.#due(which);
+    this.#assertTaken(due);
     const rows: SeqAndSize[] = [];
     const placed: Due['placed'] = [];
     for (const each of due) {
@@ -545,21 +564,23 @@ export class ModelDatabase {
     return { seq: row.seq, bytes: row.body.length, key: row.key };
   }
 
-  #release(keys: readonly LaneQuestion[], upto: bigint | null, rowsPerKey: number): Map<string, Released> {
+  #release(...[keys, upto, rowsPerKey, without]: Parameters<WaitingTable['release']>): Map<string, Released> {
     const locked = this.keysLockedNext;
     this.keysLockedNext = false;
     if (locked) return new Map();
     const answers = new Map<string, Released>();
+    const released: TableRow[] = [];
     for (const { key, after } of keys) {
       const held = this.#held(key).filter(
         ({ holdNo, row }) =>
           (holdNo ?? 0n) > after && (upto === null || (holdNo ?? 0n) <= upto) && this.#visible(row.seq, row.id),
       );
       const end = held.findIndex(
-        ({ state, row }) => (state !== 'ready' && state !== 'blocked') || !this.#lockable(row.seq, row.id),
+        ({ state, row }) =>
+          (state !== 'ready' && state !== 'blocked') || !this.#lockable(row.seq, row.id) || without.includes(row.seq),
       );
       const run = held.slice(0, Math.min(end < 0 ? held.length : end, rowsPerKey));
-      for (const each of run) Object.assign(each, { state: 'ready', isDue: false });
+      released.push(...run);
       const next = run.length < rowsPerKey ? held[run.length]?.state : undefined;
       answers.set(key, {
         rows: run.map((each) => this.#sizeOf(each)),
@@ -568,6 +589,8 @@ export class ModelDatabase {
         kept: null,
       });
     }
+    this.#assertTaken(released);
+    for (const each of released) Object.assign(each, { state: 'ready', isDue: false });
     this.#flush();
     return answers;
   }

@@ -1,6 +1,7 @@
 import { Ledger, type LedgerEntry } from '../../../src/core/ledger.js';
 import type { Lsn } from '../../../src/core/lsn.js';
-import type { LockHolder, Settlement, SettleResult, Store, Whereabouts } from '../../../src/outbox/ports.js';
+import type { LockHolder, NotStored, Settlement, SettleResult, Store, Whereabouts } from '../../../src/outbox/ports.js';
+import type { Refusal } from '../../../src/outbox/refusal.js';
 import { Settler } from '../../../src/outbox/settler.js';
 import { Works, type Work } from '../../../src/outbox/work.js';
 import { ManualClock, turn } from '../../support/manual-clock.js';
@@ -32,8 +33,12 @@ export class SettlerBench {
   alreadyThere = false;
   /** Seqs that the table does not take (back), each with the error. */
   readonly refused = new Map<string, Error>();
+  /** Seqs that settle, hold and write back leave as they are, without an error. */
+  readonly silent = new Map<string, Refusal>();
   /** Whoever has locked rows. */
   holders: LockHolder[] = [];
+  /** Thrown by every settle, whatever its rows. */
+  refusesAll: Error | undefined;
   /** Thrown by the next settle or hold. */
   throwNext: Error | undefined;
   #seq = 0;
@@ -144,15 +149,19 @@ export class SettlerBench {
     return work;
   }
 
-  #writeBack(hold: { row: { seq: string } }): boolean {
+  #writeBack(hold: { row: { seq: string } }): boolean | Refusal {
     this.asked.push({ what: 'write back', seqs: seqsOf([hold]) });
     this.#refuse([hold]);
-    return !this.alreadyThere;
+    return this.silent.get(hold.row.seq) ?? !this.alreadyThere;
   }
 
-  #hold(holds: readonly { row: { seq: string } }[]): Set<string> {
+  #hold(holds: readonly { row: { seq: string } }[]): NotStored {
     this.#refuse(holds.filter(({ row }) => !this.missing.has(row.seq)));
-    return this.#find('hold', holds);
+    return { missing: this.#find('hold', holds), kept: this.#kept(holds) };
+  }
+
+  #kept(rows: readonly { row: { seq: string } }[]): Map<string, Refusal> {
+    return new Map([...this.silent].filter(([seq]) => !this.missing.has(seq) && seqsOf(rows).includes(seq)));
   }
 
   #refuse(holds: readonly { row: { seq: string } }[]): void {
@@ -171,12 +180,15 @@ export class SettlerBench {
   #settle(rows: readonly Settlement[], candidate: Lsn | null, durable: boolean): SettleResult {
     this.asked.push({ what: 'settle', seqs: seqsOf(rows), candidate, durable });
     this.#take();
+    if (this.refusesAll) throw this.refusesAll;
     this.#refuse(rows.filter(({ row }) => !this.missing.has(row.seq)));
     let mark = candidate ?? this.#storedLsn;
+    const kept = this.#kept(rows);
     const missing = rows.filter(({ row }) => this.missing.has(row.seq));
-    for (const { floorLsn } of missing) if (floorLsn !== null && floorLsn < mark) mark = floorLsn;
+    const left = rows.filter(({ row }) => this.missing.has(row.seq) || kept.has(row.seq));
+    for (const { floorLsn } of left) if (floorLsn !== null && floorLsn < mark) mark = floorLsn;
     if (mark > this.#storedLsn) this.#storedLsn = mark;
-    return { checkpointLsn: this.#storedLsn, missing: new Set(seqsOf(missing)) };
+    return { checkpointLsn: this.#storedLsn, missing: new Set(seqsOf(missing)), kept };
   }
 
   #find(what: string, rows: readonly { row: { seq: string } }[]): Set<string> {

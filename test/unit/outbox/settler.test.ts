@@ -545,6 +545,90 @@ test('3.5 strict: a row that gets a new place holds its position until it has it
   expect([bench.works.size, bench.reported.at(-1), bench.settler.isIdle]).toEqual([0, 110n, true]);
 });
 
+test('a row that a trigger silently keeps is told as that, not as locked; it keeps its position, and stops no other', async () => {
+  const bench = new SettlerBench();
+  const [good] = bench.transaction(110n, 1);
+  const works = bench.transaction(120n, 3);
+  const silence = { sqlState: null, table: 'outbox', trigger: 'keep on waybill.outbox' };
+  for (const seq of ['2', '3', '4']) bench.silent.set(seq, silence);
+  bench.settler.settle(good!, 'published');
+  bench.settler.settle(works[0]!, 'published');
+  bench.settler.hold(works[1]!, parked);
+  for (let n = 0; n < 40; n += 1) await bench.cycle();
+  expect(bench.settler.outOfReach).toMatchObject({ locked: 0, refused: 2, refusal: { ...silence, seq: '3' } });
+  expect(bench.errors).toMatchObject([
+    { ...silence, seq: '3' },
+    { ...silence, seq: '2' },
+  ]);
+  expect(bench.errors.some((fields) => 'err' in fields)).toBe(false);
+  // Tried once, and left alone for its time.
+  expect(bench.asked.filter(({ what, seqs }) => what !== 'holders' && seqs.includes('2')).length).toBe(1);
+  expect([bench.reported.at(-1), bench.counters.settled]).toEqual([110n, 1]);
+  // Its application has deleted the other one; that it is written back is silently refused, too.
+  bench.missing.add('4');
+  bench.whereabouts = 'gone';
+  bench.settler.hold(works[2]!, parked);
+  for (let n = 0; n < 3; n += 1) await bench.cycle();
+  expect([bench.settler.outOfReach.refused, bench.counters.parked]).toEqual([3, 0]);
+  bench.silent.clear();
+  bench.missing.clear();
+  bench.whereabouts = 'present';
+  for (let n = 0; n < 160; n += 1) await bench.cycle();
+  expect([bench.settler.outOfReach.refused, bench.works.size, bench.reported.at(-1)]).toEqual([0, 0, 120n]);
+});
+
+test('a settle that is refused whatever its rows blames none, ends no session, rests, and passes no position', async () => {
+  const bench = new SettlerBench();
+  const works = bench.transaction(110n, 3_000);
+  bench.refusesAll = refusal('P0001', {
+    where: 'PL/pgSQL function public.frozen()',
+    trigger: 'frozen on waybill.outbox',
+  });
+  for (const work of works) bench.settler.settle(work, 'published');
+  for (let n = 0; n < 24; n += 1) await bench.cycle();
+  // Found by halves once, and then nothing for five seconds.
+  expect(bench.settles.length).toBeLessThan(20);
+  expect([bench.failure, bench.errors.length, bench.settler.outOfReach.refused]).toEqual([undefined, 1, 0]);
+  expect(bench.settler.outOfReach.stopped).toMatchObject({ sqlState: 'P0001', trigger: 'frozen on waybill.outbox' });
+  expect([bench.reported, bench.works.size]).toEqual([[], 3_000]);
+  const [cycles, asked] = [bench.settler.cycles, bench.settles.length];
+  for (let n = 0; n < 40; n += 1) await bench.cycle();
+  // It does not count as getting on, and is told again after a minute only.
+  expect([bench.settler.cycles, bench.errors.length]).toEqual([cycles, 1]);
+  expect(bench.settles.length).toBeGreaterThan(asked);
+  // Rows are held all the same, and a stop waits for nothing that cannot be.
+  bench.settler.hold(bench.tableRow(), parked);
+  await bench.answer();
+  expect(bench.counters.parked).toBe(1);
+  // Whoever waits for all waits without haste.
+  const end = new AbortController();
+  const endless = bench.settler.flush(end.signal);
+  await bench.cycle();
+  end.abort();
+  await endless;
+  let flushed = false;
+  const flush = bench.settler.flush(new AbortController().signal, 'refused').then(() => (flushed = true));
+  for (let n = 0; n < 3; n += 1) await bench.cycle();
+  expect(flushed).toBe(true);
+  await flush;
+  bench.refusesAll = undefined;
+  for (let n = 0; n < 40; n += 1) await bench.cycle();
+  expect([bench.works.size, bench.reported.at(-1), bench.settler.outOfReach.stopped]).toEqual([0, 110n, null]);
+});
+
+test('O1: while it is asked whether a settle is refused whatever its rows, no position passes the row that was refused', async () => {
+  const bench = new SettlerBench();
+  const [row] = bench.transaction(110n, 1);
+  bench.refused.set('1', refusal('23503', { constraint: 'fk' }));
+  bench.settler.settle(row!, 'published');
+  for (let n = 0; n < 3; n += 1) await bench.cycle();
+  expect(bench.settles.slice(0, 2).map(({ seqs, candidate }) => [seqs, candidate])).toEqual([
+    [['1'], 110n],
+    [[], 100n],
+  ]);
+  expect(bench.settler.outOfReach.refused).toBe(1);
+});
+
 test('it gets on when rows are settled or parked; not by a row that it did not find, or that waits for its time', async () => {
   const bench = new SettlerBench();
   const [a, b, c, d] = bench.transaction(110n, 4);

@@ -218,14 +218,14 @@ test('a statement that is refused whatever its rows is told once, blames no row 
   table.refusesAll = true;
   expect(await round()).toEqual([]);
   expect(table.statements).toBeLessThan(20);
-  expect([refused.size, errors.length, refused.stopped?.sqlState]).toEqual([0, 1, 'P0001']);
+  expect([refused.size, errors.length, refused.statements.first?.sqlState]).toEqual([0, 1, 'P0001']);
   const before = table.statements;
   expect(await round()).toEqual([]);
   expect(table.statements).toBe(before);
   table.refusesAll = false;
   clock.advance(REFUSED_RETRY_MS);
   expect((await round()).length).toBe(1_000);
-  expect(refused.stopped).toBeNull();
+  expect(refused.statements.first).toBeNull();
 });
 
 test('F61: a lock timeout is not the fault of a row: it is tried again', async () => {
@@ -303,4 +303,18 @@ test('3.5: a session begins although a row is refused that is to be put back, or
   expect(await other.waiting.unblock()).toBe(2);
   expect([other.refused.size, other.waiting.mayUnblock]).toEqual([0, false]);
   clock.advance(1);
+});
+
+test('3.5: a session begins although all of this is refused, whatever the rows; the freeing is tried again', async () => {
+  const { table, clock, waiting, refused, errors } = bench();
+  table.add(5, 'a');
+  table.refusesAll = true;
+  expect(await waiting.reblock()).toBe(5n);
+  expect([errors.length, refused.size, refused.statements.first]).toEqual([1, 0, null]);
+  expect([await waiting.unblock(), waiting.mayUnblock]).toEqual([0, false]);
+  expect([errors.length, refused.size, refused.statements.first?.sqlState]).toEqual([2, 0, 'P0001']);
+  clock.advance(REFUSED_RETRY_MS);
+  expect(waiting.mayUnblock).toBe(true);
+  table.refusesAll = false;
+  expect([await waiting.unblock(), waiting.mayUnblock, refused.statements.first]).toEqual([5, false, null]);
 });
