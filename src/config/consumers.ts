@@ -123,7 +123,7 @@ function consumerOf<H extends z.ZodObject>(handler: H) {
     order: choice(
       ['none', 'key'],
       'none',
-      'key: messages of one key in their order, followers wait behind any that is unresolved; the queue has one active consumer.',
+      'key: messages of one key in their order, followers wait behind any that is unresolved; the queue has one active consumer. With another `topology` than assert that is yours to see to, because RabbitMQ does not tell it: `x-single-active-consumer`.',
     ),
     onDead: choice(
       ['block', 'skip'],

@@ -79,6 +79,15 @@ class Attempt {
     signal: AbortSignal,
   ) {
     const isTls = url.protocol === 'https:';
+    // First: when it throws, nothing is left behind that would speak of it later.
+    const options: RequestOptions = {
+      method: 'POST',
+      headers,
+      agent: agent ?? false,
+      lookup,
+      maxHeaderSize: MAX_ANSWER_HEADER_BYTES,
+    };
+    this.#request = isTls ? tlsRequest(url, { ...options, ...tls }) : plainRequest(url, options);
     this.outcome = new Promise((resolve, reject) => {
       const cancel = clock.after(timeoutMs, () => this.#timedOut());
       const stop = (): void => this.#settle(new WaybillError('WAYBILL_STOPPED', 'stopping'));
@@ -93,14 +102,6 @@ class Attempt {
       };
       signal.addEventListener('abort', stop, { once: true });
     });
-    const options: RequestOptions = {
-      method: 'POST',
-      headers,
-      agent: agent ?? false,
-      lookup,
-      maxHeaderSize: MAX_ANSWER_HEADER_BYTES,
-    };
-    this.#request = isTls ? tlsRequest(url, { ...options, ...tls }) : plainRequest(url, options);
     this.#request.on('socket', (socket) => {
       if (this.#request.reusedSocket) this.#connected = true;
       else socket.once(isTls ? 'secureConnect' : 'connect', () => (this.#connected = true));

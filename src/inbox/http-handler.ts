@@ -1,6 +1,6 @@
 import { Agent as PlainAgent } from 'node:http';
 import { Agent as TlsAgent } from 'node:https';
-import type { ConnectionOptions } from 'node:tls';
+import { createSecureContext, type ConnectionOptions } from 'node:tls';
 import { isWaybillError, WaybillError } from '../core/errors.js';
 import { printable, verdictOfAnswer, verdictOfFailure } from '../core/http-verdict.js';
 import { retryAfterMs } from '../core/retry-after.js';
@@ -151,10 +151,22 @@ export class HttpHandler implements MessageHandler {
       const secrets = this.#options.secrets && parseWebhookSecrets(this.#options.secrets());
       if (secrets && 'problem' in secrets) return { error: `the secret file of the handler: ${secrets.problem}` };
       const tls = this.#url.protocol === 'https:' ? this.#options.tls() : {};
+      const unusable = tlsProblem(tls);
+      if (unusable !== undefined) return { error: `the certificate files of the handler (tls): ${unusable}` };
       return { keys: secrets?.keys ?? [], tls };
     } catch (error) {
       if (isWaybillError(error)) return { error: error.message };
       throw error;
     }
+  }
+}
+
+/** Why before the request: a pool of connections would throw it at nobody, once a queued request gets its turn. */
+function tlsProblem(tls: ConnectionOptions): string | undefined {
+  try {
+    createSecureContext(tls);
+    return undefined;
+  } catch (error) {
+    return error instanceof Error ? error.message : String(error);
   }
 }

@@ -30,7 +30,7 @@ interface Deployment {
 }
 
 describe('the manifests start a program that accepts its configuration', () => {
-  test('kubernetes: a sidecar with start-up and liveness probes only, and time to drain', () => {
+  test('F112: kubernetes: a sidecar with start-up and liveness probes only, and time to drain', () => {
     const [document] = parseAllDocuments(read('kubernetes/sidecar.yaml'));
     const { spec } = (document?.toJS() as Deployment).spec.template;
     const waybill = spec.initContainers[0]!;

@@ -66,3 +66,33 @@ test('F126: a certificate of nobody we trust, or of another name, is the consume
     await other.stop();
   }
 });
+
+test('F126: a certificate file that holds no certificate yet is the consumer, also for requests that wait for a connection', async () => {
+  const server = await WebServer.start(certificate('localhost'));
+  const handler = new HttpHandler({
+    url: server.url('localhost'),
+    timeoutMs: 200,
+    concurrency: 2,
+    rate: undefined,
+    allow: [],
+    retryAfterCapMs: 60_000,
+    secrets: undefined,
+    tls: () => ({ cert: 'nothing', key: 'nothing' }),
+    unixMs: () => 0,
+    clock: systemClock,
+    resolve: () => Promise.resolve([{ address: '127.0.0.1', family: 4 }]),
+  });
+  try {
+    const verdicts = [1, 2, 3].map(() => handler.handle(inboxMessage(), new AbortController().signal));
+    for (const verdict of await Promise.all(verdicts)) {
+      expect(verdict).toMatchObject({
+        kind: 'broken',
+        error: expect.stringContaining('certificate files of the handler (tls)') as string,
+      });
+    }
+    expect(server.received).toHaveLength(0);
+  } finally {
+    handler.close();
+    await server.stop();
+  }
+});
