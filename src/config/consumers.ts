@@ -22,11 +22,15 @@ const retry = z
       doc: 'How long a message that failed waits before it is tried again; the last holds for all further times. Chance adds up to as much again.',
     }),
     maxAttempts: integer(8, 1, 1_000, 'After so many failed attempts a message is dead.'),
-    maxAge: duration('3d', { min: '1m', max: '365d' }, 'A message that fails when it is older than this is dead.'),
+    maxAge: duration(
+      '3d',
+      { min: '1m', max: '365d' },
+      'A message that fails when it was received (or retried by an operator) longer ago than this is dead; time in which its consumer was paused counts.',
+    ),
     notYetFor: duration(
       '24h',
       { min: '1s', max: '365d' },
-      'How long a message may wait for data that is not there yet (verdict not-yet); such waiting spends no attempts.',
+      'How long after it was received (or retried by an operator) a message may wait for data that is not there yet (verdict not-yet); such waiting spends no attempts. Time in which its consumer was paused counts.',
     ),
   })
   .prefault({});
