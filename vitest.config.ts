@@ -1,7 +1,7 @@
 import { defineConfig } from 'vitest/config';
 
-/** A project whose files talk to real servers, started once a run. Faults wait more than they work: a third at once. */
-function withServers(name: string, testTimeout: number, groupOrder: number, maxWorkers = 2) {
+/** A project whose files talk to real servers, started once a run. They wait more than they work: three files at once. */
+function withServers(name: string, testTimeout: number, groupOrder: number, maxWorkers = 3) {
   return {
     test: {
       name,
@@ -22,7 +22,7 @@ export default defineConfig({
       // Why so long: hundreds of random cases on a machine that may be busy with something else.
       { test: { name: 'unit', include: ['test/unit/**/*.test.ts'], testTimeout: 60_000 } },
       withServers('integration', 60_000, 1),
-      withServers('faults', 120_000, 2, 3),
+      withServers('faults', 120_000, 2, 4),
       withServers('e2e', 180_000, 3),
     ],
   },
