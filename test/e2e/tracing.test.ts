@@ -72,7 +72,14 @@ describe('OpenTelemetry', () => {
     await relay.waitForPhase('streaming');
     await publish(null);
     await publish('nonsense');
+    const databaseMs = async (): Promise<number> =>
+      Number(
+        (await scene.database.query<{ ms: string }>('select extract(epoch from clock_timestamp()) * 1000 as ms'))[0]
+          ?.ms,
+      );
+    const beforeMs = await databaseMs();
     const id = await publish(`00-${TRACE}-${PARENT}-01`);
+    const afterMs = await databaseMs();
     await scene.probe.waitFor(3);
     const spans = (): Span[] => spansIn(file);
     await until(() => spans().length > 0, { what: 'the span' });
@@ -96,7 +103,10 @@ describe('OpenTelemetry', () => {
       }),
     ]);
     const [{ startMs, endMs } = { startMs: 0, endMs: 0 }] = spans();
-    expect(endMs - startMs).toBeGreaterThan(0);
+    // It begins at the commit, by the database's clock; its end is an estimate of that clock, and never before.
+    expect(startMs).toBeGreaterThanOrEqual(Math.floor(beforeMs));
+    expect(startMs).toBeLessThanOrEqual(afterMs);
+    expect(endMs - startMs).toBeGreaterThanOrEqual(0);
     expect(endMs - startMs).toBeLessThan(10_000);
     expect(scene.probe.messages.at(-1)?.headers['traceparent']).toBe(`00-${TRACE}-${PARENT}-01`);
   });
