@@ -1,5 +1,5 @@
 import type { Config } from '../config/load.js';
-import type { ConsumerInspection, Hazards } from '../postgres/inspect-hazards.js';
+import { DEAD_COUNTED, type ConsumerInspection, type Hazards } from '../postgres/inspect-hazards.js';
 import type { TopologyStep } from '../rabbitmq/topology.js';
 import { fail, ok, warn, type Finding } from './doctor-findings.js';
 
@@ -129,7 +129,9 @@ export function checkConsumers(
     }
     if (dead > 0) {
       const count =
-        dead === 10_000 ? '10,000 or more messages are' : `${dead} ${dead === 1 ? 'message is' : 'messages are'}`;
+        dead === DEAD_COUNTED
+          ? `${DEAD_COUNTED.toLocaleString('en-US')} or more messages are`
+          : `${dead} ${dead === 1 ? 'message is' : 'messages are'}`;
       findings.push(
         warn(id, `${count} dead at consumer ${name}`, `waybill dead list --consumer ${name} --group error`),
       );
