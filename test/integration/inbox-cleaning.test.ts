@@ -46,6 +46,9 @@ beforeEach(async () => {
 afterEach(async () => {
   for (const one of holding.splice(0)) await one.query('rollback; select pg_advisory_unlock_all()');
   await killRelays();
+  // What a killed daemon had begun goes on to its end, and would deadlock with the next truncate.
+  const left = `select from pg_stat_activity where datname = current_database() and application_name like 'waybill%'`;
+  await until(async () => (await query(left)).length === 0, { what: 'the sessions of the daemon to end' });
 });
 
 /** A connection that holds things up until the end of the test at the latest. */
